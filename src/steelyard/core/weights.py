@@ -1,0 +1,159 @@
+"""Weights: a lazy, ordered, immutable collection of named tensors. The noun that both flows share.
+
+A gradient, a mask, a score or a difference has the names of the weights it speaks of, so it is
+Weights, too. Nothing here reads a byte before somebody calls ``read()``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from steelyard.core.packed import Packed, Scheme
+from steelyard.core.spec import Spec
+from steelyard.core.where import Where
+from steelyard.errors import UnknownNameError, WeightsError, printable
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One named tensor: what it is, and how to get it."""
+
+    name: str
+    spec: Spec
+    read: Callable[[], np.ndarray | Packed]  # the only place where bytes move
+    stored: int | None = None  # bytes in the file it was opened from; None until written
+    origin: str = "memory"  # for errors: "model-00002.safetensors @81920"
+    scheme: Scheme | None = None  # how read() holds it: None = a plain array
+
+    @staticmethod
+    def of(name: str, value: np.ndarray | Packed, origin: str = "memory") -> Weight:
+        """A weight that is already in memory."""
+        if isinstance(value, Packed):
+            return Weight(name, value.spec, lambda: value, origin=origin, scheme=value.scheme)
+        return Weight(name, Spec.like(value), lambda: value, origin=origin)
+
+    def array(self) -> np.ndarray:
+        """The values, decoded if they are packed; raises WeightsError if they are not what `spec` says."""
+        value = self.read()
+        array = value.array() if isinstance(value, Packed) else value
+        if array.shape != self.spec.shape or array.dtype != self.spec.dtype.numpy:
+            raise WeightsError(
+                f"{self.origin}: {printable(self.name)!r} was announced as {self.spec} and "
+                f"read as {array.dtype}[{', '.join(map(str, array.shape))}]"
+            )
+        return array
+
+    def then(self, function: Callable[[np.ndarray], np.ndarray | Packed], **changes: Any) -> Weight:
+        """This weight with `function` applied to its values at each read; `changes` are its new fields."""
+        changes = {"stored": None, "scheme": None, **changes}
+        return replace(self, read=lambda: function(self.array()), **changes)
+
+
+class Weights(Mapping[str, Weight]):
+    """Named tensors in order, with ties and metadata.
+
+    Iteration, length and totals are over the tensors that exist: a tied tensor counts once.
+    ``ties`` maps each further name of a tensor to the name under which it exists, and
+    ``weights[alias]`` finds it.
+
+    >>> import numpy as np
+    >>> w = Weights.of({"embed": np.ones((4, 2), np.float32)}, ties={"head": "embed"})
+    >>> w
+    Weights(1 tensor, 8 elements, 1 tie)
+    >>> w["head"].name
+    'embed'
+
+    Raises WeightsError for a name that is given twice or a tie that leads nowhere.
+    """
+
+    __slots__ = ("_items", "meta", "ties")
+
+    def __init__(
+        self, items: Iterable[Weight], ties: Mapping[str, str] | None = None, meta: Mapping[str, str] | None = None
+    ):
+        self._items: dict[str, Weight] = {}
+        for item in items:
+            if item.name in self._items:
+                raise WeightsError(f"{item.origin}: the name {printable(item.name)!r} is given twice")
+            self._items[item.name] = item
+        self.ties: Mapping[str, str] = MappingProxyType(dict(ties or {}))
+        self.meta: Mapping[str, str] = MappingProxyType(dict(meta or {}))
+        for alias, name in self.ties.items():
+            if alias in self._items or name not in self._items:
+                raise WeightsError(
+                    f"the tie {printable(alias)!r} -> {printable(name)!r} must lead from a free name to a tensor"
+                )
+
+    @staticmethod
+    def of(
+        values: Mapping[str, np.ndarray | Packed],
+        ties: Mapping[str, str] | None = None,
+        meta: Mapping[str, str] | None = None,
+    ) -> Weights:
+        """Weights that are already in memory: arrays, or Packed values."""
+        return Weights([Weight.of(name, value) for name, value in values.items()], ties, meta)
+
+    def __getitem__(self, name: str) -> Weight:
+        found = self._items.get(self.ties.get(name, name))
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def find(self, name: str) -> Weight:
+        """Like ``weights[name]``, but a wrong name raises UnknownNameError with the nearest right one."""
+        try:
+            return self[name]
+        except KeyError:
+            raise UnknownNameError("weight", name, [*self, *self.ties]) from None
+
+    def with_items(self, items: Iterable[Weight]) -> Weights:
+        """The same metadata and ties over other items, given in order.
+
+        A tie whose tensor is gone makes way: its first alias is no longer a name of anything.
+        """
+        new = list(items)
+        names = {item.name for item in new}
+        kept = {alias: name for alias, name in self.ties.items() if name in names and alias not in names}
+        return Weights(new, kept, self.meta)
+
+    def with_meta(self, **meta: str) -> Weights:
+        """The same weights with metadata added or replaced."""
+        return Weights(self.values(), self.ties, {**self.meta, **meta})
+
+    def select(self, where: Where | Callable[[Weight], bool]) -> Weights:
+        """The weights for which `where` holds, in order, with their ties."""
+        return self.with_items(item for item in self.values() if where(item))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Every tensor, read and decoded. The whole collection is in memory after this."""
+        return {name: item.array() for name, item in self.items()}
+
+    def settle(self) -> Weights:
+        """Read everything once and keep it in memory: the transforms behind it run no more."""
+        return Weights([Weight.of(i.name, i.read(), i.origin) for i in self.values()], self.ties, self.meta)
+
+    @property
+    def size(self) -> int:
+        """The number of elements; tied tensors count once."""
+        return sum(item.spec.size for item in self.values())
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all plain values; what a file takes is known when it is written."""
+        return sum(item.spec.nbytes for item in self.values())
+
+    def __repr__(self) -> str:
+        counts = [(len(self), "tensor"), (self.size, "element"), (len(self.ties), "tie")]
+        return "Weights(" + ", ".join(f"{n} {word}{'s' * (n != 1)}" for n, word in counts if n or word != "tie") + ")"
