@@ -13,6 +13,7 @@ CODECS: Registry[type[Codec]] = Registry(
         "palette": Row("steelyard.codecs.palette:Palette", "a codebook of k values and an index for each element"),
         "bitmask": Row("steelyard.codecs.bitmask:Bitmask", "zeros as one bit each, and the other values"),
         "delta": Row("steelyard.codecs.delta:Delta", "zeros as the distances between the other values"),
+        "bits": Row("steelyard.codecs.bits:Bits", "lossless: whole numbers and booleans in as few bits as they need"),
         "entropy": Row("steelyard.codecs.entropy:Entropy", "lossless: adaptive or static range coding"),
     },
 )

@@ -27,6 +27,7 @@ class Codec(ABC):
     name: ClassVar[str]  # its row in the table of codecs
     lossless: ClassVar[bool]  # decode(encode(x)) == x, bit for bit, for every x that it accepts
     parts: ClassVar[tuple[str, ...]]  # the names that encode() may return
+    inner: ClassVar[Mapping[str, Codec]] = {}  # how a part is held where a scheme does not say
 
     @abstractmethod
     def encode(self, x: np.ndarray) -> dict[str, np.ndarray]:
@@ -39,7 +40,7 @@ class Codec(ABC):
 
 @dataclass(frozen=True)
 class Scheme:
-    """A codec, and how each of its parts is held in turn; a part that is not named stays plain."""
+    """A codec, and how each of its parts is held in turn (None: plain); the codec knows for the unnamed ones."""
 
     codec: Codec
     parts: Mapping[str, Plan] = field(default_factory=dict)
@@ -98,7 +99,7 @@ class Packed:
     @property
     def scheme(self) -> Scheme:
         """How this tensor is held, all choices made."""
-        return Scheme(self.codec, {n: p.scheme for n, p in self.parts.items() if isinstance(p, Packed)})
+        return Scheme(self.codec, {n: p.scheme if isinstance(p, Packed) else None for n, p in self.parts.items()})
 
 
 def pack(x: np.ndarray, plan: Plan) -> np.ndarray | Packed:
@@ -111,7 +112,8 @@ def pack(x: np.ndarray, plan: Plan) -> np.ndarray | Packed:
     parts = scheme.codec.encode(x)
     if not set(parts) <= set(scheme.codec.parts):
         raise CodecError(f"{scheme.codec.name} returned parts {sorted(parts)}, declared {scheme.codec.parts}")
-    held = {name: pack(part, scheme.parts.get(name)) for name, part in parts.items()}
+    plans = {**scheme.codec.inner, **scheme.parts}
+    held = {name: pack(part, plans.get(name)) for name, part in parts.items()}
     return Packed(Spec.like(x), scheme.codec, held)
 
 
@@ -160,7 +162,7 @@ class Layout:
         leaves: dict[str, str | Layout] = {}
         for part, below in parts.items():
             leaves[part] = below if isinstance(below, str) else Layout.parse(below, codec, f"{at}.parts.{part}")
-        inner = {part: below.scheme for part, below in leaves.items() if isinstance(below, Layout)}
+        inner = {part: below.scheme if isinstance(below, Layout) else None for part, below in leaves.items()}
         unknown = set(leaves) - set(found.parts)
         if unknown:
             raise CodecError(f"{at}: {found.name} has no part {sorted(unknown)[0]!r}")

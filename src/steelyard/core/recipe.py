@@ -32,7 +32,7 @@ def to_data(value: Any) -> Any:
     if isinstance(value, Smallest):
         return {"smallest": [to_data(option) or "plain" for option in value.options]}
     if isinstance(value, Scheme):
-        return _named(value.codec.name, {**_settings(value.codec), **{n: to_data(p) for n, p in value.parts.items()}})
+        return _named(value.codec.name, {**_settings(value.codec), **{n: to_data(p) or "plain" for n, p in value.parts.items()}})
     if isinstance(value, Match):
         settings = _settings(value)
         return settings["pattern"] if set(settings) == {"pattern"} else settings
@@ -85,7 +85,7 @@ class Reader:
         settings = _mapping(settings, f"{at}.{name}")
         below = {k: self.plan(v, f"{at}.{name}.{k}") for k, v in settings.items() if k in cls.parts}
         codec = self.build(cls, {k: v for k, v in settings.items() if k not in cls.parts}, f"{at}.{name}")
-        return Scheme(codec, {k: v for k, v in below.items() if v is not None}) if below else codec
+        return Scheme(codec, below) if below else codec
 
     def codec(self, data: object, at: str = "$") -> Codec:
         """One codec without nesting, as a file's metadata names it."""
