@@ -32,7 +32,9 @@ def to_data(value: Any) -> Any:
     if isinstance(value, Smallest):
         return {"smallest": [to_data(option) or "plain" for option in value.options]}
     if isinstance(value, Scheme):
-        return _named(value.codec.name, {**_settings(value.codec), **{n: to_data(p) or "plain" for n, p in value.parts.items()}})
+        return _named(
+            value.codec.name, {**_settings(value.codec), **{n: to_data(p) or "plain" for n, p in value.parts.items()}}
+        )
     if isinstance(value, Match):
         settings = _settings(value)
         return settings["pattern"] if set(settings) == {"pattern"} else settings
@@ -101,7 +103,8 @@ class Reader:
         name, settings = _split(data, at)
         known = {Chain.name: Chain, On.name: On}
         cls = known[name] if name in known else _look_up(self.steps, name, at)
-        return self.build(cls, _mapping(settings, f"{at}.{name}"), f"{at}.{name}")
+        step: Transform = self.build(cls, _mapping(settings, f"{at}.{name}"), f"{at}.{name}")
+        return step
 
     def where(self, data: object, at: str = "$") -> Where:
         """A glob, the fields of a Match, or both / either / not of further conditions."""
@@ -109,7 +112,7 @@ class Reader:
             return Match(data)
         settings = _mapping(data, at)
         if len(settings) == 1:
-            (key, below), = settings.items()
+            ((key, below),) = settings.items()
             if key == "not":
                 return Not(self.where(below, f"{at}.not"))
             if key in ("both", "either"):
@@ -126,7 +129,9 @@ class Reader:
         for key in settings:
             if key not in known:
                 raise RecipeError(f"there is no setting {key!r}; {suggestion(str(key), known)}", at=at)
-        missing = [n for n, f in known.items() if n not in settings and f.default is MISSING and f.default_factory is MISSING]
+        missing = [
+            n for n, f in known.items() if n not in settings and f.default is MISSING and f.default_factory is MISSING
+        ]
         if missing:
             raise RecipeError(f"the setting {missing[0]!r} is missing", at=at)
         hints = typing.get_type_hints(cls)
@@ -154,7 +159,9 @@ class Reader:
             each = inner[:1] * len(items) if inner[-1:] == (Ellipsis,) else inner
             if len(each) != len(items):
                 raise RecipeError(f"expected {len(each)} values, got {len(items)}", at=at)
-            return tuple(self.value(h, d, f"{at}[{i}]", hooks) for i, (h, d) in enumerate(zip(each, items, strict=True)))
+            return tuple(
+                self.value(h, d, f"{at}[{i}]", hooks) for i, (h, d) in enumerate(zip(each, items, strict=True))
+            )
         if origin is not None and issubclass(origin, Mapping):
             return {str(k): self.value(inner[1], v, f"{at}.{k}", hooks) for k, v in _mapping(data, at).items()}
         return self._scalar(hint, data, at, hooks)

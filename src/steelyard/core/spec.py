@@ -74,12 +74,12 @@ DTYPES: dict[str, DType] = dict(
 )
 
 _ALIASES = {
-    **{"f64": "float64", "double": "float64", "f32": "float32", "fp32": "float32", "float": "float32"},
-    **{"f16": "float16", "fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp4": "float4_e2m1fn"},
-    **{"fp8": "float8_e4m3fn", "float8_e4m3": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn"},
-    **{"fp8_e5m2": "float8_e5m2", "float4": "float4_e2m1fn", "long": "int64"},
-    **{f"i{n}": f"int{n}" for n in (2, 4, 8, 16, 32, 64)},
-    **{f"u{n}": f"uint{n}" for n in (2, 4, 8, 16, 32, 64)},
+    **dict.fromkeys(("f32", "fp32", "float"), "float32"),
+    **dict.fromkeys(("f16", "fp16", "half"), "float16"),
+    **dict.fromkeys(("fp8", "fp8_e4m3", "float8_e4m3"), "float8_e4m3fn"),
+    **dict.fromkeys(("fp4", "float4"), "float4_e2m1fn"),
+    **dict(f64="float64", double="float64", bf16="bfloat16", fp8_e5m2="float8_e5m2", long="int64"),
+    **{f"{k[0]}{n}": f"{k}{n}" for k in ("int", "uint") for n in (2, 4, 8, 16, 32, 64)},
 }
 
 
@@ -87,13 +87,14 @@ _ALIASES = {
 def _numpy_dtype(name: str) -> np.dtype[Any]:
     import numpy as np
 
-    if hasattr(np, name) and name != "bool":
-        return np.dtype(getattr(np, name))
     if name == "bool":
         return np.dtype(np.bool_)
+    if name in np.sctypeDict:
+        return np.dtype(name)
     import ml_dtypes
 
-    return np.dtype(getattr(ml_dtypes, name))
+    found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+    return found
 
 
 def dtype(of: DType | str | np.dtype[Any] | type) -> DType:

@@ -97,7 +97,8 @@ def provenance() -> dict[str, str]:
 def _cell(value: Any) -> Cell:
     if isinstance(value, (list, tuple)):
         return [_cell(v) for v in value]
-    return value.item() if hasattr(value, "item") and hasattr(value, "dtype") else value
+    scalar: Cell = value.item() if hasattr(value, "item") else value  # numpy's and torch's scalars, neither imported
+    return scalar
 
 
 def _plain(value: Any) -> Any:

@@ -82,9 +82,7 @@ class Not(Where):
         return not self.a(weight)
 
 
-def where(
-    pattern: str = "*", *, ndim: int | None = None, dtype: str | None = None, min_size: int = 0
-) -> Where:
+def where(pattern: str = "*", *, ndim: int | None = None, dtype: str | None = None, min_size: int = 0) -> Where:
     """Choose weights by glob and by what they are.
 
     >>> import numpy as np
