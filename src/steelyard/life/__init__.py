@@ -1,1 +1,1 @@
-"""TODO-DOC"""
+"""The whole life of a network's weights, as one recipe: `steelyard run`."""
