@@ -1,1 +1,29 @@
-"""TODO-DOC"""
+"""The command line: the table of verbs, and the way in. A verb is one file: parse, one library call, tables.
+
+Decides which verbs there are. Nothing that a verb needs is imported before that verb is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from steelyard.core.registry import Registry, Row
+
+if TYPE_CHECKING:
+    import click
+
+VERBS: Registry[click.Command] = Registry(
+    "verb",
+    "verbs",
+    {
+        "inspect": Row("steelyard.cli.inspect:verb", "what is in a file: tensors, types, ties and sizes"),
+    },
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line on `arguments` (default: those of the process) and return its exit status."""
+    from steelyard.cli.entry import run
+
+    return run(arguments)

@@ -1,0 +1,107 @@
+"""What verbs share: the options for output and selection, and the one way to show tables.
+
+Decides how results leave the program. Computes nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import click
+
+from steelyard.core.table import Table
+from steelyard.core.where import Where, where
+
+if TYPE_CHECKING:
+    from steelyard.report.html import Page
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Output:
+    """How the user wants the tables."""
+
+    form: Literal["text", "json", "csv"] = "text"
+    html: Path | None = None
+
+
+def output(function: F) -> F:
+    """Add ``--json``, ``--csv`` and ``--html FILE``; the verb receives them as ``output: Output``."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per table, each on a line.")
+    @click.option("--csv", "as_csv", is_flag=True, help="Print the first table as CSV.")
+    @click.option(
+        "--html", type=click.Path(path_type=Path), callback=_new_file, help="Write a self-contained page as well."
+    )
+    @functools.wraps(function)
+    def wrapped(*args: Any, as_json: bool, as_csv: bool, html: Path | None, **options: Any) -> Any:
+        if as_json and as_csv:
+            raise click.UsageError("--json and --csv exclude each other", click.get_current_context())
+        form: Literal["text", "json", "csv"] = "json" if as_json else "csv" if as_csv else "text"
+        return function(*args, output=Output(form, html), **options)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def _new_file(ctx: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
+    """A path that can be written to, found out before the work rather than after it."""
+    if path is None:
+        return None
+    folder = path.parent
+    if path.is_dir():
+        raise click.BadParameter(f"{str(path)!r} is a folder; name a file in it", ctx, option)
+    if not folder.is_dir():
+        raise click.BadParameter(f"there is no folder {str(folder)!r}; make it first", ctx, option)
+    if not os.access(folder, os.W_OK):
+        raise click.BadParameter(f"the folder {str(folder)!r} cannot be written to; choose another", ctx, option)
+    return path
+
+
+def where_option(function: F) -> F:
+    """Add ``--where GLOB``, repeatable; the verb receives ``where: Where | None``."""
+    return click.option(
+        "--where",
+        metavar="GLOB",
+        multiple=True,
+        callback=_where,
+        help="Only tensors whose name matches; repeatable, and '!' before a glob excludes.",
+    )(function)
+
+
+def _where(_ctx: click.Context, _option: click.Parameter, globs: tuple[str, ...]) -> Where | None:
+    return where(",".join(globs)) if globs else None
+
+
+def show(tables: Table | Sequence[Table], output: Output, page: Page | None = None) -> None:
+    """Print `tables` as the user wants them, and write the HTML file if one was asked for.
+
+    ``page`` is the page to write; without one, it is made of the tables alone.
+    """
+    tables = [tables] if isinstance(tables, Table) else list(tables)
+    if output.form == "json":
+        from steelyard.report.data import json_lines
+
+        click.echo(json_lines(tables), nl=False)
+    elif output.form == "csv":
+        from steelyard.report.data import csv_text
+
+        click.echo(csv_text(tables[0]), nl=False)
+    else:
+        from steelyard.report.text import text
+
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+        click.echo("\n".join(text(table, width, colour) for table in tables), nl=False)
+    if output.html is not None:
+        from steelyard.report.html import Page, write_html
+
+        write_html(page or Page.of(tables), output.html)
+        click.echo(f"wrote {output.html}", err=True)

@@ -1,0 +1,157 @@
+"""What there is: tables of names, shapes, types and sizes, from the header alone. No value is read.
+
+Bytes are those of the plain values; stored bytes are those that the file spends on the tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from steelyard.core.packed import Scheme
+from steelyard.core.table import Column, Table
+from steelyard.core.weights import Weight, Weights
+from steelyard.core.where import Where
+from steelyard.errors import RecipeError, UnknownNameError, WeightsError
+
+SORTS: dict[str, Callable[[Weight], Any]] = {
+    "name": lambda w: w.name,
+    "elements": lambda w: -w.spec.size,
+    "bytes": lambda w: -w.spec.nbytes,
+    "stored": lambda w: -(w.stored or 0),
+    "dtype": lambda w: w.spec.dtype.name,
+}
+
+_COUNTS = (
+    Column("elements", "", "numbers in the tensor; a tied tensor counts once"),
+    Column("bytes", "B", "of the plain values"),
+    Column("stored", "B", "in the file"),
+)
+
+
+def inventory(weights: Weights, where: Where | None = None, depth: int | None = None, sort: str | None = None) -> Table:
+    """One row for each tensor, or for each dotted prefix of ``depth`` components.
+
+    >>> import numpy as np
+    >>> w = Weights.of({"a.weight": np.zeros((2, 3), np.float32), "a.bias": np.zeros(2, np.float32)})
+    >>> inventory(w, sort="elements").column("name")
+    ['a.weight', 'a.bias']
+    >>> inventory(w, depth=1).rows[0]["elements"]
+    8
+
+    ``sort`` is a key of SORTS (sizes: largest first); None keeps the order of the file.
+    Raises WeightsError if no tensor matches ``where``, UnknownNameError for another ``sort``.
+    """
+    chosen = choose(weights, where)
+    if sort is not None and sort not in SORTS:
+        raise UnknownNameError("order", sort, SORTS)
+    items = list(chosen.values())
+    if depth is not None:
+        return _grouped(items, depth, sort)
+    if sort is not None:
+        items.sort(key=SORTS[sort])
+    aliases: dict[str, list[str]] = {}
+    for alias, name in chosen.ties.items():
+        aliases.setdefault(name, []).append(alias)
+    columns = [Column("name"), Column("shape"), Column("dtype"), *_COUNTS, Column("held", "", "how it is encoded")]
+    if aliases:
+        columns.append(Column("also", "", "further names of the same tensor"))
+    rows = []
+    for item in items:
+        row = {"name": item.name, "shape": item.spec.shape, "dtype": item.spec.dtype.name, **_sizes([item])}
+        row["held"] = held(item.scheme)
+        rows.append(row | ({"also": aliases.get(item.name)} if aliases else {}))
+    return Table.of("tensors", columns, rows)
+
+
+def kinds(weights: Weights, where: Where | None = None) -> Table:
+    """One row for each pair of a dtype and an outermost codec, in order of appearance."""
+    groups: dict[tuple[str, str], list[Weight]] = {}
+    for item in choose(weights, where).values():
+        groups.setdefault((item.spec.dtype.name, item.scheme.codec.name if item.scheme else "plain"), []).append(item)
+    columns = [Column("dtype"), Column("held", "", "the outermost codec"), Column("tensors"), *_COUNTS]
+    rows = [{"dtype": d, "held": h, "tensors": len(g), **_sizes(g)} for (d, h), g in groups.items()]
+    return Table.of("kinds", columns, rows)
+
+
+def summary(weights: Weights, where: Where | None = None) -> Table:
+    """The totals, in one row.
+
+    >>> import numpy as np
+    >>> row = summary(Weights.of({"a": np.zeros((2, 3), np.float16)})).rows[0]
+    >>> row["tensors"], row["elements"], row["bytes"], row["stored"]
+    (1, 6, 12, None)
+    """
+    chosen = choose(weights, where)
+    sizes = _sizes(chosen.values())
+    stored, known = sizes["stored"], sizes["stored"] is not None
+    columns = [
+        Column("tensors"),
+        Column("ties", "", "further names of a tensor"),
+        *_COUNTS,
+        Column("ratio", "x", "bytes of the plain values over stored bytes"),
+        Column("bits per element", "", "stored bits over elements"),
+    ]
+    row = {"tensors": len(chosen), "ties": len(chosen.ties), **sizes}
+    row["ratio"] = sizes["bytes"] / stored if known and stored else None
+    row["bits per element"] = 8 * stored / sizes["elements"] if known and sizes["elements"] else None
+    return Table.of("total", columns, [row])
+
+
+def choose(weights: Weights, where: Where | None) -> Weights:
+    """The weights that match; raises WeightsError if there are some and none does."""
+    if where is None:
+        return weights
+    chosen = weights.select(where)
+    if weights and not chosen:
+        first = ", ".join(repr(name) for name in list(weights)[:3])
+        raise WeightsError(f"none of the {len(weights)} tensors matches; the names begin with {first}")
+    return chosen
+
+
+def held(scheme: Scheme | None) -> str:
+    """A scheme as the call that stands for it, as ``--codec`` reads it.
+
+    >>> from steelyard.core.packed import nest
+    >>> held(None)
+    'plain'
+    """
+    if scheme is None:
+        return "plain"
+    from steelyard.core.recipe import to_data
+
+    return _call(to_data(scheme))
+
+
+def _call(data: Any) -> str:
+    if isinstance(data, dict):
+        ((name, settings),) = data.items()
+        return f"{name}({', '.join(f'{key}={_call(value)}' for key, value in settings.items())})"
+    return data if isinstance(data, str) else repr(data)
+
+
+def _grouped(items: list[Weight], depth: int, sort: str | None) -> Table:
+    if depth < 1:
+        raise RecipeError(f"a depth is a number of name components, at least 1, not {depth}")
+    groups: dict[str, list[Weight]] = {}
+    for item in items:
+        groups.setdefault(".".join(item.name.split(".")[:depth]), []).append(item)
+    columns = [Column("name", "", f"the first {depth} components"), Column("tensors"), Column("dtype"), *_COUNTS]
+    rows = []
+    for name, group in groups.items():
+        dtypes = list(dict.fromkeys(item.spec.dtype.name for item in group))
+        rows.append({"name": name, "tensors": len(group), "dtype": " ".join(dtypes), **_sizes(group)})
+    if sort is not None:
+        rows.sort(key=lambda row: row[sort] if sort in ("name", "dtype") else -(row[sort] or 0))
+    return Table.of("groups", columns, rows)
+
+
+def _sizes(items: Iterable[Weight]) -> dict[str, Any]:
+    """Sums over tensors; the stored bytes are unknown where those of one are."""
+    group = list(items)
+    stored = [item.stored for item in group]
+    return {
+        "elements": sum(item.spec.size for item in group),
+        "bytes": sum(item.spec.nbytes for item in group),
+        "stored": None if None in stored else sum(s for s in stored if s is not None),
+    }

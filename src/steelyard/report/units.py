@@ -1,0 +1,102 @@
+"""How a cell is written for a human: one function from a value and its unit to text.
+
+Decides the wording of numbers and nothing else: alignment is in ``text``, mark-up in ``html``. Bytes are
+decimal (1 kB = 1000 B), as file managers and network tools count them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from steelyard.core.table import Cell
+from steelyard.errors import printable
+
+_PREFIXES = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
+
+
+def written(value: Cell, unit: str = "", *, exact: bool = False) -> str:
+    """The text of one cell.
+
+    >>> [written(v, u) for v, u in ((44000, "B"), (0.9725, "%"), (-0.0012, "pp"), (31.44, "x"), (0.012, "s"))]
+    ['44.0 kB', '97.25 %', '-0.12 pp', '31.4×', '12.0 ms']
+    >>> written(44000, "B", exact=True)
+    '44,000 B (44.0 kB)'
+    >>> written([64, 3, 7, 7]), written(None), written(True)
+    ('64×3×7×7', '-', 'yes')
+    """
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, Sequence):
+        return _sequence(value)
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "∞" if value > 0 else "-∞"
+    if unit == "B":
+        return _bytes(value, exact)
+    return _number(value, unit)
+
+
+def is_number(value: Cell) -> bool:
+    """Whether a cell is aligned to the right; truth values are words, not numbers."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _sequence(values: Sequence[Cell]) -> str:
+    if values and all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+        return "×".join(map(str, values))
+    return "[" + ", ".join(written(v) for v in values) + "]"
+
+
+def _bytes(value: float, exact: bool) -> str:
+    whole = f"{value:,.0f} B"
+    size, step = abs(value), 0
+    while size >= 999.5 and step < len(_PREFIXES) - 1:
+        size, step = size / 1000, step + 1
+    if step == 0:
+        return whole
+    digits = 2 if size < 9.995 else 1 if size < 99.95 else 0
+    short = f"{'-' if value < 0 else ''}{size:.{digits}f} {_PREFIXES[step]}"
+    return f"{whole} ({short})" if exact else short
+
+
+def _number(value: float, unit: str) -> str:
+    if unit == "%":
+        return f"{value * 100:.2f} %"
+    if unit == "pp":
+        return f"{value * 100:+.2f} pp"
+    if unit == "x":
+        return f"{_digits(value)}×"
+    if unit == "s":
+        return _seconds(value)
+    if unit == "bits":
+        return f"{_digits(value)} bits"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    return f"{value:.4g}"
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, thousands whole."""
+    if isinstance(value, int) or abs(value) >= 999.5:
+        return f"{value:,.0f}"
+    size = abs(value)
+    return f"{value:.{2 if size < 9.995 else 1 if size < 99.95 else 0}f}"
+
+
+def _seconds(value: float) -> str:
+    size = abs(value)
+    if size == 0:
+        return "0 s"
+    if size < 0.9995:
+        scale, name = (1e3, "ms") if size >= 0.9995e-3 else (1e6, "µs")
+        return f"{_digits(float(value * scale))} {name}"
+    if size < 99.95:
+        return f"{_digits(float(value))} s"
+    minutes, seconds = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
