@@ -1,0 +1,109 @@
+"""Examples in memory, split by purpose, served in batches.
+
+Decides the order of the batches (a function of seed, split and epoch alone) and how examples are split.
+Knows nothing of where they come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steelyard.errors import ModelError
+from steelyard.learn.seeding import generator
+from steelyard.learn.task import SPLITS, Batch, Split
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]  # a batch of inputs -> the same batch, varied
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of one epoch; sized, and iterable as often as needed."""
+
+    inputs: Tensor
+    targets: Tensor
+    order: Tensor  # (examples,)
+    size: int
+    weight: Tensor | None = None
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for rows in self.order.split(self.size):
+            weight = None if self.weight is None else self.weight[rows]
+            yield Batch(self.inputs[rows], self.targets[rows], weight)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Inputs and targets of the three splits. Called with (split, epoch) it gives that epoch's batches."""
+
+    inputs: Mapping[Split, Tensor]
+    targets: Mapping[Split, Tensor]
+    batch_size: int
+    seed: int
+    augment: Augment | None = None  # applied to the training inputs, anew in each epoch
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ModelError(f"the batch size is {self.batch_size}, expected at least 1")
+
+    def __call__(self, split: Split, epoch: int) -> Batches:
+        if split not in self.inputs:
+            raise ModelError(f"there is no split {split!r}: the splits are {', '.join(SPLITS)}")
+        inputs, targets = self.inputs[split], self.targets[split]
+        if split != "train":
+            return Batches(inputs, targets, torch.arange(len(targets)), max(self.batch_size, 256))
+        if self.augment is not None:
+            inputs = self.augment(inputs, generator(self.seed, "augment", epoch))
+        order = torch.randperm(len(targets), generator=generator(self.seed, "order", epoch))
+        return Batches(inputs, targets, order, self.batch_size)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many examples each split has."""
+        return {split: len(self.targets[split]) for split in SPLITS}
+
+
+def stratified(
+    labels: np.ndarray,  # (examples,) class numbers
+    seed: int,
+    valid: float = 0.15,
+    test: float = 0.25,
+) -> dict[Split, np.ndarray]:
+    """Row numbers of the three splits; each class is divided in the same proportions, up to one example.
+
+    >>> parts = stratified(np.repeat([0, 1], 20), seed=0)
+    >>> {name: len(rows) for name, rows in parts.items()}
+    {'train': 24, 'valid': 6, 'test': 10}
+    """
+    random = np.random.default_rng([seed, 0x5911])
+    parts: dict[Split, list[np.ndarray]] = {split: [] for split in SPLITS}
+    for label in np.unique(labels):
+        rows = random.permutation(np.flatnonzero(labels == label))
+        first, second = round(len(rows) * test), round(len(rows) * test) + round(len(rows) * valid)
+        for split, part in zip(("test", "valid", "train"), np.split(rows, [first, second]), strict=True):
+            parts[split].append(part)
+    return {split: np.sort(np.concatenate(found)) for split, found in parts.items()}
+
+
+def few(rows: np.ndarray, labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
+    """``shots`` of the rows for each class, chosen by the seed; raises ModelError if a class has fewer.
+
+    rows: (n,) row numbers; labels: (examples,) class numbers.
+    """
+    random = np.random.default_rng([seed, 0x5407])
+    chosen = []
+    for label in np.unique(labels[rows]):
+        those = rows[labels[rows] == label]
+        if not 1 <= shots <= len(those):
+            raise ModelError(
+                f"shots={shots}: class {label} has {len(those)} examples to train on, choose 1 to {len(those)}"
+            )
+        chosen.append(random.permutation(those)[:shots])
+    return np.sort(np.concatenate(chosen))

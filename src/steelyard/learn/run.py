@@ -1,0 +1,302 @@
+"""A Run: one readable training loop. It is iterated; each Step is a plain record; gauges are functions of a Step.
+
+Decides the order of events in a step and what a run remembers. Knows nothing of what gauges measure, of files,
+or of how its progress is shown.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
+from types import FrameType, TracebackType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from steelyard.core.table import Column, Table
+from steelyard.errors import ModelError, UnknownNameError
+from steelyard.learn.evaluate import mean_outcomes
+from steelyard.learn.optimizers import Optimizers, optimizer_for
+from steelyard.learn.schedules import SCHEDULES, Schedule
+from steelyard.learn.seeding import derive, seeded
+from steelyard.learn.task import Batch, Split, Task, apply, build_seeded, device_of, objective
+
+
+@dataclass(frozen=True)
+class Step:
+    """One update of the weights, as it was made. The gradients of its batch are still on the model."""
+
+    index: int  # counts from 0 over the whole run
+    epoch: int  # counts from 0
+    loss: float  # the mean over the batch, before the update
+    rate: float  # the learning rate of the first parameter group
+    seconds: float  # spent on this update
+    batch: Batch
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    before: Mapping[str, Tensor] = field(default_factory=dict)  # the parameters before the update, if a gauge watches
+
+
+Gauge = Callable[[Step], Mapping[str, float]]
+Keep = Literal["best", "last"]
+
+
+class Run:
+    """Training of a model on a task, one step at each turn of a loop.
+
+    ::
+
+        with Run(task, model, rate=1e-3, epochs=20) as run:
+            for step in run:
+                print(step.index, step.loss)
+
+    model: the module to train, in place (None: a new one of the task, from the seed). optimizer: a name, or a
+    function from parameter groups to a torch optimizer. rate: the highest learning rate. schedule: a name, or a
+    function from the fraction done to a factor of the rate. weight_decay: for tensors of two axes or more.
+    keep: "best" ends with the weights of the epoch with the lowest validation loss, "last" with the final ones.
+    after_step: called with the model after each update. progress: called with the run after each step.
+
+    The same seed gives the same bits, and torch's global generators are untouched. Within a ``with`` block Ctrl-C
+    takes effect between two steps, so that the model is whole. Raises ModelError for a loss that is not finite,
+    an empty split or a model without anything to train, UnknownNameError for an optimizer or a schedule that is
+    not there.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        model: nn.Module | None = None,
+        *,
+        optimizer: str | Optimizers = "adamw",
+        rate: float = 3e-3,
+        epochs: int = 20,
+        schedule: str | Schedule = "one-cycle",
+        weight_decay: float = 0.01,
+        seed: int = 0,
+        gauges: Sequence[Gauge] = (),
+        keep: Keep = "best",
+        after_step: Callable[[nn.Module], None] | None = None,
+        progress: Callable[[Run], None] | None = None,
+    ):
+        if epochs < 1 or not rate > 0:
+            raise ModelError(f"epochs={epochs}, rate={rate}: expected at least one epoch and a positive rate")
+        if keep not in ("best", "last"):
+            raise UnknownNameError("way to keep weights", keep, ("best", "last"))
+        self.task, self.epochs, self.seed, self.keep = task, epochs, seed, keep
+        self.model = build_seeded(task, seed) if model is None else model
+        self.optimizer = optimizer_for(self.model, optimizer, rate, weight_decay)
+        self.schedule = _schedule(schedule)
+        self.gauges, self.after_step, self.progress = tuple(gauges), after_step, progress
+        self.log: list[dict[str, Any]] = []  # a row for each step
+        self.epoch_log: list[dict[str, Any]] = []  # a row for each epoch; epoch 0 is before the first step
+        self._best: tuple[float, dict[str, Tensor]] | None = None
+        self._device = device_of(self.model)
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.done = 0.0  # the fraction of the run
+        self._interrupt = _Interrupt()
+        self._steps = self._all_steps()
+
+    def __iter__(self) -> Iterator[Step]:
+        return self._steps
+
+    def __enter__(self) -> Run:
+        self._interrupt.hold()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._interrupt.release()
+        self._steps.close()
+        self._restore_best()
+
+    def _all_steps(self) -> Generator[Step, None, None]:
+        per_epoch = _count(self.task.batches("train", 0), self.task, "train")
+        _training_mode(self.model)
+        self._end_epoch(0, [])
+        for epoch in range(self.epochs):
+            losses: list[tuple[float, int]] = []
+            for index, batch in enumerate(self.task.batches("train", epoch), epoch * per_epoch):
+                self._set_rate(index / (self.epochs * per_epoch))
+                step = self._step(index, epoch, batch.to(self._device))
+                self.done = min((index + 1) / (self.epochs * per_epoch), 1.0)
+                losses.append((step.loss, len(batch)))
+                self._record(step)
+                yield step
+                self._interrupt.check()
+            self._end_epoch(epoch + 1, losses)
+        self._restore_best()
+
+    def _step(self, index: int, epoch: int, batch: Batch) -> Step:
+        start = time.perf_counter()
+        before = {n: p.detach().clone() for n, p in self.model.named_parameters()} if self.gauges else {}
+        with seeded(derive(self.seed, "step", index), self._device):  # for dropout
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = objective(self.task, apply(self.model, batch), batch)
+            if not torch.isfinite(loss):
+                raise ModelError(f"the loss is {loss.item()} at step {index} of epoch {epoch}: lower the learning rate")
+            loss.backward()
+            self.optimizer.step()
+        if self.after_step is not None:
+            self.after_step(self.model)
+        rate, seconds = self.optimizer.param_groups[0]["lr"], time.perf_counter() - start
+        return Step(index, epoch, loss.item(), rate, seconds, batch, self.model, self.optimizer, before)
+
+    def _set_rate(self, done: float) -> None:
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * self.schedule(min(done, 1.0))
+
+    def _record(self, step: Step) -> None:
+        row: dict[str, Any] = {"step": step.index, "epoch": step.epoch, "loss": step.loss, "rate": step.rate}
+        row["seconds"] = step.seconds
+        for gauge in self.gauges:
+            row.update(gauge(step))
+        self.log.append(row)
+        if self.progress is not None:
+            self.progress(self)
+
+    def _end_epoch(self, epoch: int, losses: Sequence[tuple[float, int]]) -> None:
+        examples = sum(n for _, n in losses)
+        train = sum(loss * n for loss, n in losses) / examples if examples else None
+        found = mean_outcomes(self.model, self.task, "valid", required=self.keep == "best")
+        seconds = sum(row["seconds"] for row in self.log)
+        valid, headline = found.get("loss"), found.get(self.task.headline)
+        self.epoch_log.append(
+            {"epoch": epoch, "train loss": train, "valid loss": valid, self.task.headline: headline, "seconds": seconds}
+        )
+        if self.keep == "best" and valid is not None and (self._best is None or valid < self._best[0]):
+            state = {n: t.detach().clone() for n, t in self.model.state_dict().items() if isinstance(t, Tensor)}
+            self._best = valid, state
+
+    def _restore_best(self) -> None:
+        if self._best is not None:
+            self.model.load_state_dict(self._best[1], strict=False)
+            self._best = None
+
+    def table(self) -> Table:
+        """A row for each step: loss, rate, seconds, and what the gauges said."""
+        columns = {"step": "", "epoch": "", "loss": "", "rate": "", "seconds": "s"}
+        columns.update({name: "" for row in self.log for name in row if name not in columns})
+        return Table.of(f"training on {self.task.name}, by step", columns, self.log, self._settings())
+
+    def history(self) -> Table:
+        """A row for each epoch: mean training loss, validation loss, headline metric, seconds of training so far."""
+        columns = [
+            Column("epoch", "", "0 is before the first step"),
+            Column("train loss", "", "mean over the epoch's batches, each before its update"),
+            Column("valid loss", "", "after the epoch"),
+            Column(self.task.headline, "%" if self.task.headline == "accuracy" else "", "on the validation split"),
+            Column("seconds", "s", "spent on updates so far"),
+        ]
+        return Table.of(f"training on {self.task.name}, by epoch", columns, self.epoch_log, self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "task": self.task.name,
+            "optimizer": type(self.optimizer).__name__,
+            "rate": self._rates[0],
+            "epochs": self.epochs,
+            "seed": self.seed,
+            "keep": self.keep,
+        }
+
+
+def train(
+    task: Task,
+    model: nn.Module | None = None,
+    *,
+    optimizer: str | Optimizers = "adamw",
+    rate: float = 3e-3,
+    epochs: int = 20,
+    schedule: str | Schedule = "one-cycle",
+    weight_decay: float = 0.01,
+    seed: int = 0,
+    gauges: Sequence[Gauge] = (),
+    keep: Keep = "best",
+    after_step: Callable[[nn.Module], None] | None = None,
+    progress: bool | Callable[[Run], None] = True,
+) -> Run:
+    """A Run, run to its end; the keywords are those of Run. ``progress``: True shows a bar on a terminal only.
+
+    >>> from steelyard.learn.tasks import task
+    >>> run = train(task("breast-cancer"), epochs=5, progress=False)
+    >>> run.history().column("accuracy")[-1] > 0.9
+    True
+    """
+    from steelyard.learn.progress import progress_bar
+
+    with progress_bar(f"training on {task.name}", progress) as shown:
+        run = Run(
+            task,
+            model,
+            optimizer=optimizer,
+            rate=rate,
+            epochs=epochs,
+            schedule=schedule,
+            weight_decay=weight_decay,
+            seed=seed,
+            gauges=gauges,
+            keep=keep,
+            after_step=after_step,
+            progress=shown,
+        )
+        with run:
+            for _ in run:
+                pass
+    return run
+
+
+class _Interrupt:
+    """Ctrl-C, held back until it does no harm; a second one acts at once. Only the main thread gets signals."""
+
+    def __init__(self) -> None:
+        self._previous: Any = None
+        self._asked = False
+
+    def hold(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._note)
+
+    def release(self) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+            self._previous = None
+
+    def check(self) -> None:
+        if self._asked:
+            self._asked = False
+            raise KeyboardInterrupt
+
+    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a signal handler
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+
+
+def _schedule(schedule: str | Schedule) -> Schedule:
+    if not isinstance(schedule, str):
+        return schedule
+    if schedule not in SCHEDULES:
+        raise UnknownNameError("schedule", schedule, SCHEDULES)
+    return SCHEDULES[schedule]
+
+
+def _count(batches: Iterable[Batch], task: Task, split: Split) -> int:
+    """How many batches there are: their length, or one pass over them."""
+    count = len(batches) if isinstance(batches, Sized) else sum(1 for _ in batches)
+    if count == 0:
+        raise ModelError(f"the {split} split of the task {task.name!r} is empty")
+    return count
+
+
+def _training_mode(model: nn.Module) -> None:
+    """Training mode; but a module whose own parameters are all frozen keeps its running statistics, too."""
+    model.train()
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if own and not any(p.requires_grad for p in own) and any(True for _ in module.buffers(recurse=False)):
+            module.eval()
