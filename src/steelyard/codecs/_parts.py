@@ -1,0 +1,62 @@
+"""What codecs share: the bit patterns of a tensor, and parts that are checked before they are used.
+
+Knows no codec. Every check raises CodecError, so that a damaged file never becomes another exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from steelyard.core.spec import Spec
+from steelyard.errors import CodecError
+
+
+def patterns(x: np.ndarray) -> np.ndarray:
+    """The elements of `x` as unsigned integers of the same width, 1-D; two of them each for complex128.
+
+    >>> patterns(np.float16([0, -0.0, 1])).tolist()
+    [0, 32768, 15360]
+    """
+    flat = np.ascontiguousarray(x).reshape(-1)
+    return flat.view(f"u{min(flat.dtype.itemsize, 8)}")
+
+
+def nonzero(x: np.ndarray) -> np.ndarray:
+    """Which elements of `x` have a bit set (so -0.0 counts), 1-D bool."""
+    words = max(1, x.dtype.itemsize // 8)
+    return np.asarray((patterns(x).reshape(-1, words) != 0).any(axis=1))
+
+
+def blank(spec: Spec) -> np.ndarray:
+    """Zeros of `spec`; raises CodecError where the memory for them cannot be had."""
+    try:
+        return np.zeros(spec.shape, spec.dtype.numpy)
+    except (MemoryError, ValueError) as error:
+        raise CodecError(f"{spec} does not fit in memory ({error}); the description is damaged or too large") from None
+
+
+def part(
+    parts: Mapping[str, np.ndarray],
+    name: str,
+    codec: str,
+    *,
+    dtypes: tuple[Any, ...],
+    shape: tuple[int, ...] | None = None,
+) -> np.ndarray:
+    """One part, of one of `dtypes`, of `shape` or (where that is None) with one axis; contiguous."""
+    if name not in parts:
+        raise CodecError(f"{codec}: the part {name!r} is missing; present are {sorted(parts) or '(none)'}")
+    found = parts[name]
+    if all(found.dtype != np.dtype(d) for d in dtypes):
+        raise CodecError(f"{codec}: the part {name!r} is {found.dtype}, expected {' or '.join(map(_spell, dtypes))}")
+    if (found.ndim != 1) if shape is None else (found.shape != shape):
+        wanted = "one axis" if shape is None else f"the shape {list(shape)}"
+        raise CodecError(f"{codec}: the part {name!r} has the shape {list(found.shape)}, expected {wanted}")
+    return np.ascontiguousarray(found).reshape(found.shape)
+
+
+def _spell(dtype: Any) -> str:
+    return str(np.dtype(dtype))
