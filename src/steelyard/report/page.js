@@ -1,0 +1,72 @@
+// Draws each picture when it comes near the screen, in the colours of the page, and again when those change.
+(() => {
+  "use strict";
+  const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const plots = [...document.querySelectorAll(".plot")];
+  const config = {
+    displaylogo: false,
+    responsive: true,
+    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
+  };
+
+  const template = (palette) => {
+    const line = { gridcolor: style("--grid"), zerolinecolor: style("--edge"), linecolor: style("--edge"), automargin: true };
+    const axis = { ...line, ticks: "", tickfont: { color: style("--soft") }, title: { font: { color: style("--soft") }, standoff: 10 } };
+    const [low, zero, high] = ["--low", "--zero", "--high"].map(style);
+    return {
+      layout: {
+        font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: style("--ink") },
+        colorway: palette,
+        treemapcolorway: palette,
+        paper_bgcolor: "rgba(0,0,0,0)",
+        plot_bgcolor: "rgba(0,0,0,0)",
+        xaxis: axis,
+        yaxis: axis,
+        separators: ".,",
+        dragmode: "zoom",
+        hoverlabel: { bgcolor: style("--panel"), bordercolor: style("--line"), font: { color: style("--ink") } },
+        modebar: { bgcolor: "rgba(0,0,0,0)", color: style("--edge"), activecolor: style("--accent") },
+        colorscale: {
+          diverging: [[0, low], [0.5, zero], [1, high]],
+          sequential: [[0, zero], [1, high]],
+          sequentialminus: [[0, low], [1, zero]],
+        },
+      },
+    };
+  };
+
+  const draw = (plot) => {
+    const figure = JSON.parse(document.getElementById(plot.dataset.figure).textContent);
+    const palette = style("--palette").split(/\s+/);
+    for (const trace of figure.data) {
+      if (trace.meta && Number.isInteger(trace.meta.hue)) {
+        trace.marker = { ...trace.marker, color: palette[trace.meta.hue % palette.length] };
+      }
+    }
+    figure.layout.template = template(palette);
+    plot.classList.remove("waiting");
+    plot.dataset.drawn = "yes";
+    Plotly.react(plot, figure.data, figure.layout, config);
+  };
+
+  const near = new IntersectionObserver(
+    (entries) => {
+      for (const entry of entries) {
+        if (entry.isIntersecting) {
+          near.unobserve(entry.target);
+          draw(entry.target);
+        }
+      }
+    },
+    { rootMargin: "600px 0px" },
+  );
+  plots.forEach((plot) => near.observe(plot));
+
+  const again = () => plots.filter((plot) => plot.dataset.drawn).forEach(draw);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
+  addEventListener("beforeprint", () => {
+    document.querySelectorAll("details.long").forEach((long) => (long.open = true));
+    plots.forEach(draw);
+  });
+  addEventListener("afterprint", again);
+})();
