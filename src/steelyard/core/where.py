@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
+from steelyard.core.spec import Kind
 from steelyard.core.spec import dtype as find_dtype
-from steelyard.errors import RecipeError
+from steelyard.errors import RecipeError, UnknownNameError
 
 if TYPE_CHECKING:
     from steelyard.core.weights import Weight
@@ -35,13 +36,16 @@ class Match(Where):
     """True where every stated condition holds; a condition left at None is not asked.
 
     ``pattern`` is one glob, or several separated by commas of which one must match; '!' before a
-    glob excludes what it matches. ``ndim`` counts axes, ``min_size`` elements.
+    glob excludes what it matches. ``ndim`` and ``min_ndim`` count axes, ``min_size`` elements; ``kind`` is
+    the family of the dtype: float, int, uint, bool or complex.
     """
 
     pattern: str = "*"
     ndim: int | None = None
     dtype: str | None = None
     min_size: int = 0
+    min_ndim: int = 0
+    kind: Kind | None = None
 
     def __call__(self, weight: Weight) -> bool:
         globs = [g.strip() for g in self.pattern.split(",") if g.strip()]
@@ -53,6 +57,8 @@ class Match(Where):
             and (self.ndim is None or len(weight.spec.shape) == self.ndim)
             and (self.dtype is None or weight.spec.dtype == find_dtype(self.dtype))
             and weight.spec.size >= self.min_size
+            and len(weight.spec.shape) >= self.min_ndim
+            and (self.kind is None or weight.spec.dtype.kind == self.kind)
         )
 
 
@@ -82,7 +88,15 @@ class Not(Where):
         return not self.a(weight)
 
 
-def where(pattern: str = "*", *, ndim: int | None = None, dtype: str | None = None, min_size: int = 0) -> Where:
+def where(
+    pattern: str = "*",
+    *,
+    ndim: int | None = None,
+    dtype: str | None = None,
+    min_size: int = 0,
+    min_ndim: int = 0,
+    kind: Kind | None = None,
+) -> Where:
     """Choose weights by glob and by what they are.
 
     >>> import numpy as np
@@ -93,10 +107,12 @@ def where(pattern: str = "*", *, ndim: int | None = None, dtype: str | None = No
     >>> list(w.select(~where("!*.bias")))
     ['a.bias']
 
-    Raises RecipeError for an empty pattern and UnknownNameError for a dtype that does not exist.
+    Raises RecipeError for an empty pattern and UnknownNameError for a dtype or a kind that does not exist.
     """
     if not pattern.strip():
         raise RecipeError("a pattern must not be empty; '*' chooses everything")
     if dtype is not None:
         find_dtype(dtype)
-    return Match(pattern, ndim, dtype, min_size)
+    if kind is not None and kind not in get_args(Kind):
+        raise UnknownNameError("kind of dtype", kind, get_args(Kind))
+    return Match(pattern, ndim, dtype, min_size, min_ndim, kind)
