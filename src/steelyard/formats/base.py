@@ -1,0 +1,218 @@
+"""What every container promises, and the two halves they share: a file that is read, a file that is written.
+
+Decides that a file is only ever replaced as a whole, and that nothing is read from a file that changed
+since it was opened. Knows nothing of any particular container.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import secrets
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, ClassVar
+
+from steelyard.core.spec import Spec
+from steelyard.core.weights import Weights
+from steelyard.errors import FormatError, printable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+HEAD = 16  # bytes that `Format.claims` gets to see
+COPY = 1 << 20  # bytes that are copied at a time between files
+
+
+class Format(ABC):
+    """One container. Final subclasses are frozen dataclasses without fields, one row each in FORMATS."""
+
+    name: ClassVar[str]  # its row in the table of formats
+    suffixes: ClassVar[tuple[str, ...]]  # in lower case, with the dot
+    dtypes: ClassVar[frozenset[str]]  # the names of the dtypes that it holds plain
+
+    @abstractmethod
+    def claims(self, head: bytes, path: Path, /) -> bool:
+        """Whether the content, of which `head` is the beginning, is of this format."""
+
+    @abstractmethod
+    def open(self, path: Path) -> Weights:
+        """The weights in a file; reads its header only. Raises FormatError for a file that breaks the rules."""
+
+    @abstractmethod
+    def write(self, weights: Weights, path: Path) -> int:
+        """Write all of `weights` or nothing; the bytes of the finished file. Raises FormatError."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file as it was when it was opened. Every read opens it anew and checks that it is still the same."""
+
+    path: Path
+    size: int
+    stamp: tuple[int, int, int]  # device, inode, time of the last change in ns
+
+    @staticmethod
+    def of(path: Path) -> Source:
+        """The file at `path`; raises FormatError if it is not a regular file that can be read."""
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError) as error:
+            raise FormatError(_unreadable(error), path=path) from error
+        if stat.S_ISDIR(status.st_mode):
+            raise FormatError("expected a file, found a directory; name the file in it", path=path)
+        if not stat.S_ISREG(status.st_mode):
+            raise FormatError("expected a regular file, found a device, a pipe or a socket", path=path)
+        if status.st_size == 0:
+            raise FormatError("expected weights, found an empty file; write or download it again", path=path)
+        return Source(path, status.st_size, _stamp(status))
+
+    @contextmanager
+    def reading(self) -> Iterator[io.FileIO]:
+        """The open file; raises FormatError if it changed since this Source was made."""
+        try:
+            file = io.FileIO(self.path, "r")
+        except OSError as error:
+            raise FormatError(_unreadable(error), path=self.path) from error
+        with file:
+            status = os.fstat(file.fileno())
+            if (status.st_size, _stamp(status)) != (self.size, self.stamp):
+                raise FormatError("the file was changed since it was opened; open it again", path=self.path)
+            yield file
+
+    def fill(self, file: io.FileIO, offset: int, buffer: WriteableBuffer) -> None:
+        """Fill `buffer` with the bytes from `offset` on; raises FormatError if the file ends before."""
+        rest = memoryview(buffer).cast("B")
+        try:
+            file.seek(offset)
+            while len(rest):
+                count = file.readinto(rest)
+                if not count:
+                    raise FormatError(f"the file ends {len(rest)} bytes too early", path=self.path, offset=offset)
+                rest = rest[count:]
+        except OSError as error:
+            raise FormatError(_unreadable(error), path=self.path, offset=offset) from error
+
+    def bytes(self, offset: int, count: int) -> bytes:
+        """`count` bytes from `offset` on."""
+        buffer = bytearray(count)
+        with self.reading() as file:
+            self.fill(file, offset, buffer)
+        return bytes(buffer)
+
+    def origin(self, offset: int) -> str:
+        """What an error says of a tensor whose bytes begin at `offset`."""
+        return f"{printable(str(self.path))} @{offset}"
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_dev, status.st_ino, status.st_mtime_ns
+
+
+def _unreadable(error: OSError | ValueError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file; check the path"
+    return f"cannot be read: {getattr(error, 'strerror', None) or error}"
+
+
+def empty(spec: Spec, source: Source, offset: int, name: str) -> np.ndarray:
+    """A fresh array for a tensor of a file; raises FormatError where memory or numpy cannot hold it."""
+    import numpy as np
+
+    try:
+        return np.empty(spec.shape, spec.dtype.numpy)
+    except (MemoryError, ValueError, OverflowError) as error:
+        text = f"tensor {printable(name)!r}: {spec.dtype} of rank {len(spec.shape)} does not fit into memory: {error}"
+        raise FormatError(text[:300], path=source.path, offset=offset) from error
+
+
+def flat_bytes(array: np.ndarray) -> memoryview:
+    """The bytes of an array in C order, little-endian, without a copy where they already lie so."""
+    import numpy as np
+
+    array = np.ascontiguousarray(array)
+    if array.dtype.str[0] == ">" or (not np.little_endian and array.dtype.itemsize > 1):
+        array = array.byteswap()
+    return array.reshape(-1).view(np.uint8).data
+
+
+class Sink:
+    """The file that is being written; the errors of the disk get the name of the target."""
+
+    def __init__(self, file: BinaryIO, path: Path):
+        self._file, self._path = file, path
+
+    def write(self, data: ReadableBuffer) -> int:
+        """Append `data`, and the number of its bytes; raises FormatError where the disk does not take it."""
+        with writing(self._path):
+            self._file.write(data)
+        return memoryview(data).nbytes
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to `offset`."""
+        with writing(self._path):
+            return self._file.seek(offset, whence)
+
+    def truncate(self) -> None:
+        """Drop what follows after here."""
+        with writing(self._path):
+            self._file.truncate()
+
+    def tell(self) -> int:
+        """Where the next byte goes."""
+        return self._file.tell()
+
+    def flush(self) -> None:
+        """Hand everything to the system."""
+        with writing(self._path):
+            self._file.flush()
+
+    def settle(self) -> int:
+        """Wait until everything is on the disk; the size of the file."""
+        self.flush()
+        with writing(self._path):
+            os.fsync(self._file.fileno())
+            return os.fstat(self._file.fileno()).st_size
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Sink]:
+    """A new file beside `path` that takes its place when the block ends well, and vanishes when it does not.
+
+    Raises FormatError where `path` cannot be written; what was there before stays whole.
+    """
+    with writing(path):
+        target = Path(os.path.realpath(path))
+        if target.exists() and not target.is_file():
+            raise FormatError("expected a file to write, found a directory or a device", path=path)
+        if not target.parent.is_dir():
+            raise FormatError(f"the folder {printable(str(target.parent))!r} is not there; create it first", path=path)
+        mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
+        temporary = target.parent / f".steelyard-{secrets.token_hex(6)}.tmp"
+        file = temporary.open("x+b")
+    try:
+        with file:
+            sink = Sink(file, path)
+            yield sink
+            sink.settle()
+        with writing(path):
+            if mode is not None:
+                temporary.chmod(mode)
+            temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """The errors of the disk inside the block become FormatErrors that name `path`."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise FormatError(f"cannot be written: {reason}", path=path) from error

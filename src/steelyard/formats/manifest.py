@@ -1,0 +1,209 @@
+"""What a container cannot say by itself: packed tensors, ties and, where it would be lost, their order.
+
+One JSON text under the key ``steelyard``, the same in every container::
+
+    {"version": 1, "packed": {name: layout}, "ties": {alias: name}, "order": [name, ...]}
+
+Only what is needed is there; where nothing is needed there is no text. A layout is that of
+`steelyard.core.packed.dismantle`, with the key of an array left empty where it is spelt as usual:
+``name/part/part``. The text is the authority for how arrays belong together, not the spelling of keys.
+Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from steelyard.codecs import CODECS
+from steelyard.core.packed import Layout, Packed, dismantle
+from steelyard.core.recipe import Reader
+from steelyard.core.weights import Weight, Weights
+from steelyard.errors import FormatError, SteelyardError, printable
+
+if TYPE_CHECKING:
+    import numpy as np
+
+KEY = "steelyard"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The parsed text."""
+
+    packed: Mapping[str, Layout] = field(default_factory=dict)
+    ties: Mapping[str, str] = field(default_factory=dict)
+    order: tuple[str, ...] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)  # what one container adds for itself
+
+    @staticmethod
+    def parse(text: str, path: object, extra: Container[str] = ()) -> Manifest:
+        """Read the text; raises FormatError naming the file and the place in the text."""
+        try:
+            return _parse(load_json(text), extra)
+        except SteelyardError as error:
+            raise FormatError(f"metadata {KEY!r}: {error}", path=path) from error
+        except RecursionError as error:
+            raise FormatError(f"metadata {KEY!r}: nested too deep", path=path) from error
+
+    def collect(self, arrays: Mapping[str, Weight], meta: Mapping[str, str], path: object) -> Weights:
+        """The weights that `arrays`, the plain tensors of a file by key, stand for; raises FormatError."""
+        owner: dict[str, str] = {}
+        items: dict[str, Weight] = {}
+        for name, layout in self.packed.items():
+            for key in layout.keys():  # noqa: SIM118 - a Layout is no mapping
+                if key not in arrays or key in owner:
+                    what = "is missing" if key not in arrays else f"belongs to {printable(owner[key])!r} already"
+                    raise FormatError(f"tensor {printable(name)!r}: its part {printable(key)!r} {what}", path=path)
+                owner[key] = name
+        for name in _order(arrays, owner, self.packed) if self.order is None else self.order:
+            if name in self.packed:
+                items[name] = _packed(name, self.packed[name], arrays, path)
+            elif name in arrays and name not in owner:
+                items[name] = arrays[name]
+            else:
+                raise FormatError(
+                    f"metadata {KEY!r}: the order names {printable(name)!r}, which is not there", path=path
+                )
+        if len(items) != len(self.packed) + len(arrays) - len(owner) or any(
+            n in arrays and n not in owner for n in self.packed
+        ):
+            raise FormatError(
+                f"metadata {KEY!r}: packed and plain tensors have one name, or the order lacks one", path=path
+            )
+        try:
+            return Weights(items.values(), self.ties, meta)
+        except SteelyardError as error:
+            raise FormatError(f"metadata {KEY!r}: {error}", path=path) from error
+
+
+def load_json(text: str) -> Any:
+    """JSON without its ambiguities: no duplicate key, no NaN; raises FormatError.
+
+    >>> load_json('{"a": 1, "a": 2}')
+    Traceback (most recent call last):
+    ...
+    steelyard.errors.FormatError: the key 'a' is given twice
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_no_number)
+    except RecursionError as error:
+        raise FormatError("the JSON is nested too deep") from error
+    except ValueError as error:
+        raise FormatError(f"expected JSON, found otherwise: {str(error)[:100]}") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise FormatError(f"the key {printable(twice)[:200]!r} is given twice")
+    return found
+
+
+def _no_number(text: str) -> Any:
+    raise FormatError(f"{text} is no JSON")
+
+
+def _parse(data: Any, extra: Container[str]) -> Manifest:
+    if not isinstance(data, dict) or data.get("version") != VERSION:
+        raise FormatError(
+            f"expected an object of version {VERSION}; use a newer steelyard, or rename the metadata if it is yours"
+        )
+    known = {"version", "packed", "ties", "order"}
+    unknown = [key for key in data if key not in known and key not in extra]
+    if unknown:
+        raise FormatError(f"did not expect the key {printable(unknown[0])!r}")
+    packed, ties, order = data.get("packed", {}), data.get("ties", {}), data.get("order")
+    if not isinstance(packed, dict) or not isinstance(ties, dict) or not isinstance(order, (list, type(None))):
+        raise FormatError("expected objects as packed and ties and a list as order")
+    if any(not isinstance(text, str) for text in (*ties.values(), *(order or ()))):
+        raise FormatError("expected names in ties and order")
+    codec = Reader(CODECS, {}).codec
+    layouts = {
+        name: Layout.parse(_expanded(name, below), codec, f"packed.{printable(name)}") for name, below in packed.items()
+    }
+    own = {key: data[key] for key in data if key not in known}
+    return Manifest(layouts, ties, None if order is None else tuple(order), own)
+
+
+def _order(arrays: Iterable[str], owner: Mapping[str, str], packed: Iterable[str]) -> list[str]:
+    """A packed tensor stands where the first of its arrays does; one without arrays stands at the end."""
+    return list(dict.fromkeys([*(owner.get(key, key) for key in arrays), *packed]))
+
+
+def _packed(name: str, layout: Layout, arrays: Mapping[str, Weight], path: object) -> Weight:
+    parts = [arrays[key] for key in layout.keys()]  # noqa: SIM118 - a Layout is no mapping
+    read = partial(layout.assemble, lambda key: arrays[key].array())
+    stored = sum(part.stored or 0 for part in parts)
+    origin = parts[0].origin if parts else printable(str(path))
+    return Weight(name, layout.spec, read, stored, origin, layout.scheme)
+
+
+def _expanded(name: str, layout: Any) -> Any:
+    """`layout` with the empty keys spelt out."""
+    return _respelt(name, layout, lambda usual, key: usual if key == "" else key)
+
+
+def _compact(name: str, layout: Any) -> Any:
+    """`layout` with the usual keys left empty."""
+    return _respelt(name, layout, lambda usual, key: "" if key == usual else key)
+
+
+def _respelt(name: str, layout: Any, spell: Any) -> Any:
+    if isinstance(layout, str):
+        return spell(name, layout)
+    if not isinstance(layout, dict) or not isinstance(layout.get("parts"), dict):
+        return layout
+    return {
+        **layout,
+        "parts": {part: _respelt(f"{name}/{part}", below, spell) for part, below in layout["parts"].items()},
+    }
+
+
+@dataclass
+class Draft:
+    """The manifest of a file that is being written. ``keys`` grows in the order of the arrays."""
+
+    weights: Weights
+    keys: dict[str, str] = field(default_factory=dict)  # key of an array -> name of the weight that it is part of
+    packed: dict[str, Any] = field(default_factory=dict)
+
+    def plain(self, name: str) -> str:
+        """The key of a tensor that is held plain."""
+        self.keys[name] = name
+        return name
+
+    def dismantle(self, name: str, packed: Packed) -> dict[str, np.ndarray]:
+        """The arrays of a packed tensor by keys that nothing else has."""
+        prefix = name
+        while True:
+            layout, leaves = dismantle(prefix, packed)
+            if not any(key in self.keys or key in self.weights for key in leaves):
+                break
+            prefix += "~"
+        self.packed[name] = _compact(name, layout)
+        self.keys.update(dict.fromkeys(leaves, name))
+        return leaves
+
+    def text(self, **extra: Any) -> str | None:
+        """The JSON; None where the container needs none. `extra` is what the container adds for itself."""
+        data: dict[str, Any] = {"version": VERSION}
+        if self.packed:
+            data["packed"] = self.packed
+        if self.weights.ties:
+            data["ties"] = dict(self.weights.ties)
+        if _order(self.keys, self.keys, self.packed) != list(self.weights):
+            data["order"] = list(self.weights)
+        data.update({key: value for key, value in extra.items() if value})
+        return compact_json(data) if len(data) > 1 else None
+
+
+def compact_json(data: Any) -> str:
+    """JSON in as few bytes as it needs, as UTF-8 where the text can be encoded."""
+    return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
