@@ -1,1 +1,20 @@
-"""TODO-DOC"""
+"""Weights to Weights: the steps that change what tensors hold, how they are held, or what they are called."""
+
+from __future__ import annotations
+
+from steelyard.core.registry import Registry, Row
+from steelyard.core.transform import Step
+
+STEPS: Registry[type[Step]] = Registry(
+    "step",
+    "steps",
+    {
+        "cast": Row("steelyard.edit.cast:Cast", "another number format"),
+        "rename": Row("steelyard.edit.rename:Rename", "other names, by glob or regular expression"),
+        "prune": Row("steelyard.edit.prune:Prune", "the least important weights become zero"),
+        "quantize": Row("steelyard.edit.quantize:Quantize", "round to uniform levels of few bits"),
+        "share": Row("steelyard.edit.share:Share", "few distinct values: the codebook with the least squared error"),
+        "pack": Row("steelyard.edit.pack:Pack", "hold tensors as a plan of codecs says"),
+        "settle": Row("steelyard.edit.settle:Settle", "run everything so far, once, and keep the result in memory"),
+    },
+)

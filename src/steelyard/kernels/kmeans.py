@@ -78,13 +78,13 @@ def cluster_1d(values: np.ndarray, k: int, weights: np.ndarray | None = None) ->
         lower, exact = loss, True
     else:
         cuts, lower = _binned_cuts(unit, mass, k)
-        cuts = _lloyd(unit, *sums, cuts, LLOYD_STEPS)
+        cuts = _lloyd(unit, sums[0], sums[1], cuts, LLOYD_STEPS)
         centres = _centres(unit, mass, cuts)
         loss = _loss(unit, mass, centres)
         lower, exact = min(lower, loss), False
     single = np.diff(cuts) == 1  # a value that has a centre to itself is met exactly, not up to rounding
     centres = np.where(single, x[cuts[:-1]], centres * scale + shift)
-    return Clustering(np.unique(centres), loss * scale**2, lower * scale**2, exact)
+    return Clustering(np.unique(centres), float(loss * scale**2), float(lower * scale**2), exact)
 
 
 def _distinct(values: np.ndarray, k: int, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -104,6 +104,16 @@ def _distinct(values: np.ndarray, k: int, weights: np.ndarray | None) -> tuple[n
         return _distinct(x, k, None)
     found, where = np.unique(x[w > 0], return_inverse=True)
     return found, np.bincount(where.ravel(), w[w > 0])
+
+
+def gather(values: np.ndarray, weights: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """At most `count` points (means and weights of neighbouring values) that stand for all `values`."""
+    if not weights.any():
+        return values[:0], weights[:0]
+    x, mass = _distinct(values, 1, weights)
+    starts = _bins(x, mass, count)
+    weight = np.add.reduceat(mass, starts)
+    return np.add.reduceat(mass * x, starts) / weight, weight
 
 
 def _sums(x: np.ndarray, mass: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -295,7 +305,7 @@ def _beats(mass, first, second, best, i, m, end):
 
 
 @kernel
-def _lloyd(x, mass, first, second, cuts, steps):
+def _lloyd(x, mass, first, cuts, steps):
     """Cuts after Lloyd's iteration: each to the middle of its two means, until none moves; empty intervals go."""
     for _ in range(steps):
         k = cuts.size - 1

@@ -1,0 +1,103 @@
+"""Another number format. Decides what happens to a number that the new format cannot hold; rounding is no such case."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import ml_dtypes
+import numpy as np
+
+from steelyard.core.spec import DType, Spec
+from steelyard.core.spec import dtype as find_dtype
+from steelyard.core.transform import Step
+from steelyard.core.weights import Weight, Weights
+from steelyard.errors import WeightsError, printable
+
+_FAMILY = {"float": "float", "int": "int", "uint": "int", "bool": "bool", "complex": "complex"}
+
+
+@dataclass(frozen=True)
+class Cast(Step):
+    """Store numbers in another format of the same family, rounding to nearest.
+
+    Floating-point tensors are cast to floating-point formats, whole numbers to whole numbers; tensors of
+    another family pass untouched: ``Cast("bf16")`` of a model leaves its counters alone.
+
+    Args: `dtype` is a name such as 'float16' or 'bf16'. `overflow` says what becomes of a number beyond
+    the largest finite one: 'error' raises WeightsError, 'saturate' takes the nearest finite number,
+    'allow' takes what the format gives (an infinity, NaN, or the remainder modulo 2^bits). NaN and
+    infinities that were there before are kept, and are an error in a format that has none.
+
+    Raises UnknownNameError for a format that does not exist.
+
+    >>> import numpy as np
+    >>> w = Weights.of({"a": np.float32([1, 70000])})
+    >>> Cast("float16", "saturate")(w)["a"].array().tolist()
+    [1.0, 65504.0]
+    >>> Cast("float16")(w)["a"].array()
+    Traceback (most recent call last):
+    ...
+    steelyard.errors.WeightsError: memory: 'a' holds 70000.0, which float16 cannot hold (at most 65504.0); ...
+    """
+
+    name: ClassVar[str] = "cast"
+    dtype: str
+    overflow: Literal["error", "saturate", "allow"] = "error"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", find_dtype(self.dtype).name)
+
+    def __call__(self, weights: Weights) -> Weights:
+        return weights.with_items(self._one(item) for item in weights.values())
+
+    def _one(self, weight: Weight) -> Weight:
+        new = find_dtype(self.dtype)
+        if weight.spec.dtype == new or _FAMILY[weight.spec.dtype.kind] != _FAMILY[new.kind]:
+            return weight
+        return weight.then(lambda x: self._cast(x, new, weight), spec=Spec(weight.spec.shape, new))
+
+    def _cast(self, x: np.ndarray, new: DType, weight: Weight) -> np.ndarray:
+        if self.overflow == "allow":
+            with np.errstate(over="ignore", invalid="ignore"):
+                return x.astype(new.numpy)
+        if new.kind == "complex":  # its real and imaginary parts, one by one
+            part = find_dtype("float32" if new.bits == 64 else "float64")
+            pairs = np.ascontiguousarray(x).reshape(-1).view(x.real.dtype)
+            return self._cast(pairs, part, weight).view(new.numpy).reshape(x.shape)
+        y, lost, highest = (_to_float if new.kind == "float" else _to_int)(x, new, self.overflow == "saturate")
+        if lost.any():
+            raise WeightsError(
+                f"{weight.origin}: {printable(weight.name)!r} holds {x[lost].ravel()[0]}, which {new} cannot hold "
+                f"(at most {highest}); choose a wider dtype, or overflow 'saturate' or 'allow'"
+            )
+        return y
+
+
+def _to_float(x: np.ndarray, new: DType, saturate: bool) -> tuple[np.ndarray, np.ndarray, float]:
+    """`x` in the format `new`, where it could not be held, and the largest finite number."""
+    limits = ml_dtypes.finfo(new.numpy)
+    low, high = float(limits.min), float(limits.max)
+    wide = x.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        y = x.astype(new.numpy)
+        back = y.astype(np.float64)
+        has_nan = bool(np.isnan(np.array(np.nan, np.float32).astype(new.numpy).astype(np.float32)))
+    # A format without NaN saturates by itself, unasked; the others show an overflow as an infinity or NaN.
+    over = np.isfinite(wide) & (~np.isfinite(back) if has_nan else (wide < low) | (wide > high))
+    over |= np.isinf(wide) & ~np.isinf(back)
+    if saturate:
+        y = np.where(over, np.clip(wide, low, high).astype(new.numpy), y)
+        over = np.zeros_like(over)
+    return y, over | (np.isnan(wide) & ~np.isnan(back)), high
+
+
+def _to_int(x: np.ndarray, new: DType, saturate: bool) -> tuple[np.ndarray, np.ndarray, int]:
+    """`x` in the format `new`, where it could not be held, and the largest number."""
+    limits = ml_dtypes.iinfo(new.numpy)
+    wide = x if x.dtype == np.uint64 else x.astype(np.int64)
+    bounds = np.iinfo(wide.dtype)
+    low, high = max(int(limits.min), bounds.min), min(int(limits.max), bounds.max)
+    held = np.clip(wide, low, high)
+    lost = np.zeros(x.shape, bool) if saturate else held != wide
+    return held.astype(new.numpy), lost, int(limits.max)

@@ -1,0 +1,222 @@
+"""The least important weights become zero. Decides which ones, and how their rank is found in bounded memory.
+
+Knows nothing of where a score comes from: it is Weights with the same names.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from steelyard.core.transform import Step
+from steelyard.core.weights import Weight, Weights
+from steelyard.errors import RecipeError, WeightsError, printable
+
+DIGIT = 16  # bits of a rank that one pass over the tensors settles
+
+
+@dataclass(frozen=True)
+class Prune(Step):
+    """Set the `fraction` of the weights with the smallest score to zero: ``Prune(0.9)`` keeps a tenth.
+
+    The score is the magnitude |w|, or `by`: Weights of the same names and shapes, of which the least go
+    first. Of the n elements in scope exactly round(fraction n) are chosen; equal scores go by position,
+    the first first, in the order of the tensors. Elements that are zero already count (their magnitude is
+    the least), so pruning by magnitude again to a larger fraction keeps the earlier zeros.
+
+    Only floating-point tensors of at least `min_ndim` axes are in scope; the others pass untouched.
+    The scope 'tensor' prunes every tensor by itself. 'global' ranks all of them together; that takes a
+    pass or two (four for float64) over all tensors in scope at the first read of any, once, with one
+    tensor in memory at a time.
+
+    Raises RecipeError for a fraction outside 0 to 1, WeightsError for a score that is missing, has another
+    shape, or is NaN.
+
+    >>> w = Weights.of({"a": np.float32([[1, -4]]), "b": np.float32([[3, 2]])})
+    >>> {name: x.tolist() for name, x in Prune(0.5)(w).arrays().items()}
+    {'a': [[0.0, -4.0]], 'b': [[3.0, 0.0]]}
+
+    Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", 2015.
+    """
+
+    name: ClassVar[str] = "prune"
+    fraction: float
+    scope: Literal["global", "tensor"] = "global"
+    by: Weights | None = None
+    min_ndim: int = 2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.fraction <= 1:
+            raise RecipeError(f"the fraction to prune is between 0 and 1, not {self.fraction}")
+
+    def __call__(self, weights: Weights) -> Weights:
+        chosen = [item for item in weights.values() if in_scope(item, self.min_ndim)]
+        scored = {item.name: _Scored(item, scores_of(self.by, item)) for item in chosen}
+        cut = _GlobalCut(tuple(scored.values()), self.fraction)
+
+        def prune(one: _Scored, x: np.ndarray) -> np.ndarray:
+            if self.scope == "global":
+                return _zero(x, one, cut.digits, cut.find())
+            keys = one.keys(one.digits, x)
+            return _zero(x, one, one.digits, find_cut(lambda: [(one.name, keys)], x.size, self.fraction, one.digits))
+
+        return weights.with_items(
+            item.then(lambda x, one=scored[name]: prune(one, x)) if name in scored else item
+            for name, item in weights.items()
+        )
+
+
+def mask_of(weights: Weights, min_ndim: int = 2) -> Weights:
+    """Where weights are not zero: boolean Weights of the same names, for tensors that `Prune` has in scope.
+
+    >>> mask_of(Prune(0.5)(Weights.of({"a": np.float32([[1, -4]])})))["a"].array().tolist()
+    [[False, True]]
+    """
+    from steelyard.core.spec import Spec
+
+    return weights.select(lambda item: in_scope(item, min_ndim)).with_items(
+        item.then(lambda x: x != 0, spec=Spec.of(item.spec.shape, "bool"))
+        for item in weights.values()
+        if in_scope(item, min_ndim)
+    )
+
+
+def in_scope(weight: Weight, min_ndim: int) -> bool:
+    """Whether a step for weight matrices and kernels means this tensor."""
+    return weight.spec.dtype.kind == "float" and len(weight.spec.shape) >= min_ndim
+
+
+def scores_of(by: Weights | None, weight: Weight) -> Weight | None:
+    """The scores of `weight` in `by`; raises WeightsError if there are none or their shape is another."""
+    if by is None:
+        return None
+    found = by.get(weight.name)
+    if found is None:
+        raise WeightsError(
+            f"the scores have no tensor {printable(weight.name)!r}; "
+            "give one for every weight in scope, or choose fewer weights with on(where(...), ...)"
+        )
+    if found.spec.shape != weight.spec.shape:
+        raise WeightsError(
+            f"{found.origin}: the scores of {printable(weight.name)!r} are {found.spec}, its weights {weight.spec}"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A weight and what ranks its elements."""
+
+    weight: Weight
+    scores: Weight | None  # None: the magnitude
+
+    @property
+    def name(self) -> str:
+        return self.weight.name
+
+    @property
+    def digits(self) -> int:
+        """How many passes rank its elements: float32 and narrower have half the bits of the rest."""
+        dtype = (self.scores or self.weight).spec.dtype
+        return 2 if dtype.kind == "float" and dtype.bits <= 32 else 4
+
+    def keys(self, digits: int, values: np.ndarray | None = None) -> np.ndarray:
+        """Whole numbers in the order of the scores, (size,) uint32 or uint64."""
+        if self.scores is not None:
+            values = self.scores.array()
+        elif values is None:
+            values = self.weight.array()
+        float_type, key_type = (np.float32, np.uint32) if digits == 2 else (np.float64, np.uint64)
+        x = values.ravel().astype(float_type)
+        if np.isnan(x).any():
+            raise WeightsError(f"{self.weight.origin}: {printable(self.weight.name)!r} has NaN, which has no rank")
+        x = np.abs(x) if self.scores is None else x + float_type(0)  # + 0 makes -0.0 equal to 0.0
+        # As sign-magnitude integers floats are in order; flip the negative ones, lift the others above them.
+        bits = x.view(key_type)
+        top = key_type(1) << key_type(DIGIT * digits - 1)
+        return np.where(bits & top, ~bits, bits | top)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Everything below `key` goes, and of those equal to it the first `ties[name]` of each tensor (None: all)."""
+
+    key: int
+    ties: dict[str, int] | None
+
+
+Passes = Callable[[], Iterable[tuple[str, np.ndarray]]]  # names and keys of all tensors, each time it is called
+
+
+def find_cut(passes: Passes, size: int, fraction: float, digits: int) -> _Cut | None:
+    """The cut below which round(fraction size) elements lie; None where nothing is to go.
+
+    A radix selection: every pass settles 16 bits of the key of the last element that goes.
+    """
+    rank = round(fraction * size)
+    if rank == 0:
+        return None
+    prefix = 0
+    for digit in range(digits):
+        counts = np.zeros(1 << DIGIT, np.int64)
+        for _, keys in passes():
+            counts += np.bincount(_digit(keys, digit, prefix, digits), minlength=1 << DIGIT)
+        below = np.cumsum(counts)
+        found = int(np.searchsorted(below, rank))
+        rank -= int(below[found - 1]) if found else 0
+        prefix = prefix << DIGIT | found
+    if rank == counts[found]:  # all that are equal to the key go: nobody has to count them
+        return _Cut(prefix, None)
+    ties = {}
+    for name, keys in passes():
+        ties[name] = min(rank, int(np.count_nonzero(keys == prefix)))
+        rank -= ties[name]
+    return _Cut(prefix, ties)
+
+
+@dataclass
+class _GlobalCut:
+    """Finds the cut over all tensors when it is first asked for, and only then. Safe with several threads."""
+
+    scored: tuple[_Scored, ...]
+    fraction: float
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def digits(self) -> int:
+        return max((one.digits for one in self.scored), default=2)
+
+    def find(self) -> _Cut | None:
+        with self.lock:
+            return self._found
+
+    @cached_property
+    def _found(self) -> _Cut | None:
+        size = sum(one.weight.spec.size for one in self.scored)
+        digits = self.digits
+        return find_cut(lambda: ((one.name, one.keys(digits)) for one in self.scored), size, self.fraction, digits)
+
+
+def _digit(keys: np.ndarray, digit: int, prefix: int, digits: int) -> np.ndarray:
+    """The next 16 bits of the keys that start with the `digit` digits of `prefix`."""
+    shift = keys.dtype.type(DIGIT * (digits - 1 - digit))
+    rest = keys >> shift
+    if digit:
+        rest = rest[rest >> keys.dtype.type(DIGIT) == prefix]
+    return (rest & keys.dtype.type((1 << DIGIT) - 1)).astype(np.int64)
+
+
+def _zero(x: np.ndarray, one: _Scored, digits: int, cut: _Cut | None) -> np.ndarray:
+    """`x` with zeros for the elements below the cut."""
+    if cut is None:
+        return x
+    keys = one.keys(digits, x)
+    equal = np.flatnonzero(keys == cut.key)
+    gone = keys < cut.key
+    gone[equal if cut.ties is None else equal[: cut.ties[one.name]]] = True
+    return np.where(gone.reshape(x.shape), x.dtype.type(0), x)
