@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -35,12 +36,11 @@ class Pack(Step):
     def __call__(self, weights: Weights) -> Weights:
         plan = self.plan
         scheme = Scheme(plan) if isinstance(plan, Codec) else plan if isinstance(plan, Scheme) else None
-        return weights.with_items(
-            item.then(lambda x, item=item: _pack(x, plan, item), scheme=scheme) for item in weights.values()
-        )
+        return weights.with_items(item.then(partial(hold, item, plan), scheme=scheme) for item in weights.values())
 
 
-def _pack(x: np.ndarray, plan: Plan, weight: Weight) -> np.ndarray | Packed:
+def hold(weight: Weight, plan: Plan, x: np.ndarray) -> np.ndarray | Packed:
+    """`x`, the values of `weight`, as `plan` says; a CodecError names the weight."""
     try:
         return pack(x, plan)
     except CodecError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -66,8 +66,7 @@ class Prune(Step):
             return _zero(x, one, one.digits, find_cut(lambda: [(one.name, keys)], x.size, self.fraction, one.digits))
 
         return weights.with_items(
-            item.then(lambda x, one=scored[name]: prune(one, x)) if name in scored else item
-            for name, item in weights.items()
+            item.then(partial(prune, scored[name])) if name in scored else item for name, item in weights.items()
         )
 
 
@@ -132,10 +131,10 @@ class _Scored:
         elif values is None:
             values = self.weight.array()
         float_type, key_type = (np.float32, np.uint32) if digits == 2 else (np.float64, np.uint64)
-        x = values.ravel().astype(float_type)
+        x: np.ndarray = values.ravel().astype(float_type)
         if np.isnan(x).any():
             raise WeightsError(f"{self.weight.origin}: {printable(self.weight.name)!r} has NaN, which has no rank")
-        x = np.abs(x) if self.scores is None else x + float_type(0)  # + 0 makes -0.0 equal to 0.0
+        x = np.abs(x) if self.scores is None else np.add(x, 0, dtype=float_type)  # + 0 makes -0.0 equal to 0.0
         # As sign-magnitude integers floats are in order; flip the negative ones, lift the others above them.
         bits = x.view(key_type)
         top = key_type(1) << key_type(DIGIT * digits - 1)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
-import numpy as np
-
 from steelyard.codecs.affine import Affine
-from steelyard.core.packed import Packed, Scheme, pack
+from steelyard.core.packed import Scheme
 from steelyard.core.transform import Step
-from steelyard.core.weights import Weight, Weights
+from steelyard.core.weights import Weights
+from steelyard.edit.pack import hold
 from steelyard.edit.prune import in_scope
-from steelyard.errors import CodecError, printable
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,7 @@ class Quantize(Step):
     Raises CodecError for settings that contradict each other and, naming the tensor, for NaN or infinite
     weights and shapes that do not fit.
 
+    >>> import numpy as np
     >>> w = Weights.of({"a": np.float32([[-1, 0.4, 1]])})
     >>> Quantize(bits=2, symmetric=True)(w)["a"].array().tolist()
     [[-1.0, 0.0, 1.0]]
@@ -48,15 +48,6 @@ class Quantize(Step):
     def __call__(self, weights: Weights) -> Weights:
         codec = self.codec()
         return weights.with_items(
-            item.then(lambda x, item=item: _round(x, codec, item), scheme=Scheme(codec))
-            if in_scope(item, self.min_ndim)
-            else item
+            item.then(partial(hold, item, codec), scheme=Scheme(codec)) if in_scope(item, self.min_ndim) else item
             for item in weights.values()
         )
-
-
-def _round(x: np.ndarray, codec: Affine, weight: Weight) -> np.ndarray | Packed:
-    try:
-        return pack(x, codec)
-    except CodecError as error:
-        raise CodecError(f"{weight.origin}: {printable(weight.name)!r}: {error}") from error

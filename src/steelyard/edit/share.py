@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -70,7 +70,7 @@ class Share(Step):
             return pack(_nearest(x, points.astype(x.dtype), self.keep_zeros), codec)
 
         return weights.with_items(
-            item.then(lambda x, item=item: share(item, x), scheme=Scheme(codec)) if name in chosen else item
+            item.then(partial(share, item), scheme=Scheme(codec)) if name in chosen else item
             for name, item in weights.items()
         )
 

@@ -1,0 +1,34 @@
+"""The variance that keeps a sum of independent inputs at their scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from steelyard.core.spec import Spec
+from steelyard.init.base import Distribution, Init, draw, fan
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class LeCun(Init):
+    """Var[w] = 1 / fan_in: for linear, scaled tanh and SELU units.
+
+    Args: `distribution` is normal, uniform or truncated_normal.
+
+    >>> LeCun().variance(Spec.of((10, 50), "float32"))
+    0.02
+
+    Source: LeCun, Bottou, Orr and Müller, "Efficient BackProp", 1998, equation 16.
+    """
+
+    name: ClassVar[str] = "lecun"
+    distribution: Distribution = "normal"
+
+    def __call__(self, spec: Spec, generator: np.random.Generator) -> np.ndarray:
+        return draw(spec, generator, self.distribution, self.variance(spec))
+
+    def variance(self, spec: Spec) -> float:
+        return 1 / fan(spec, "fan_in")
