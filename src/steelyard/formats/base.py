@@ -10,12 +10,13 @@ import io
 import os
 import secrets
 import stat
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, ClassVar
+from typing import IO, TYPE_CHECKING, BinaryIO, ClassVar
 
 from steelyard.core.spec import Spec
 from steelyard.core.weights import Weights
@@ -206,6 +207,15 @@ def replacing(path: Path) -> Iterator[Sink]:
             temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def spooling(path: Path) -> Iterator[IO[bytes]]:
+    """A nameless file on the disk of `path` for what must wait until its place in the file is known."""
+    with ExitStack() as stack:
+        with writing(path):
+            spool = stack.enter_context(tempfile.TemporaryFile(dir=path.parent))
+        yield spool
 
 
 @contextmanager

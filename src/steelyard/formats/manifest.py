@@ -4,9 +4,9 @@ One JSON text under the key ``steelyard``, the same in every container::
 
     {"version": 1, "packed": {name: layout}, "ties": {alias: name}, "order": [name, ...]}
 
-Only what is needed is there; where nothing is needed there is no text. A layout is that of
-`steelyard.core.packed.dismantle`, with the key of an array left empty where it is spelt as usual:
-``name/part/part``. The text is the authority for how arrays belong together, not the spelling of keys.
+Only what is needed is there; where nothing is needed there is no text. A layout is
+``[codec, dtype, shape, {part: layout or key of an array}]``, in which an empty key stands for the usual
+one, ``name/part/part``: in small files every byte of the header counts. The text is the authority for how arrays belong together, not the spelling of keys.
 Knows nothing of files.
 """
 
@@ -145,25 +145,23 @@ def _packed(name: str, layout: Layout, arrays: Mapping[str, Weight], path: objec
     return Weight(name, layout.spec, read, stored, origin, layout.scheme)
 
 
-def _expanded(name: str, layout: Any) -> Any:
-    """`layout` with the empty keys spelt out."""
-    return _respelt(name, layout, lambda usual, key: usual if key == "" else key)
-
-
-def _compact(name: str, layout: Any) -> Any:
-    """`layout` with the usual keys left empty."""
-    return _respelt(name, layout, lambda usual, key: "" if key == usual else key)
-
-
-def _respelt(name: str, layout: Any, spell: Any) -> Any:
+def _expanded(usual: str, layout: Any) -> Any:
+    """A layout as `Layout.parse` reads it; `usual` is the key that an empty one stands for."""
     if isinstance(layout, str):
-        return spell(name, layout)
-    if not isinstance(layout, dict) or not isinstance(layout.get("parts"), dict):
-        return layout
-    return {
-        **layout,
-        "parts": {part: _respelt(f"{name}/{part}", below, spell) for part, below in layout["parts"].items()},
-    }
+        return layout or usual
+    if not isinstance(layout, list) or len(layout) != 4 or not isinstance(layout[3], dict):
+        raise FormatError(f"{printable(usual)[:200]!r}: expected [codec, dtype, shape, parts]")
+    codec, dtype, shape, parts = layout
+    below = {part: _expanded(f"{usual}/{part}", data) for part, data in parts.items()}
+    return {"shape": shape, "dtype": dtype, "codec": codec, "parts": below}
+
+
+def _compact(usual: str, layout: Any) -> Any:
+    """The inverse of `_expanded`."""
+    if isinstance(layout, str):
+        return "" if layout == usual else layout
+    below = {part: _compact(f"{usual}/{part}", data) for part, data in layout["parts"].items()}
+    return [layout["codec"], layout["dtype"], layout["shape"], below]
 
 
 @dataclass

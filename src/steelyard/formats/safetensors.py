@@ -11,7 +11,6 @@ Specification: https://github.com/huggingface/safetensors#format
 from __future__ import annotations
 
 import struct
-import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from steelyard.core.packed import Packed
 from steelyard.core.spec import DTYPES, DType, Spec
 from steelyard.core.weights import Weight, Weights
 from steelyard.errors import FormatError, printable
-from steelyard.formats.base import COPY, Format, Sink, Source, empty, flat_bytes, replacing, writing
+from steelyard.formats.base import COPY, Format, Sink, Source, empty, flat_bytes, replacing, spooling, writing
 from steelyard.formats.manifest import KEY, Draft, Manifest, compact_json, load_json
 
 if TYPE_CHECKING:
@@ -236,9 +235,7 @@ class _Piece:
 def _write(weights: Weights, path: Path, sink: Sink, encoded: set[str]) -> bool:
     """Write everything; False if a weight outside `encoded` turned out to be packed."""
     draft = Draft(weights)
-    with writing(path):
-        spool = tempfile.TemporaryFile(dir=path.parent)
-    with spool:
+    with spooling(path) as spool:
         pieces = [piece for item in weights.values() for piece in _plan(item, draft, spool, path, item.name in encoded)]
         ordered = sorted(pieces, key=lambda piece: -piece.spec.dtype.bits)
         sink.write(_head(pieces, ordered, {**weights.meta}, draft.text(), path))
