@@ -5,7 +5,7 @@ Decides how a model is called and watched; knows nothing of tasks, losses or wha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from steelyard.errors import ModelError, UnknownNameError
+from steelyard.learn.evaluate import evaluating
+from steelyard.learn.task import Batch, Split, Task, apply
 
 # Layers whose output is a sum of weights times inputs, in whole or in parts.
 WEIGHTED = (
@@ -52,18 +54,22 @@ def forward(model: nn.Module, inputs: Any) -> Any:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; every layer's own mode is restored afterwards."""
-    modes = [(m, m.training) for m in model.modules()]
+def watching(model: nn.Module, hooks: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Forward hooks (layer, args, kwargs, output) on the named layers, in evaluation mode, within the block.
+
+    Raises UnknownNameError for a layer that is not there.
+    """
+    layers = {name: find_layer(model, name) for name in hooks}
     fast = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
     torch.backends.mha.set_fastpath_enabled(False)  # the fused path calls no layer, so nothing could be watched
+    handles = [layers[name].register_forward_hook(hook, with_kwargs=True) for name, hook in hooks.items()]
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, training in modes:
-            module.training = training
+        for handle in handles:
+            handle.remove()
 
 
 def record(model: nn.Module, inputs: Any, names: Iterable[str]) -> dict[str, Call]:
@@ -71,24 +77,19 @@ def record(model: nn.Module, inputs: Any, names: Iterable[str]) -> dict[str, Cal
 
     Raises UnknownNameError for a layer that is not there and ModelError for one that the pass does not reach.
     """
-    layers = {name: find_layer(model, name) for name in names}
+    names = list(names)
     calls: dict[str, Call] = {}
 
-    def watch(name: str) -> Any:
+    def watch(name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if name not in calls:
                 calls[name] = Call(layer, _copied(args), _copied(kwargs), _copied(output))
 
         return hook
 
-    handles = [layer.register_forward_hook(watch(name), with_kwargs=True) for name, layer in layers.items()]
-    try:
-        with evaluating(model), torch.no_grad():
-            forward(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    missed = [name for name in layers if name not in calls]
+    with watching(model, {name: watch(name) for name in names}):
+        forward(model, inputs)
+    missed = [name for name in names if name not in calls]
     if missed:
         raise ModelError(f"the layer {missed[0]!r} is not called when the model runs on these inputs")
     return calls
@@ -103,3 +104,47 @@ def _copied(value: Any) -> Any:
     if type(value) in (tuple, list):
         return type(value)(_copied(v) for v in value)
     return value
+
+
+def execution_order(model: nn.Module, inputs: Any) -> list[str]:
+    """The names of the weighted layers, in the order in which a forward pass reaches them."""
+    order: dict[str, None] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda *_: order.setdefault(name)
+
+    with watching(model, {name: note(name) for name in weighted_layers(model)}):
+        forward(model, inputs)
+    return list(order)
+
+
+def first_batch(task: Task, split: Split) -> Batch:
+    """The first batch of a split; raises ModelError for an empty one."""
+    for batch in task.batches(split, 0):
+        return batch
+    raise ModelError(f"the {split} split of the task {task.name!r} is empty")
+
+
+def collect(model: nn.Module, task: Task, layer: str, split: Split) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What goes into a layer, what it returns, the model's outputs and the targets, over a split in evaluation mode.
+
+    Raises ModelError for an empty split or a layer that is not called once for each batch.
+    """
+    first_batch(task, split)
+    into: list[Tensor] = []
+    out: list[Tensor] = []
+
+    def hook(_layer: nn.Module, args: tuple[Any, ...], _kwargs: dict[str, Any], output: Any) -> None:
+        into.append(args[0].detach().clone())
+        out.append(output.detach().clone())
+
+    results, targets = [], []
+    with watching(model, {layer: hook}):
+        for batch in task.batches(split, 0):
+            results.append(apply(model, batch))
+            targets.append(batch.targets)
+    if len(into) != len(results):
+        raise ModelError(
+            f"the layer {layer!r} is called {len(into)} times for {len(results)} batches, expected once each"
+        )
+    return torch.cat(into), torch.cat(out), torch.cat(results), torch.cat(targets)
