@@ -5,19 +5,21 @@
   const plots = [...document.querySelectorAll(".plot")];
   const config = {
     displaylogo: false,
+    displayModeBar: "hover",
+    showSendToCloud: false, // the button would upload the figure
+    plotlyServerURL: "",
     responsive: true,
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
   };
 
   const template = (palette) => {
     const line = { gridcolor: style("--grid"), zerolinecolor: style("--edge"), linecolor: style("--edge"), automargin: true };
-    const axis = { ...line, ticks: "", tickfont: { color: style("--soft") }, title: { font: { color: style("--soft") }, standoff: 10 } };
+    const axis = { ...line, ticks: "", tickfont: { color: style("--soft") }, title: { font: { size: 13, color: style("--soft") }, standoff: 10 } };
     const [low, zero, high] = ["--low", "--zero", "--high"].map(style);
     return {
       layout: {
         font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: style("--ink") },
         colorway: palette,
-        treemapcolorway: palette,
         paper_bgcolor: "rgba(0,0,0,0)",
         plot_bgcolor: "rgba(0,0,0,0)",
         xaxis: axis,
@@ -40,7 +42,17 @@
     const palette = style("--palette").split(/\s+/);
     for (const trace of figure.data) {
       if (trace.meta && Number.isInteger(trace.meta.hue)) {
-        trace.marker = { ...trace.marker, color: palette[trace.meta.hue % palette.length] };
+        const colour = palette[trace.meta.hue % palette.length];
+        trace.marker = { ...trace.marker, color: colour };
+        trace.line = { ...trace.line, color: colour };
+      }
+    }
+    const shades = style("--shades").split(/\s+/);
+    for (const trace of figure.data) {
+      if (trace.meta && trace.meta.depths) {
+        const colors = trace.meta.depths.map((depth) => shades[Math.min(depth, shades.length - 1)]);
+        trace.marker = { ...trace.marker, colors };
+        trace.textfont = { ...trace.textfont, color: style("--ink") };
       }
     }
     figure.layout.template = template(palette);

@@ -141,11 +141,15 @@ class Histogram(Picture):
         return _done(data, layout, height=90 + 190 * lines, legend=len(names) > 1)
 
     def _bars(self, name: str, bins: Sequence[Mapping[str, Cell]], index: int, first: bool) -> dict[str, Any]:
-        left, right = _cells(bins, self.left), _cells(bins, self.right)
+        """Bars for the first, and outlines for those that lie over it: two filled ones would mix their colours."""
+        left, right, counts = _cells(bins, self.left), _cells(bins, self.right), _cells(bins, self.count)
+        common = {"name": name, "legendgroup": str(index), "showlegend": first, "meta": {"hue": index}}
+        if index > 0:
+            steps = {"x": [*left, *right[-1:]], "y": [*counts, *counts[-1:]], "line": {"shape": "hv", "width": 2}}
+            return {**common, **steps, "type": "scatter", "mode": "lines"}
         widths = [b - a for a, b in zip(left, right, strict=True)]
-        bars = {"type": "bar", "name": name, "x": left, "width": widths, "offset": 0, "y": _cells(bins, self.count)}
-        group = {"legendgroup": str(index), "showlegend": first, "meta": {"hue": index}}
-        return {**bars, **group, "opacity": 0.65, "marker": {"line": {"width": 0}}, "alignmentgroup": name}
+        bars = {"type": "bar", "x": left, "width": widths, "offset": 0, "y": counts, "opacity": 0.45}
+        return {**common, **bars, "marker": {"line": {"width": 0}}}
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,9 @@ class Scatter(Picture):
             trace: dict[str, Any] = {"type": "scatter", "mode": mode, "name": name, "marker": mark}
             trace |= {"x": _cells(rows, self.x), "y": _cells(rows, self.y), "line": {"width": 1.5, "dash": "dot"}}
             if self.label:
-                trace |= {"text": [_label(row[self.label]) for row in rows], "textposition": "top center"}
+                furthest = max((x for x in trace["x"] if isinstance(x, (int, float))), default=None)
+                places = ["top left" if x == furthest else "top right" for x in trace["x"]]
+                trace |= {"text": [_label(row[self.label]) for row in rows], "textposition": places}
             if self.low and self.high:
                 trace["error_y"] = self._errors(rows)
             data.append(trace | {"cliponaxis": False})
@@ -224,8 +230,9 @@ class Images(Picture):
             "coloraxis": {"cmid": 0, "colorbar": {"thickness": 12, "outlinewidth": 0}, "autocolorscale": True},
             "annotations": notes,
         }
+        layout["margin"] = {"l": 0, "r": 0, "t": 28, "b": 8}
         data = [{"type": "heatmap", "z": sheet, **scale}]
-        return _done(data, layout, height=min(80 + max(round(760 * len(sheet) / max(wide, 1)), 120), 900))
+        return _done(data, layout, height=min(80 + max(round(640 * len(sheet) / max(wide, 1)), 120), 900))
 
     def _size(self, tiles: Sequence[Any]) -> tuple[int, int]:
         sizes = {(len(tile), len(line)) for tile in tiles for line in tile}
@@ -246,26 +253,51 @@ class Treemap(Picture):
 
     def figure(self) -> Figure:
         sizes = {str(row[self.path]): _number(row[self.value]) for row in self.table.rows}
-        nodes: dict[str, str] = {}
-        for name in sizes:
-            parts = name.split(".")
-            for depth in range(1, len(parts) + 1):
-                nodes.setdefault(".".join(parts[:depth]), ".".join(parts[: depth - 1]))
+        nodes = _tree(list(sizes))
         unit = {c.name: c.unit for c in self.table.columns}[self.value]
         value = "%{value:.3s}B" if unit == "B" else "%{value}"
         trace = {
             "type": "treemap",
             "ids": [_label(n) for n in nodes],
             "parents": [_label(p) for p in nodes.values()],
-            "labels": [_label(n.rpartition(".")[2]) for n in nodes],
+            "labels": [_label(n.removeprefix(f"{p}.")) for n, p in nodes.items()],
             "values": [sizes.get(n, 0) for n in nodes],
             "branchvalues": "remainder",
             "texttemplate": f"%{{label}}<br>{value}",
             "hovertemplate": f"%{{id}}<br>{value}<br>%{{percentRoot:.1%}}<extra></extra>",
             "tiling": {"pad": 2},
+            "pathbar": {"visible": False},
+            "marker": {"line": {"width": 0}, "cornerradius": 2},
+            "meta": {"depths": [_depth(n, nodes) for n in nodes]},
+            "textfont": {"size": 12},
             "root": {"color": "rgba(0,0,0,0)"},
         }
-        return _done([trace], {}, height=420)
+        return _done([trace], {"margin": {"l": 0, "r": 0, "t": 8, "b": 8}}, height=420)
+
+
+def _tree(names: Sequence[str]) -> dict[str, str]:
+    """Each dotted prefix and its parent ('' at the top), without those that hold one thing only."""
+    parents: dict[str, str] = {}
+    for name in names:
+        cuts = [i for i, c in enumerate(name) if c == "."]
+        prefixes = [*(name[:i] for i in cuts), name]
+        for above, below in zip(["", *prefixes], prefixes, strict=False):
+            parents.setdefault(below, above)
+    children: dict[str, int] = {}
+    for above in parents.values():
+        children[above] = children.get(above, 0) + 1
+    alone = {n for n in parents if children.get(n, 0) == 1 and n not in names}
+    kept = {}
+    for name, above in parents.items():
+        while above in alone:
+            above = parents[above]
+        if name not in alone:
+            kept[name] = above
+    return kept
+
+
+def _depth(name: str, parents: Mapping[str, str]) -> int:
+    return 1 + _depth(parents[name], parents) if parents[name] else 0
 
 
 def _groups(table: Table, by: str | None, name: str) -> list[tuple[str, list[Mapping[str, Cell]]]]:
@@ -307,7 +339,7 @@ def _axis(table: Table, name: str, log: bool = False, titled: bool = True) -> di
     axis: dict[str, Any] = {"type": "category" if words else "log" if log else "linear"}
     if titled:
         axis["title"] = {"text": _label(name)}
-    return axis | _FORMATS.get(units[name], {}) | ({"dtick": 1} if log else {})
+    return axis | _FORMATS.get(units[name], {}) | ({"dtick": "D2"} if log and not words else {})
 
 
 def _on(end: str) -> dict[str, str]:
@@ -318,7 +350,7 @@ def _done(
     data: list[dict[str, Any]], layout: Figure, height: int, legend: bool | None = None, hovermode: str = "closest"
 ) -> Figure:
     shown = len(data) > 1 if legend is None else legend
-    below = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}
+    below = {"orientation": "h", "traceorder": "normal", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}
     margin = {"l": 56, "r": 16, "t": 34 if shown else 16, "b": 48}
     common = {"height": height, "margin": margin, "showlegend": shown, "legend": below, "hovermode": hovermode}
     return {"data": data, "layout": {**common, **layout}}
