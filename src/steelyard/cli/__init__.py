@@ -18,6 +18,10 @@ VERBS: Registry[click.Command] = Registry(
     "verbs",
     {
         "inspect": Row("steelyard.cli.inspect:verb", "what is in a file: tensors, types, ties and sizes"),
+        "convert": Row("steelyard.cli.convert:verb", "another file format, dtype, names or codec"),
+        "prune": Row("steelyard.cli.prune:verb", "set the smallest weights to zero, and store the zeros cheaply"),
+        "quantize": Row("steelyard.cli.quantize:verb", "round weights to uniform levels of 1 to 8 bits"),
+        "share": Row("steelyard.cli.share:verb", "few distinct values for each tensor: a codebook and indices"),
     },
 )
 

@@ -20,6 +20,7 @@ from steelyard.core.table import Table
 from steelyard.core.where import Where, where
 
 if TYPE_CHECKING:
+    from steelyard.core.transform import Step
     from steelyard.report.html import Page
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -78,6 +79,27 @@ def where_option(function: F) -> F:
 
 def _where(_ctx: click.Context, _option: click.Parameter, globs: tuple[str, ...]) -> Where | None:
     return where(",".join(globs)) if globs else None
+
+
+def source_and_target(function: F) -> F:
+    """Add the arguments SOURCE and TARGET and the flag ``--force``."""
+    force = click.option("--force", is_flag=True, help="Replace TARGET if it exists; SOURCE is never replaced.")
+    return click.argument("source")(click.argument("target")(force(function)))
+
+
+def codec_option(default: str | None, about: str) -> Callable[[F], F]:
+    """Add ``--codec CALL``; the verb receives a Pack, or None."""
+    return click.option("--codec", metavar="CALL", default=default, show_default=True, callback=_pack, help=about)
+
+
+def _pack(_ctx: click.Context, _option: click.Parameter, call: str | None) -> Step | None:
+    if call is None:
+        return None
+    from steelyard.codecs import CODECS
+    from steelyard.core.recipe import Reader, parse_call
+    from steelyard.edit.pack import Pack
+
+    return Pack(Reader(CODECS, {}).plan(parse_call(call), "--codec"))
 
 
 def show(tables: Table | Sequence[Table], output: Output, page: Page | None = None) -> None:

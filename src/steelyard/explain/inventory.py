@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from steelyard.core.packed import Scheme
+from steelyard.core.packed import Codec, Plan, Scheme
 from steelyard.core.table import Column, Table
 from steelyard.core.weights import Weight, Weights
 from steelyard.core.where import Where
@@ -60,7 +60,7 @@ def inventory(weights: Weights, where: Where | None = None, depth: int | None = 
     for item in items:
         row = {"name": item.name, "shape": item.spec.shape, "dtype": item.spec.dtype.name, **_sizes([item])}
         row["held"] = held(item.scheme)
-        rows.append(row | ({"also": aliases.get(item.name)} if aliases else {}))
+        rows.append(row | ({"also": ", ".join(aliases.get(item.name, []))} if aliases else {}))
     return Table.of("tensors", columns, rows)
 
 
@@ -109,23 +109,30 @@ def choose(weights: Weights, where: Where | None) -> Weights:
     return chosen
 
 
-def held(scheme: Scheme | None) -> str:
-    """A scheme as the call that stands for it, as ``--codec`` reads it.
+def held(plan: Plan) -> str:
+    """How a tensor is held, as the call that ``--codec`` reads; parts that are plain by default are left out.
 
-    >>> from steelyard.core.packed import nest
     >>> held(None)
     'plain'
     """
-    if scheme is None:
-        return "plain"
     from steelyard.core.recipe import to_data
 
-    return _call(to_data(scheme))
+    if not isinstance(plan, (Scheme, Codec)):
+        return _call(to_data(plan) or "plain")
+    codec, parts = (plan.codec, plan.parts) if isinstance(plan, Scheme) else (plan, {})
+    data = to_data(codec)
+    name, settings = (data, {}) if isinstance(data, str) else next(iter(data.items()))
+    said = {part: held(below) for part, below in parts.items() if below is not None or part in codec.inner}
+    words = [f"{key}={_call(value)}" for key, value in settings.items()]
+    words += [f"{part}={below}" for part, below in said.items()]
+    return f"{name}({', '.join(words)})" if words else str(name)
 
 
 def _call(data: Any) -> str:
     if isinstance(data, dict):
         ((name, settings),) = data.items()
+        if isinstance(settings, list):
+            return f"{name}({', '.join(map(_call, settings))})"
         return f"{name}({', '.join(f'{key}={_call(value)}' for key, value in settings.items())})"
     return data if isinstance(data, str) else repr(data)
 
