@@ -72,7 +72,7 @@ class Affine(Codec):
         spec = Spec.like(x)
         shape = _Sharing(self, spec).shape
         if not x.size:
-            parts = {"codes": np.zeros(x.shape, np.uint8), "scale": np.zeros(shape, np.float32)}
+            parts: dict[str, np.ndarray] = {"codes": np.zeros(x.shape, np.uint8), "scale": np.zeros(shape, np.float32)}
             return parts if self.symmetric else {**parts, "zero": np.zeros(shape, x.dtype)}
         with np.errstate(all="ignore"):
             return self._symmetric(x, spec) if self.symmetric else self._between(x, spec)
@@ -108,7 +108,7 @@ class Affine(Codec):
     ) -> np.ndarray:
         if sharing.one:  # one table of levels serves every element
             table = _placed(self._levels(np.arange(self._top + 1, dtype=np.uint8)), scale, zero, spec)
-            return table[codes]
+            return np.asarray(table[codes])
         return _placed(self._levels(codes), sharing.spread(scale), None if zero is None else sharing.spread(zero), spec)
 
     def _symmetric(self, x: np.ndarray, spec: Spec) -> dict[str, np.ndarray]:
@@ -201,7 +201,7 @@ class _Sharing:
             place[self.codec.axis] = -1
             return values.reshape(place)
         spread: np.ndarray = np.repeat(values, self.codec.group or 1, axis=-1)
-        return spread[..., : self.spec.shape[-1]]
+        return np.asarray(spread[..., : self.spec.shape[-1]])
 
 
 def _placed(levels: np.ndarray | float, scale: np.ndarray, zero: np.ndarray | None, spec: Spec) -> np.ndarray:

@@ -24,7 +24,7 @@ _LARGEST = 1 << 16
 
 @dataclass(frozen=True)
 class Palette(Codec):
-    """Hold a tensor as ``codes`` (its shape; uint8, above 256 entries uint16) and an ascending ``codebook`` (its dtype).
+    """Hold a tensor as ``codes`` (its shape; uint8, above 256 entries uint16) and a rising ``codebook`` (its dtype).
 
     x[i] becomes codebook[codes[i]]. Values are told apart by their bits, so -0.0 and NaN survive in a tensor
     with at most k distinct ones. Only entries that are used are kept. Encoding what was decoded changes nothing.
