@@ -6,6 +6,7 @@ Knows nothing of where they come from.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -31,7 +32,7 @@ class Batches:
     weight: Tensor | None = None
 
     def __len__(self) -> int:
-        return -(-len(self.order) // self.size)
+        return math.ceil(len(self.order) / self.size)
 
     def __iter__(self) -> Iterator[Batch]:
         for rows in self.order.split(self.size):
@@ -84,10 +85,11 @@ def stratified(
     """
     random = np.random.default_rng([seed, 0x5911])
     parts: dict[Split, list[np.ndarray]] = {split: [] for split in SPLITS}
+    order: tuple[Split, ...] = ("test", "valid", "train")
     for label in np.unique(labels):
         rows = random.permutation(np.flatnonzero(labels == label))
         first, second = round(len(rows) * test), round(len(rows) * test) + round(len(rows) * valid)
-        for split, part in zip(("test", "valid", "train"), np.split(rows, [first, second]), strict=True):
+        for split, part in zip(order, np.split(rows, [first, second]), strict=True):
             parts[split].append(part)
     return {split: np.sort(np.concatenate(found)) for split, found in parts.items()}
 

@@ -71,14 +71,9 @@ def compare(a: nn.Module, b: nn.Module, task: Task, split: Split = "test", confi
             raise ModelError(f"the {split} split of the task {task.name!r} is empty")
         binary = _binary(x) and _binary(y)
         low, high = paired_proportions(x, y, confidence) if binary else student(y - x, confidence)
-        rows.append(
-            {
-                **{"metric": name, "a": float(x.mean()), "b": float(y.mean())},
-                **{"difference": float(y.mean() - x.mean()), "low": low, "high": high},
-                **{"agreement": agreement, "examples": len(x)},
-                "method": "Newcombe, paired" if binary else "Student t, paired",
-            }
-        )
+        rows.append({"metric": name, "a": float(x.mean()), "b": float(y.mean()), "low": low, "high": high})
+        rows[-1] |= {"difference": float(y.mean() - x.mean()), "agreement": agreement, "examples": len(x)}
+        rows[-1] |= {"method": "Newcombe, paired" if binary else "Student t, paired"}
     columns = ["metric", "a", "b", "difference", "low", "high", "agreement", "examples", "method"]
     meta = {"task": task.name, "split": split, "confidence": confidence}
     return Table.of(

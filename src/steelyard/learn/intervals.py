@@ -61,10 +61,10 @@ def _phi(both: int, only_a: int, only_b: int, neither: int) -> float:
     product = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
     if product == 0:
         return 0.0
-    cross, n = both * neither - only_a * only_b, both + only_a + only_b + neither
+    cross, n = float(both * neither - only_a * only_b), both + only_a + only_b + neither
     if cross > 0:
-        cross = max(cross - n / 2, 0)
-    return float(cross / math.sqrt(product))
+        cross = max(cross - n / 2, 0.0)
+    return cross / math.sqrt(product)
 
 
 def _normal(confidence: float) -> float:

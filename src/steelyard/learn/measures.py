@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 from steelyard.errors import ModelError
 
@@ -16,7 +16,7 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     outputs: (examples, ..., classes) logits; targets: (examples, ...) class numbers.
     """
     _match(outputs, targets)
-    flat = F.cross_entropy(outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1), reduction="none")
+    flat = functional.cross_entropy(outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1), reduction="none")
     return flat.reshape(targets.shape[0], -1).mean(1)
 
 
@@ -52,5 +52,6 @@ def _residual(outputs: Tensor, targets: Tensor) -> Tensor:
 def _match(outputs: Tensor, targets: Tensor) -> None:
     if outputs.shape[:-1] != targets.shape:
         raise ModelError(
-            f"the model returns {tuple(outputs.shape)} for targets of {tuple(targets.shape)}: expected one more axis, the classes"
+            f"the model returns {tuple(outputs.shape)} for targets of {tuple(targets.shape)}: "
+            "expected one more axis, the classes"
         )

@@ -29,7 +29,7 @@ def generator(seed: int, *purpose: object) -> torch.Generator:
 
 @contextmanager
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Within the block torch's default generators (CPU, and CUDA ``device``) start at ``seed``; then all is as before."""
+    """Within the block torch's default generators (CPU, and that of ``device``) start at ``seed``; then as before."""
     cuda = [device.index or 0] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         torch.default_generator.manual_seed(seed)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 from steelyard.errors import ModelError
 from steelyard.learn.data import Examples, few, stratified
@@ -103,8 +103,8 @@ def vary(
     cosine, sine = angle.cos(), angle.sin()
     first = torch.stack([across * cosine, -down * sine, x], 1)
     second = torch.stack([across * sine, down * cosine, y], 1)
-    grid = F.affine_grid(torch.stack([first, second], 1), list(images.shape), align_corners=False)
-    return F.grid_sample(images - fill, grid, mode="bilinear", align_corners=False) + fill
+    grid = functional.affine_grid(torch.stack([first, second], 1), list(images.shape), align_corners=False)
+    return functional.grid_sample(images - fill, grid, mode="bilinear", align_corners=False) + fill
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
