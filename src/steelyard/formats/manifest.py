@@ -6,8 +6,8 @@ One JSON text under the key ``steelyard``, the same in every container::
 
 Only what is needed is there; where nothing is needed there is no text. A layout is
 ``[codec, dtype, shape, {part: layout or key of an array}]``, in which an empty key stands for the usual
-one, ``name/part/part``: in small files every byte of the header counts. The text is the authority for how arrays belong together, not the spelling of keys.
-Knows nothing of files.
+one, ``name/part/part``: in small files every byte of the header counts. The text is the authority for how
+arrays belong together, not the spelling of keys. Knows nothing of files.
 """
 
 from __future__ import annotations
