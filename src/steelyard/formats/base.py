@@ -10,16 +10,17 @@ import io
 import os
 import secrets
 import stat
+import sys
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, ClassVar
 
 from steelyard.core.spec import Spec
-from steelyard.core.weights import Weights
+from steelyard.core.weights import Weight, Weights
 from steelyard.errors import FormatError, printable
 
 if TYPE_CHECKING:
@@ -132,12 +133,25 @@ def empty(spec: Spec, source: Source, offset: int, name: str) -> np.ndarray:
         raise FormatError(text[:300], path=source.path, offset=offset) from error
 
 
+def announced(weight: Weight, value: np.ndarray) -> np.ndarray:
+    """`value`, checked to be what its weight says; raises WeightsError otherwise."""
+    return replace(weight, read=lambda: value).array()
+
+
+def check_text(text: str, what: str, path: Path) -> None:
+    """Raise FormatError for half a surrogate pair, which no file can hold as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise FormatError(f"{what} {printable(text)[:200]!r} is not Unicode text; rename it", path=path) from error
+
+
 def flat_bytes(array: np.ndarray) -> memoryview:
     """The bytes of an array in C order, little-endian, without a copy where they already lie so."""
     import numpy as np
 
     array = np.ascontiguousarray(array)
-    if array.dtype.str[0] == ">" or (not np.little_endian and array.dtype.itemsize > 1):
+    if array.dtype.str[0] == ">" or (sys.byteorder == "big" and array.dtype.itemsize > 1):
         array = array.byteswap()
     return array.reshape(-1).view(np.uint8).data
 

@@ -11,6 +11,7 @@ Specification: https://github.com/huggingface/safetensors#format
 from __future__ import annotations
 
 import struct
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,19 @@ from steelyard.core.packed import Packed
 from steelyard.core.spec import DTYPES, DType, Spec
 from steelyard.core.weights import Weight, Weights
 from steelyard.errors import FormatError, printable
-from steelyard.formats.base import COPY, Format, Sink, Source, empty, flat_bytes, replacing, spooling, writing
+from steelyard.formats.base import (
+    COPY,
+    Format,
+    Sink,
+    Source,
+    announced,
+    check_text,
+    empty,
+    flat_bytes,
+    replacing,
+    spooling,
+    writing,
+)
 from steelyard.formats.manifest import KEY, Draft, Manifest, compact_json, load_json
 
 if TYPE_CHECKING:
@@ -105,15 +118,8 @@ def _metadata(data: Any, path: Path) -> dict[str, str]:
     if not isinstance(data, dict) or any(not isinstance(value, str) for value in data.values()):
         raise FormatError("header: expected text under text in '__metadata__'", path=path, offset=8)
     for text in (*data, *data.values()):
-        _check_text(text, "metadata", path)
+        check_text(text, "metadata", path)
     return dict(data)
-
-
-def _check_text(text: str, what: str, path: Path) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise FormatError(f"{what} {printable(text)[:200]!r} is not Unicode text", path=path, offset=8) from error
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ class _Tensor:
         def wrong(text: str) -> FormatError:
             return FormatError(f"tensor {printable(name)[:200]!r}: {text}", path=path, offset=8)
 
-        _check_text(name, "tensor name", path)
+        check_text(name, "tensor name", path)
         if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
             raise wrong("expected an object of dtype, shape and data_offsets")
         code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -186,7 +192,7 @@ def _read(name: str, tensor: _Tensor, source: Source) -> np.ndarray:
             array.reshape(-1).view(np.uint8)[:] = nibbles.reshape(-1)
             return array
         source.fill(file, tensor.begin, array.reshape(-1).view(np.uint8).data)
-    return array if np.little_endian else array.byteswap()
+    return array if sys.byteorder == "little" else array.byteswap()
 
 
 def _data(array: np.ndarray) -> memoryview:
@@ -204,9 +210,9 @@ def _check(weights: Weights, path: Path) -> None:
     if KEY in weights.meta:
         raise FormatError(f"the metadata key {KEY!r} is reserved; rename it", path=path)
     for text in (*weights.meta, *weights.meta.values(), *weights.ties):
-        _check_text(text, "metadata", path)
+        check_text(text, "metadata", path)
     for name, item in weights.items():
-        _check_text(name, "tensor name", path)
+        check_text(name, "tensor name", path)
         if name == "__metadata__":
             raise FormatError("a tensor cannot be named '__metadata__'; rename it", path=path)
         if item.scheme is None:
@@ -247,13 +253,8 @@ def _write(weights: Weights, path: Path, sink: Sink, encoded: set[str]) -> bool:
             value = piece.weight.read()
             if isinstance(value, Packed):
                 return False
-            sink.write(_data(_announced(piece.weight, value)))
+            sink.write(_data(announced(piece.weight, value)))
     return True
-
-
-def _announced(weight: Weight, value: np.ndarray) -> np.ndarray:
-    """`value`, checked to be what its weight says; raises WeightsError otherwise."""
-    return Weight(weight.name, weight.spec, lambda: value, origin=weight.origin).array()
 
 
 def _plan(item: Weight, draft: Draft, spool: IO[bytes], path: Path, encoded: bool) -> list[_Piece]:
@@ -264,7 +265,7 @@ def _plan(item: Weight, draft: Draft, spool: IO[bytes], path: Path, encoded: boo
     if isinstance(value, Packed):
         leaves = draft.dismantle(item.name, value)
     else:
-        leaves = {draft.plain(item.name): _announced(item, value)}
+        leaves = {draft.plain(item.name): announced(item, value)}
     pieces = []
     for key, array in leaves.items():
         piece = _Piece(key, Spec.like(array), None, spool.tell())
