@@ -17,6 +17,7 @@ from steelyard.core.packed import Plan, Scheme, Smallest
 from steelyard.core.weights import Weights
 from steelyard.core.where import Where
 from steelyard.errors import UnknownNameError, WeightsError
+from steelyard.formats.module import to_tensor
 
 Site = tuple[nn.Module, str]  # a module and the name of its parameter
 
@@ -85,11 +86,11 @@ def shared(model: nn.Module, weights: Weights, where: Where | None = None) -> nn
     sites = _sites(model)
     for name, weight in weights.items():
         if name in dict(model.named_buffers()):
-            model.get_buffer(name).copy_(torch.from_numpy(np.array(weight.array())))
+            model.get_buffer(name).copy_(to_tensor(weight.array()))
             continue
         found = _find(sites, name)
         parameter = getattr(*found[0])
-        values = torch.from_numpy(np.array(weight.array())).to(parameter.device, parameter.dtype)
+        values = to_tensor(weight.array()).to(parameter.device, parameter.dtype)
         _same_shape(name, values, parameter)
         with torch.no_grad():
             parameter.copy_(values)

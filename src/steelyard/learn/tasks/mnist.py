@@ -27,12 +27,12 @@ from steelyard.learn.task import SPLITS, Interface, Split, Task
 
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/")
 
-# The four files as published by LeCun, Cortes and Burges (1998), and the MD5 of each.
+# The four files as published by LeCun, Cortes and Burges (1998), and the SHA-256 of each.
 FILES: Mapping[str, str] = {
-    "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-    "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
-    "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
-    "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+    "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+    "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+    "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+    "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
 }
 
 
@@ -147,9 +147,9 @@ def _download(folder: Path) -> None:
             continue
         folder.mkdir(parents=True, exist_ok=True)
         data = _fetch(name, folder)
-        found = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        found = hashlib.sha256(data).hexdigest()
         if found != checksum:
-            raise FormatError(f"downloaded with MD5 {found}, published is {checksum}: try again later", path=name)
+            raise FormatError(f"downloaded with SHA-256 {found}, published is {checksum}: try again later", path=name)
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
             file.write(data)
         os.replace(file.name, folder / name)

@@ -1,0 +1,149 @@
+"""Moving trained weights to a new task: load what fits, start a new head, freeze what shall stay, train the rest.
+
+Decides what counts as the head and accounts for every name. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from torch import nn
+
+from steelyard.core.table import Table
+from steelyard.core.weights import Weights
+from steelyard.core.where import Where, where
+from steelyard.errors import ModelError
+from steelyard.formats.module import from_module, into_module
+from steelyard.learn.evaluate import evaluating
+from steelyard.learn.optimizers import Optimizers
+from steelyard.learn.run import Gauge, Keep, Run, train
+from steelyard.learn.schedules import Schedule
+from steelyard.learn.task import Task, apply, build_seeded, device_of
+
+
+def transfer(
+    weights: Weights, module: nn.Module, *, head: Where | None = None, rename: Mapping[str, str] | None = None
+) -> Table:
+    """Load what fits into the module; what ``head`` chooses stays as the module had it.
+
+    rename: the names of the weights -> those of the module, as for `into_module`. Returns the account of
+    `into_module`: every name on either side with its status, here also "new" for the head.
+    Raises ModelError, with the module untouched, if not one weight fits.
+    """
+    body = weights if head is None else _without(weights, head)
+    account = into_module(body, module, partial=True, rename=rename)
+    if "loaded" not in account.column("status"):
+        raise ModelError(
+            f"none of the {len(body)} weights fits {type(module).__name__}: "
+            f"it has {_some(from_module(module))}, given are {_some(body)}; map the names with rename="
+        )
+    if head is None:
+        return account
+    chosen = set(from_module(module).select(head)) | set(from_module(module).ties)
+    rows = [
+        {**row, "status": "new", "note": "head of the new task, as it was started"}
+        if row["status"] == "missing" and row["name"] in chosen
+        else row
+        for row in account.rows
+    ]
+    counts = {status: sum(row["status"] == status for row in rows) for status in {row["status"]: 0 for row in rows}}
+    meta = {key: value for key, value in account.meta.items() if not isinstance(value, int)}
+    return replace(account, rows=tuple(rows), meta={**meta, **counts})
+
+
+def freeze(module: nn.Module, where: Where) -> list[str]:
+    """Stop training the parameters that ``where`` chooses; returns their names.
+
+    Their bits stay as they are, and so do the running statistics of a normalisation that is frozen as a whole.
+    Raises ModelError if nothing is chosen.
+    """
+    names = list(from_module(module, buffers=False).select(where))
+    if not names:
+        raise ModelError(f"no parameter to freeze: none of {_some(from_module(module, buffers=False))} is chosen")
+    for name in names:
+        module.get_parameter(name).requires_grad_(False)
+    return names
+
+
+def find_head(module: nn.Module, task: Task) -> Where:
+    """What chooses the weights of the last layer: of those with parameters of their own, the one that runs last."""
+    order: list[str] = []
+    hooks = [
+        child.register_forward_hook(lambda *_, name=name: order.append(name))
+        for name, child in module.named_modules()
+        if any(True for _ in child.parameters(recurse=False))
+    ]
+    batch = next(iter(task.batches("train", 0))).to(device_of(module))
+    try:
+        with evaluating(module):
+            apply(module, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not order:
+        raise ModelError(f"{type(module).__name__} has no layer with parameters that runs")
+    own = module.get_submodule(order[-1]).named_parameters(recurse=False)
+    return where(",".join(f"{order[-1]}.{leaf}" if order[-1] else leaf for leaf, _ in own))
+
+
+def finetune(
+    task: Task,
+    weights: Weights,
+    model: nn.Module | None = None,
+    *,
+    head: Literal["new", "keep"] | Where = "new",
+    freeze: Literal["body"] | Where | None = None,
+    rename: Mapping[str, str] | None = None,
+    optimizer: str | Optimizers = "adamw",
+    rate: float = 1e-3,
+    epochs: int = 20,
+    schedule: str | Schedule = "one-cycle",
+    weight_decay: float = 0.01,
+    seed: int = 0,
+    gauges: Sequence[Gauge] = (),
+    keep: Keep = "best",
+    after_step: Callable[[nn.Module], None] | None = None,
+    progress: bool | Callable[[Run], None] = True,
+) -> tuple[Run, Table]:
+    """Carry ``weights`` over to the task's model and train it there; the finished run and the account of `transfer`.
+
+    head: "new" starts the last layer anew, "keep" loads it if it fits, or what chooses the weights to start anew.
+    freeze: what is not trained; "body" is all but the head. The other keywords are those of Run.
+    """
+    found = build_seeded(task, seed) if model is None else model
+    last = head if isinstance(head, Where) else find_head(found, task)
+    account = transfer(weights, found, head=None if head == "keep" else last, rename=rename)
+    if freeze is not None:
+        _freeze(found, ~last if freeze == "body" else freeze)
+    run = train(
+        task,
+        found,
+        optimizer=optimizer,
+        rate=rate,
+        epochs=epochs,
+        schedule=schedule,
+        weight_decay=weight_decay,
+        seed=seed,
+        gauges=gauges,
+        keep=keep,
+        after_step=after_step,
+        progress=progress,
+    )
+    return run, account
+
+
+_freeze = freeze  # finetune has an argument of that name
+
+
+def _without(weights: Weights, head: Where) -> Weights:
+    """The weights, and the further names of weights, that ``head`` does not choose."""
+    body = weights.select(~head)
+    ties = {a: name for a, name in body.ties.items() if not head(replace(weights[name], name=a))}
+    return Weights(body.values(), ties, body.meta)
+
+
+def _some(names: Any) -> str:
+    listed = list(names)
+    return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")
