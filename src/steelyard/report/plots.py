@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steelyard.core.table import Cell, Table
-from steelyard.errors import RecipeError, printable
+from steelyard.errors import RecipeError, UnknownNameError, printable
 
 Figure = dict[str, Any]
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")  # a second sign beside the colour
@@ -179,7 +179,7 @@ class Scatter(Picture):
             if self.label:
                 furthest = max((x for x in trace["x"] if isinstance(x, (int, float))), default=None)
                 places = ["top left" if x == furthest else "top right" for x in trace["x"]]
-                trace |= {"text": [_label(row[self.label]) for row in rows], "textposition": places}
+                trace |= {"text": [_label(_cell(row, self.label)) for row in rows], "textposition": places}
             if self.low and self.high:
                 trace["error_y"] = self._errors(rows)
             data.append(trace | {"cliponaxis": False})
@@ -220,7 +220,11 @@ class Images(Picture):
             for y, line in enumerate(tile):
                 sheet[top + y][left : left + width] = map(_number, line)
             if self.label:
-                words = {"text": _label(self.table.rows[i][self.label]), "showarrow": False, "font": {"size": 10}}
+                words = {
+                    "text": _label(_cell(self.table.rows[i], self.label)),
+                    "showarrow": False,
+                    "font": {"size": 10},
+                }
                 notes.append({**words, "x": left + (width - 1) / 2, "y": top - 0.5, "yanchor": "bottom"})
         scale = {"coloraxis": "coloraxis", "hoverongaps": False, "hovertemplate": "%{z:.4g}<extra></extra>"}
         hidden = {"visible": False, "constrain": "domain"}
@@ -252,9 +256,9 @@ class Treemap(Picture):
     alt: str = ""
 
     def figure(self) -> Figure:
-        sizes = {str(row[self.path]): _number(row[self.value]) for row in self.table.rows}
+        sizes = {str(_cell(row, self.path)): _number(_cell(row, self.value)) for row in self.table.rows}
         nodes = _tree(list(sizes))
-        unit = {c.name: c.unit for c in self.table.columns}[self.value]
+        unit = _unit(self.table, self.value)
         value = "%{value:.3s}B" if unit == "B" else "%{value}"
         trace = {
             "type": "treemap",
@@ -312,12 +316,18 @@ def _groups_of(
         return [(_label(name), list(rows))]
     groups: dict[str, list[Mapping[str, Cell]]] = {}
     for row in rows:
-        groups.setdefault(_label(row[by]), []).append(row)
+        groups.setdefault(_label(_cell(row, by)), []).append(row)
     return list(groups.items())
 
 
 def _cells(rows: Sequence[Mapping[str, Cell]], name: str) -> list[Any]:
-    return [_number(row[name]) for row in rows]
+    return [_number(_cell(row, name)) for row in rows]
+
+
+def _cell(row: Mapping[str, Cell], name: str) -> Cell:
+    if name not in row:
+        raise UnknownNameError("column", name, row)
+    return row[name]
 
 
 def _number(value: Any) -> Any:
@@ -333,13 +343,16 @@ def _label(value: Any) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
+def _unit(table: Table, name: str) -> str:
+    return next((c.unit for c in table.columns if c.name == name), "")
+
+
 def _axis(table: Table, name: str, log: bool = False, titled: bool = True) -> dict[str, Any]:
-    values, units = table.column(name), {c.name: c.unit for c in table.columns}
-    words = any(isinstance(v, str) for v in values)
+    words = any(isinstance(v, str) for v in table.column(name))
     axis: dict[str, Any] = {"type": "category" if words else "log" if log else "linear"}
     if titled:
         axis["title"] = {"text": _label(name)}
-    return axis | _FORMATS.get(units[name], {}) | ({"dtick": "D2"} if log and not words else {})
+    return axis | _FORMATS.get(_unit(table, name), {}) | ({"dtick": "D2"} if log and not words else {})
 
 
 def _on(end: str) -> dict[str, str]:

@@ -58,7 +58,10 @@ def _grid(table: Table, width: int | None, colour: bool) -> list[str]:
     heads = [printable(c.name) for c in columns]
     body = [[written(row[c.name], c.unit) for c in columns] for row in table.rows]
     widths = [max(map(cells, column)) for column in zip(heads, *body, strict=True)]
-    fitted = _fit(widths, right, width)
+    least = [_NARROWEST] * len(columns)
+    if width is not None and sum(widths) + _GAP * len(widths) > width:
+        least[0] = _distinct([row[0] for row in body], widths[0])
+    fitted = _fit(widths, right, least, width)
     if fitted is None:
         blocks = [_record(columns, row, colour) for row in table.rows]
         return [line for block in blocks for line in (*block, "")][:-1]
@@ -72,14 +75,21 @@ def _is_numeric(table: Table, column: Column) -> bool:
     return bool(values) and all(map(is_number, values))
 
 
-def _fit(widths: list[int], right: list[bool], width: int | None) -> list[int] | None:
+def _distinct(names: Sequence[str], width: int) -> int:
+    """The narrowest column in which different names still look different."""
+    wanted = len(set(names))
+    fits = (w for w in range(_NARROWEST, width) if len({_cut(name, w) for name in names}) == wanted)
+    return next(fits, width)
+
+
+def _fit(widths: list[int], right: list[bool], least: list[int], width: int | None) -> list[int] | None:
     """Column widths for a terminal: columns of words give way, widest first; None if that is not enough."""
     total = sum(widths) + _GAP * (len(widths) - 1)
     if width is None or total <= width:
         return widths
     fitted = list(widths)
     for _ in range(total - width):
-        words = [i for i, r in enumerate(right) if not r and fitted[i] > _NARROWEST]
+        words = [i for i, r in enumerate(right) if not r and fitted[i] > least[i]]
         if not words:
             return None
         fitted[max(words, key=lambda i: fitted[i])] -= 1
