@@ -19,6 +19,8 @@ FORMATS: Registry[type[Format]] = Registry(
         "safetensors": Row(
             "steelyard.formats.safetensors:Safetensors", "the open standard for weights; holds everything"
         ),
+        "npz": Row("steelyard.formats.npz:Npz", "the arrays of numpy in a zip archive"),
+        "npy": Row("steelyard.formats.npz:Npy", "one array of numpy, named by its file"),
     },
 )
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar, cast
 
 from steelyard.core.packed import Packed
 from steelyard.core.spec import DTYPES, Spec
@@ -93,7 +93,7 @@ class Npz(Format):
                 raise FormatError(f"tensor {printable(name)!r}: no zip holds this name; rename it", path=path)
         draft, dtypes = Draft(weights), dict[str, str]()
         with replacing(path) as sink:
-            with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
+            with zipfile.ZipFile(cast("IO[bytes]", sink), "w", zipfile.ZIP_STORED) as archive:
                 for item in weights.values():
                     for key, array in _leaves(item, draft).items():
                         _write_member(archive, key, array, dtypes)
