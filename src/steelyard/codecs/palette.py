@@ -100,6 +100,8 @@ def _nearest(x: np.ndarray, k: int) -> np.ndarray:
 
     centres = np.asarray(kmeans_1d(values, k), np.float64)
     codes = np.searchsorted((centres[1:] + centres[:-1]) / 2, values)
-    if x.dtype.kind in "iu" or dtype(x.dtype).kind in ("int", "uint", "bool"):
-        centres = np.rint(centres)
+    if dtype(x.dtype).kind != "float":  # a float64 near the largest int64 would overflow it
+        centres = np.clip(
+            np.rint(centres), None, np.nextafter(float(values.max()), -np.inf) if values.max() >= 2**53 else None
+        )
     return centres.astype(x.dtype)[codes].reshape(x.shape)
