@@ -20,6 +20,8 @@ from steelyard.errors import CodecError, UnknownNameError
 if TYPE_CHECKING:
     import numpy as np
 
+MAX_DEPTH = 32  # of codecs in codecs: a hostile file must not exhaust the stack
+
 
 class Codec(ABC):
     """One way to hold a tensor. Final subclasses are frozen dataclasses; their fields are the configuration."""
@@ -153,6 +155,8 @@ class Layout:
     @staticmethod
     def parse(data: object, codec: Callable[[object, str], Codec], at: str) -> Layout:
         """Read a description; `codec` turns its data into a codec. Raises CodecError naming the place."""
+        if at.count(".parts.") > MAX_DEPTH:
+            raise CodecError(f"{at[:80]}...: codecs are nested more than {MAX_DEPTH} deep")
         if not isinstance(data, dict) or set(data) != {"shape", "dtype", "codec", "parts"}:
             raise CodecError(f"{at}: expected an object of shape, dtype, codec and parts")
         shape, parts = data["shape"], data["parts"]

@@ -16,10 +16,12 @@ from typing import Any, Literal, TypeVar, Union
 
 from steelyard.core.packed import Codec, Plan, Scheme, Smallest
 from steelyard.core.transform import Chain, On, Step, Transform
+from steelyard.core.weights import Weights
 from steelyard.core.where import Both, Either, Match, Not, Where
 from steelyard.errors import RecipeError, SteelyardError, suggestion
 
 T = TypeVar("T")
+MAX_DEPTH = 100  # of the places in data
 Hooks = Mapping[Any, Callable[[object, str], Any]]  # how a field of this type is read
 
 
@@ -46,7 +48,7 @@ def to_data(value: Any) -> Any:
         return _named(value.name, _settings(value))
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_data(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and not isinstance(value, Weights):
         return {str(k): to_data(v) for k, v in value.items()}
     if isinstance(value, Sequence):
         return [to_data(v) for v in value]
@@ -76,6 +78,7 @@ class Reader:
 
     def plan(self, data: object, at: str = "$") -> Plan:
         """A codec, a nesting of codecs, ``{"smallest": [...]}``, or ``"plain"`` for none."""
+        _check_depth(at)
         if data == "plain" or data is None:
             return None
         name, settings = _split(data, at)
@@ -98,6 +101,7 @@ class Reader:
 
     def step(self, data: object, at: str = "$") -> Transform:
         """A step, or a list of steps as one chain."""
+        _check_depth(at)
         if isinstance(data, list):
             return Chain(tuple(self.step(d, f"{at}[{i}]") for i, d in enumerate(data)))
         name, settings = _split(data, at)
@@ -108,6 +112,7 @@ class Reader:
 
     def where(self, data: object, at: str = "$") -> Where:
         """A glob, the fields of a Match, or both / either / not of further conditions."""
+        _check_depth(at)
         if isinstance(data, str):
             return Match(data)
         settings = _mapping(data, at)
@@ -216,6 +221,12 @@ def _call(node: ast.expr) -> Any:
     if isinstance(node, (ast.Constant, ast.UnaryOp, ast.Tuple, ast.List)):
         return ast.literal_eval(node)
     raise ValueError(f"expected a name, a value or name(setting=value), at column {node.col_offset}")
+
+
+def _check_depth(at: str) -> None:
+    """Raise before hostile data exhausts the stack."""
+    if at.count(".") + at.count("[") > MAX_DEPTH:
+        raise RecipeError(f"nested more than {MAX_DEPTH} deep", at=f"{at[:80]}...")
 
 
 def _split(data: object, at: str) -> tuple[str, Any]:

@@ -84,7 +84,8 @@ def cluster_1d(values: np.ndarray, k: int, weights: np.ndarray | None = None) ->
         lower, exact = min(lower, loss), False
     single = np.diff(cuts) == 1  # a value that has a centre to itself is met exactly, not up to rounding
     centres = np.where(single, x[cuts[:-1]], centres * scale + shift)
-    return Clustering(np.unique(centres), float(loss * scale**2), float(lower * scale**2), exact)
+    with np.errstate(over="ignore"):  # the centres fit into float64; the squares of their distances need not
+        return Clustering(np.unique(centres), float(loss * scale * scale), float(lower * scale * scale), exact)
 
 
 def _distinct(values: np.ndarray, k: int, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
