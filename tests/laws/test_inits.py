@@ -1,0 +1,85 @@
+"""Laws of every initialiser: the variance is the stated one, and chance belongs to a name, not to an order."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from steelyard.core.recipe import Reader
+from steelyard.core.spec import Spec
+from steelyard.core.weights import Weights
+from steelyard.init import INITS, Init, generator, start
+
+# More settings of a row than its defaults; a row that is not here is tested with its defaults.
+SETTINGS = {
+    "constant": [{"value": 0.25}],
+    "normal": [{}, {"std": 0.3, "mean": -1.0}],
+    "uniform": [{}, {"low": -0.1, "high": 0.5}],
+    "truncated_normal": [{}, {"std": 0.4}],
+    "xavier": [{"gain": 5 / 3, "distribution": d} for d in ("normal", "uniform", "truncated_normal")],
+    "he": [{"mode": m, "distribution": d, "slope": s}
+           for m, d, s in (("fan_in", "normal", 0.0), ("fan_out", "uniform", 0.2), ("fan_out", "truncated_normal", 0.0))],
+    "lecun": [{"distribution": d} for d in ("normal", "uniform", "truncated_normal")],
+    "orthogonal": [{}, {"gain": math.sqrt(2)}],
+}  # fmt: skip
+EVERY = [(name, settings) for name in INITS for settings in SETTINGS.get(name, [{}])]
+SHAPES = [(120, 80), (24, 10, 5, 5)]
+SEEDS = 8
+
+
+def build(name, settings) -> Init:
+    return Reader({}, {}).build(INITS[name], settings)
+
+
+@pytest.mark.parametrize("name", INITS)
+def test_it_is_in_its_row(name):
+    assert INITS[name].name == name
+    assert issubclass(INITS[name], Init)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("name", "settings"), EVERY)
+def test_the_variance_is_the_stated_one(name, settings, shape):
+    """Six standard errors. The variance of n draws has at most the standard error of the normal one, v sqrt(2 / n)."""
+    init, spec = build(name, settings), Spec.of(shape, "float64")
+    values = np.stack([init(spec, generator(seed, "w")) for seed in range(SEEDS)])
+    stated = init.variance(spec)
+    n = values.size
+    assert abs(values.var() - stated) <= 6 * stated * math.sqrt(2 / n)
+    middle = settings.get("mean", settings.get("value", (settings.get("low", 0) + settings.get("high", 0)) / 2))
+    assert abs(values.mean() - middle) <= 6 * math.sqrt(stated / n)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(("name", "settings"), EVERY)
+def test_shape_and_dtype_and_the_same_bytes_again(name, settings, dtype):
+    init, spec = build(name, settings), Spec.of((7, 3, 2), dtype)
+    first, again = init(spec, generator(3, "w")), init(spec, generator(3, "w"))
+    assert Spec.like(first) == spec
+    assert first.tobytes() == again.tobytes()
+    exact = init(Spec.of((7, 3, 2), "float64"), generator(3, "w"))
+    assert np.array_equal(first, exact.astype(first.dtype))  # narrower formats round the same numbers
+    assert first.flags.c_contiguous
+
+
+@pytest.mark.parametrize(("name", "settings"), EVERY)
+def test_neither_order_nor_company_matters(name, settings):
+    arrays = {n: np.zeros((6, 4), np.float32) for n in ("a", "b", "c")}
+    init = build(name, settings)
+    whole = start(Weights.of(arrays), init, seed=5)
+    backwards = {n: whole[n].array().tobytes() for n in reversed(arrays)}
+    alone = {n: start(Weights.of({n: arrays[n]}), init, seed=5)[n].array().tobytes() for n in arrays}
+    assert backwards == alone
+    if init.variance(Spec.of((6, 4), "float32")):
+        assert len(set(alone.values())) == 3
+        assert start(Weights.of(arrays), init, seed=6)["a"].array().tobytes() != alone["a"]
+
+
+@pytest.mark.parametrize(("name", "settings"), EVERY)
+def test_nothing_is_nothing(name, settings):
+    for shape in ((0, 3), (3, 0), (0, 0, 3)):
+        spec = Spec.of(shape, "float32")
+        assert build(name, settings)(spec, generator(0, "w")).shape == shape
+        assert math.isfinite(build(name, settings).variance(spec))
