@@ -1,1 +1,36 @@
-"""TODO-DOC"""
+"""Every sentence of the field's definition of a weight as a measured check: the table. Nothing heavy is imported."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from steelyard.core.registry import Registry, Row
+
+CHAPTERS: dict[str, str] = {
+    "A": "the neuron: weighted sums",
+    "B": "learning",
+    "C": "beginnings",
+    "D": "discipline",
+    "E": "architectures",
+    "F": "making them small",
+    "G": "moving and publishing",
+}
+
+CLAIMS: Registry[Any] = Registry(
+    "claim",
+    "claims",
+    {
+        "A1": Row("steelyard.claims.a_neuron:A1", "a weight is the strength of one connection", "learn"),
+        "A2": Row("steelyard.claims.a_neuron:A2", "inputs are multiplied by weights and summed", "learn"),
+        "A3": Row("steelyard.claims.a_neuron:A3", "the sum passes through an activation", "learn"),
+        "A8": Row("steelyard.claims.a_neuron:A8", "a negative weight acts in the opposite direction", "learn"),
+        "B1": Row("steelyard.claims.b_learning:B1", "training adjusts weights to reduce error", "learn"),
+        "B2": Row("steelyard.claims.b_learning:B2", "by backpropagation", "learn"),
+        "B11": Row("steelyard.claims.b_learning:B11", "weights are the memory of the model", "learn"),
+        "C2": Row("steelyard.claims.c_beginnings:C2", "poor starts vanish or explode", "learn"),
+        "E1": Row("steelyard.claims.e_architectures:E1", "in linear models weights are coefficients", "learn"),
+        "F4": Row("steelyard.claims.f_small:F4", "weights can be shared", "learn"),
+        "F5": Row("steelyard.claims.f_small:F5", "less memory without much accuracy", "learn"),
+        "G1": Row("steelyard.claims.g_moving:G1", "the count of weights is a measure of scale", "learn"),
+    },
+)

@@ -1,0 +1,152 @@
+"""Chapter F, making them small: shared values, and the smallest file within a tolerance."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from steelyard import formats
+from steelyard.claims.check import Bar, Check
+from steelyard.claims.material import digits, inputs_of, trained
+from steelyard.core.weights import Weight, Weights
+from steelyard.edit.share import Share
+from steelyard.explain.histograms import unique_values
+from steelyard.formats.module import from_module, into_module
+from steelyard.init import start
+from steelyard.learn.evaluate import compare
+from steelyard.learn.run import train
+from steelyard.learn.seeding import seeded
+from steelyard.learn.task import Task, build_seeded
+from steelyard.learn.tasks import task
+from steelyard.shrink.deep import Settings, deep_compression
+
+CODEBOOKS = (2, 16, 37, 256)
+
+
+class Tied(nn.Module):
+    """An autoencoder of images whose decoder is the encoder's weight, with a classifier on its code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode = nn.Linear(64, 64)
+        self.decode = nn.Linear(64, 64)
+        self.decode.weight = self.encode.weight
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(torch.relu(self.decode(torch.relu(self.encode(x.flatten(1))))))
+        return logits
+
+
+def _mean(a: Weights, b: Weights) -> Weights:
+    """The average of two models, tensor by tensor."""
+
+    def average(item: Weight) -> Weight:
+        return item.then(lambda x: (x + b[item.name].array()) / np.float32(2))
+
+    return a.with_items(average(item) for item in a.values())
+
+
+def _broken(net: Tied) -> int:
+    """1 if the tie of a module is gone: two tensors, two addresses or two values."""
+    one, two = net.encode.weight, net.decode.weight
+    return int(one is not two or one.data_ptr() != two.data_ptr() or not torch.equal(one, two))
+
+
+def _shared() -> Mapping[str, float]:
+    weights = from_module(trained(digits("mlp"), epochs=2))
+    wrong = 0
+    data = digits()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "shared.safetensors"
+        for k in CODEBOOKS:
+            formats.write(Share(k, keep_zeros=False)(weights), path)
+            table = unique_values(formats.open(path))
+            matrices = [name for name, item in weights.items() if len(item.spec.shape) == 2]
+            distinct = dict(zip(table.column("name"), table.column("distinct"), strict=True))
+            wrong += sum(distinct[name] != k for name in matrices)
+        broken, difference = _ties(data, path)
+    return {"tensors without k distinct values": wrong, "ties broken": broken, "tied logit difference": difference}
+
+
+def _ties(data: Task, path: Path) -> tuple[int, float]:
+    """Ties that did not survive training, a start, a file, loading and averaging; and what the file changed."""
+    tied = data.with_model(Tied)
+    nets = [train(tied, epochs=2, seed=seed, progress=False).model for seed in (0, 1)]
+    broken = sum(_broken(net) for net in nets)  # type: ignore[arg-type]
+    with seeded(2):
+        fresh, averaged, started = Tied(), Tied(), Tied()
+    weights = from_module(nets[0])
+    formats.write(weights, path)
+    read = formats.open(path)
+    into_module(read, fresh)
+    into_module(_mean(weights, from_module(nets[1])), averaged)
+    into_module(start(from_module(started), "he", 3), started)
+    broken += sum(map(_broken, (fresh, averaged, started)))
+    kept = (weights, read, _mean(weights, weights), start(weights, "he", 3), Share(8)(weights))
+    broken += sum(dict(w.ties) != {"decode.weight": "encode.weight"} for w in kept)
+    x = inputs_of(data, "test")
+    with torch.no_grad():
+        return broken, float((nets[0].eval()(x) - fresh.eval()(x)).abs().max())
+
+
+F4 = Check(
+    "F4",
+    "weights can be shared",
+    "share every matrix at k = 2, 16, 37, 256, write, read, count; a tied net trained, started, averaged, loaded",
+    (
+        Bar("tensors without k distinct values", "==", 0),
+        Bar("ties broken", "==", 0),
+        Bar("tied logit difference", "==", 0),
+    ),
+    _shared,
+)
+
+TOLERANCE = 0.005  # half a percentage point
+
+
+def smallest(data: Task, model: nn.Module, path: Path, settings: Settings) -> int:
+    """Write the smallest stage of `deep_compression`; the bytes of the file."""
+    sizes = {}
+    for stage in deep_compression(model, data, settings):
+        sizes[stage.name] = formats.write(stage.weights, path.with_name(stage.name + path.suffix))
+    best = min(sizes, key=lambda name: sizes[name])
+    path.with_name(best + path.suffix).replace(path)
+    return path.stat().st_size
+
+
+def shrunk(data: Task, epochs: int, settings: Settings) -> Mapping[str, float]:
+    """Train, shrink, write, read into a new model, and compare the two on held-out data."""
+    model, again = trained(data, epochs=epochs), build_seeded(data, 99)
+    with tempfile.TemporaryDirectory() as folder:
+        before = formats.write(from_module(model), Path(folder) / "large.safetensors")
+        path = Path(folder) / "small.safetensors"
+        after = smallest(data, model, path, settings)
+        into_module(formats.open(path), again)
+    row = next(r for r in compare(model, again, data).rows if r["metric"] == data.headline)
+    return {
+        "lost": row["a"] - row["b"],
+        "times smaller": before / after,
+        "bytes": after,
+        "accuracy": row["b"],
+        "lost at most (95 %)": -row["low"],
+        "examples": row["examples"],
+    }
+
+
+def _small() -> Mapping[str, float]:
+    return shrunk(task("digits", model="cnn"), 20, Settings(tolerance=TOLERANCE))
+
+
+F5 = Check(
+    "F5",
+    "less memory without much accuracy",
+    "a CNN on digits: prune, share, entropy-code within 0.5 pp of validation; bytes on disk; re-read; held-out test",
+    (Bar("lost", "<=", TOLERANCE), Bar("times smaller", ">=", 10)),
+    _small,
+)
