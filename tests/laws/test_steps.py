@@ -1,0 +1,171 @@
+"""Laws of every step: names, order, ties and metadata survive; nothing is read early; a step is data."""
+
+from __future__ import annotations
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from steelyard.codecs import CODECS
+from steelyard.codecs.bitmask import Bitmask
+from steelyard.core.packed import Packed, nest, smallest
+from steelyard.core.recipe import Reader, to_data
+from steelyard.core.spec import Spec
+from steelyard.core.transform import Step, chain, on
+from steelyard.core.weights import Weight, Weights
+from steelyard.core.where import where
+from steelyard.edit import STEPS
+
+# Settings to test a row with, besides the first of each; a row must be here.
+SETTINGS = {
+    "cast": [{"dtype": "bfloat16"}, {"dtype": "float64", "overflow": "saturate"}, {"dtype": "int64"}],
+    "rename": [{"pattern": "*.weight", "to": "*.w"}, {"pattern": "head", "to": "lm_head", "regex": True}],
+    "prune": [{"fraction": 0.5}, {"fraction": 0.3, "scope": "tensor", "min_ndim": 1}],
+    "quantize": [{}, {"bits": 4, "symmetric": False, "axis": 0}, {"bits": 3, "group": 4}],
+    "share": [{"k": 3}, {"k": 2, "scope": "global", "keep_zeros": False}],
+    "pack": [{"plan": Bitmask()}, {"plan": smallest(nest(Bitmask(), mask=None), None)}, {"plan": None}],
+    "settle": [{}],
+}
+EVERY = [(name, settings) for name in STEPS for settings in SETTINGS[name]]
+EAGER = {"settle"}  # it exists to read everything at once
+
+
+def arrays():
+    rng = np.random.default_rng(0)
+    return {
+        "embed.weight": rng.normal(size=(6, 8)).astype(np.float32),
+        "fc.weight": rng.normal(size=(5, 8)).astype(np.float16),
+        "fc.bias": rng.normal(size=5).astype(np.float32),
+        "conv.weight": rng.normal(size=(4, 2, 3, 3)).astype(np.float32),
+        "steps": np.arange(4).reshape(2, 2),
+        "mask": np.array([[True, False]]),
+    }
+
+
+class Watched:
+    """Weights whose reads are counted, and of which so many values at once are in memory."""
+
+    def __init__(self):
+        self.reads: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def weights(self):
+        return Weights(
+            [Weight(n, Spec.like(x), lambda n=n, x=x: self._read(n, x), 99, f"f.bin {n}") for n, x in arrays().items()],
+            ties={"head.weight": "embed.weight"},
+            meta={"license": "mit"},
+        )
+
+    def _read(self, name, x):
+        with self._lock:
+            self.reads[name] = self.reads.get(name, 0) + 1
+        return x.copy()
+
+
+def build(name, settings) -> Step:
+    return STEPS[name](**settings)
+
+
+def test_every_step_is_in_its_row_and_has_its_settings_here():
+    assert set(SETTINGS) == set(STEPS)
+    for name in STEPS:
+        assert STEPS[name].name == name
+        assert issubclass(STEPS[name], Step)
+
+
+@pytest.mark.parametrize(("name", "settings"), EVERY)
+def test_order_ties_and_metadata_survive(name, settings):
+    before = Watched().weights()
+    after = build(name, settings)(before)
+    assert len(after) == len(before)
+    assert after.meta == before.meta
+    assert len(after.ties) == 1
+    ((alias, target),) = after.ties.items()
+    assert list(after).index(target) == 0
+    if name != "rename":
+        assert list(after) == list(before)
+        assert (alias, target) == ("head.weight", "embed.weight")
+    assert [item.spec.shape for item in after.values()] == [item.spec.shape for item in before.values()]
+
+
+@pytest.mark.parametrize(("name", "settings"), [case for case in EVERY if case[0] not in EAGER])
+def test_nothing_is_read_before_a_read_and_then_only_what_it_takes(name, settings):
+    watched = Watched()
+    after = build(name, settings)(watched.weights())
+    assert watched.reads == {}
+    after["fc.bias"].array()
+    together = settings.get("scope", "global" if name == "prune" else "") == "global"
+    assert set(watched.reads) <= {"fc.bias"} or together
+    assert watched.reads["fc.bias"] == 1
+    watched.reads.clear()
+    conv = list(after.values())[3]
+    conv.array()
+    if not together:
+        assert watched.reads == {"conv.weight": 1}
+    watched.reads.clear()
+    conv.array()
+    assert watched.reads == {"conv.weight": 1}  # what all tensors decided together is decided once
+
+
+@pytest.mark.parametrize(("name", "settings"), EVERY)
+def test_what_is_read_is_what_was_announced_and_the_same_again(name, settings):
+    after = build(name, settings)(Watched().weights())
+    for item in after.values():
+        value = item.read()
+        assert (item.scheme is None) or isinstance(value, Packed)
+        if item.scheme is not None:
+            assert value.codec == item.scheme.codec
+        assert value.spec == item.spec if isinstance(value, Packed) else Spec.like(value) == item.spec
+        assert item.array().tobytes() == item.array().tobytes()
+
+
+@pytest.mark.parametrize(("name", "settings"), EVERY)
+def test_tensors_that_are_not_floating_point_keep_their_values(name, settings):
+    after = build(name, settings)(Watched().weights())
+    assert after["steps"].array().tolist() == arrays()["steps"].tolist()
+    assert after["mask"].array().tolist() == arrays()["mask"].tolist()
+
+
+@pytest.mark.parametrize(("name", "settings"), EVERY)
+def test_the_input_is_left_as_it_was(name, settings):
+    held = arrays()
+    build(name, settings)(Weights.of(held)).settle()
+    assert all(held[n].tobytes() == x.tobytes() for n, x in arrays().items())
+
+
+@pytest.mark.parametrize(("name", "settings"), EVERY)
+def test_twice_is_once(name, settings):
+    """All of these steps are projections: a second time changes no value (pruned fractions count what is zero).
+
+    In one number format, that is: values shared among several formats are rounded to each.
+    """
+    step = build(name, settings)
+    once = step(STEPS["cast"]("float32")(Watched().weights()))
+    assert [x.tobytes() for x in step(once).arrays().values()] == [x.tobytes() for x in once.arrays().values()]
+
+
+@pytest.mark.parametrize(("name", "settings"), EVERY)
+def test_a_step_is_data_and_back(name, settings):
+    step = chain(build(name, settings), on(where("*.weight", min_ndim=2), build(name, settings)))
+    data = json.loads(json.dumps(to_data(step)))
+    assert Reader(CODECS, STEPS).step(data) == step
+
+
+@pytest.mark.parametrize(("name", "settings"), EVERY)
+def test_no_weights_are_no_trouble(name, settings):
+    assert len(build(name, settings)(Weights([]))) == 0
+    empty = Weights.of({"w": np.zeros((0, 3), np.float32)})
+    (found,) = build(name, settings)(empty).arrays().values()
+    assert found.shape == (0, 3)
+
+
+@pytest.mark.parametrize(("name", "settings"), EVERY)
+def test_several_threads_get_what_one_gets(name, settings):
+    after = build(name, settings)(Watched().weights())
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda item: item.array().tobytes(), after.values()))
+    alone = build(name, settings)(Watched().weights())
+    assert together == [item.array().tobytes() for item in alone.values()]
