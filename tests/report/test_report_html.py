@@ -197,7 +197,7 @@ def test_treemap_leaves_hold_all_bytes_and_lonely_branches_vanish():
 def test_a_browser_draws_every_picture(tmp_path):
     page = tmp_path / "page.html"
     write_html(demo.page(), page)
-    flags = "--headless --no-sandbox --disable-gpu --no-first-run --window-size=1200,6000 --virtual-time-budget=8000"
+    flags = "--headless --no-sandbox --disable-gpu --no-first-run --window-size=1200,6000 --virtual-time-budget=20000"
     command = ["chromium", *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
     found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     drawn = re.findall(r'class="plot[^"]*js-plotly-plot"', found)

@@ -32,6 +32,8 @@ def rewrite(
     """
     source, target = Path(source), Path(target)
     before = formats.open(source)
+    if target.is_dir():
+        raise FormatError("expected a file to write, found a directory; name a file in it", path=target)
     if target.exists() and source.samefile(target):
         raise FormatError("is the source itself; write to another name", path=target)
     if target.exists() and not force:

@@ -1,0 +1,169 @@
+"""The verbs that write a file: what they say is measured, and wrong use writes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+import steelyard as sy
+from steelyard.errors import WeightsError
+from steelyard.explain.rewrite import account
+
+EDITS = {
+    "convert": ["--dtype", "bf16"],
+    "prune": ["--fraction", "0.75"],
+    "quantize": ["--bits", "4", "--axis", "0"],
+    "share": ["-k", "8"],
+}
+
+
+@pytest.mark.parametrize("verb", EDITS)
+def test_what_is_said_is_what_was_written(steelyard, model, verb):
+    target = model.with_name("out.safetensors")
+    result = steelyard(verb, model, target, *EDITS[verb], "--json")
+    assert (result.status, result.err) == (0, "")
+    tensors, total = (json.loads(line) for line in result.out.splitlines())
+    before, after = sy.open(model), sy.open(target)
+    assert list(after) == list(before)
+    assert dict(after.ties) == dict(before.ties)
+    a, b = before.arrays(), after.arrays()
+    distance = norm = zeros = 0.0
+    for row in tensors["rows"]:
+        x, y = a[row["name"]].astype(np.float64), b[row["name"]].astype(np.float64)
+        assert row["error"] == pytest.approx(np.linalg.norm(y - x) / np.linalg.norm(x), rel=1e-9)
+        assert row["after"] == after[row["name"]].stored
+        assert row["before"] == before[row["name"]].stored
+        assert row["zeros"] == (y == 0).mean()
+        distance, norm, zeros = distance + ((y - x) ** 2).sum(), norm + (x**2).sum(), zeros + (y == 0).sum()
+    (whole,) = total["rows"]
+    assert whole["error"] == pytest.approx((distance / norm) ** 0.5, rel=1e-9)
+    assert whole["zeros"] == zeros / before.size
+    assert (whole["file before"], whole["file after"]) == (model.stat().st_size, target.stat().st_size)
+    assert whole["ratio"] == model.stat().st_size / target.stat().st_size
+
+
+def test_each_verb_does_what_it_is_called(steelyard, model):
+    found = {}
+    for verb, options in EDITS.items():
+        target = model.with_name(f"{verb}.safetensors")
+        assert steelyard(verb, model, target, *options).status == 0
+        found[verb] = sy.open(target)
+    assert found["convert"]["model.layer.weight"].spec.dtype.name == "bfloat16"
+    assert found["convert"]["model.steps"].array() == 7
+    matrices = ("model.embed.weight", "model.layer.weight")
+    zeros = sum(np.count_nonzero(found["prune"][name].array() == 0) for name in matrices)
+    assert zeros == round(0.75 * (40 * 16 + 16 * 32))
+    assert found["quantize"]["model.layer.weight"].scheme.codec.bits == 4
+    assert all(np.unique(found["share"][name].array()).size <= 8 for name in matrices)
+    bias = sy.open(model)["model.layer.bias"].array()
+    for verb in ("prune", "quantize", "share"):
+        assert np.array_equal(found[verb]["model.layer.bias"].array(), bias)
+        assert found[verb]["model.layer.weight"].stored < sy.open(model)["model.layer.weight"].stored
+
+
+def test_where_leaves_the_others_alone(steelyard, model):
+    target = model.with_name("out.safetensors")
+    steelyard("prune", model, target, "--fraction", "1", "--where", "*.weight", "--where", "!*embed*")
+    before, after = sy.open(model).arrays(), sy.open(target).arrays()
+    assert not after["model.layer.weight"].any()
+    assert np.array_equal(after["model.embed.weight"], before["model.embed.weight"])
+
+
+def test_codec_and_rename(steelyard, model):
+    target = model.with_name("out.safetensors")
+    result = steelyard(
+        "convert", model, target, "--rename", "model.*=*", "--where", "*layer*", "--codec", "palette(k=65536)"
+    )
+    assert result.status == 0
+    after = sy.open(target)
+    assert list(after) == ["model.embed.weight", "layer.weight", "layer.bias", "model.steps"]
+    assert after["layer.weight"].scheme.codec.k == 65536
+    assert np.array_equal(after["layer.weight"].array(), sy.open(model)["model.layer.weight"].array())
+    plain = model.with_name("plain.safetensors")
+    steelyard("convert", target, plain, "--codec", "plain")
+    assert sy.open(plain)["layer.weight"].scheme is None
+
+
+def test_text_of_quantize(steelyard, model, golden):
+    golden(steelyard("quantize", model, model.with_name("out.safetensors"), "--bits", "4").out)
+
+
+def wrong(folder, model):
+    """Arguments that cannot work, and a word that the line must say."""
+    (folder / "empty.safetensors").write_bytes(b"")
+    (folder / "cut.safetensors").write_bytes(model.read_bytes()[:-5])
+    (folder / "head.safetensors").write_bytes(model.read_bytes()[:20])
+    (folder / "there.safetensors").write_bytes(b"precious")
+    out = folder / "out.safetensors"
+    yield [folder / "missing.safetensors", out], "missing.safetensors"
+    yield [folder, out], "directory"
+    yield [folder / "empty.safetensors", out], "empty"
+    yield [folder / "cut.safetensors", out], "cut.safetensors"
+    yield [folder / "head.safetensors", out], "head.safetensors"
+    yield [model, model], "the source itself"
+    yield [model, model, "--force"], "the source itself"
+    yield [model, folder / "there.safetensors"], "--force"
+    yield [model, folder / "nowhere" / "x.safetensors"], "nowhere"
+    yield [model, folder / "x.unknown"], ".unknown"
+    yield [model, folder], "director"
+    yield [model, out, "--where", "nothing*"], "none of the 4 tensors"
+    yield [model, out, "--html", folder / "nowhere" / "x.html"], "make it first"
+    yield [model], "TARGET"
+
+
+@pytest.mark.parametrize("verb", EDITS)
+def test_wrong_use_writes_nothing(steelyard, model, tmp_path, verb):
+    cases = list(wrong(tmp_path, model))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for words, said in cases:
+        result = steelyard(verb, *words, *EDITS[verb])
+        assert (result.status, result.out) == (2, ""), words
+        assert result.err.count("\n") == 1
+        assert said in result.err, result.err
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before, words
+
+
+@pytest.mark.parametrize(
+    ("verb", "options", "said"),
+    [
+        ("prune", ["--fraction", "2"], "between 0 and 1"),
+        ("prune", [], "--fraction"),
+        ("prune", ["--fraction", "0.5", "--codec", "bitmsk"], "did you mean 'bitmask'?"),
+        ("prune", ["--fraction", "0.5", "--codec", "bitmask(msk=plain)"], "there is no setting 'msk'"),
+        ("prune", ["--fraction", "0.5", "--codec", "bitmask("], "cannot read"),
+        ("convert", ["--dtype", "bf61"], "there is no dtype"),
+        ("convert", ["--rename", "model"], "PATTERN=NEW"),
+        ("convert", ["--rename", "model.*=x"], "the same name"),
+        ("quantize", ["--bits", "9"], "--bits"),
+        ("quantize", ["--group", "4", "--axis", "0"], "group"),
+        ("share", ["-k", "0"], "-k"),
+    ],
+)
+def test_wrong_options_write_nothing(steelyard, model, verb, options, said):
+    result = steelyard(verb, model, model.with_name("out.safetensors"), *options)
+    assert (result.status, result.out, result.err.count("\n")) == (2, "", 1)
+    assert said in result.err
+    assert os.listdir(model.parent) == [model.name]
+
+
+def test_force_replaces_another_file(steelyard, model):
+    target = model.with_name("out.safetensors")
+    target.write_bytes(b"old")
+    assert steelyard("convert", model, target, "--force").status == 0
+    assert list(sy.open(target)) == list(sy.open(model))
+
+
+def test_the_account_of_awkward_numbers():
+    a = sy.Weights.of({"x": np.array([np.nan, np.inf, 2.0]), "z": np.zeros(2), "e": np.zeros((0, 3))})
+    b = sy.Weights.of({"x": np.array([np.nan, np.inf, 0.0]), "z": np.ones(2), "e": np.zeros((0, 3))})
+    tensors, total = account(a, b)
+    assert tensors.column("error") == [1.0, float("inf"), 0.0]
+    assert tensors.column("zeros") == [1 / 3, 0, 0]
+    assert total.rows[0]["changed"] == 2
+    with pytest.raises(WeightsError, match="cannot be compared"):
+        account(a, b.select(sy.where("x")))
+    with pytest.raises(WeightsError, match="cannot be compared"):
+        account(b, sy.Weights([b["x"], b["e"], b["z"]]))

@@ -1,0 +1,131 @@
+"""The boundary: every error is one line with a remedy, and the status says which kind it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+
+from steelyard import __version__
+from steelyard.cli import VERBS, main
+from steelyard.cli.entry import explain
+from steelyard.errors import SteelyardError, VerdictError
+
+SCRIPT = Path(sys.executable).with_name("steelyard")
+
+
+def test_help_lists_every_verb_with_its_line(steelyard):
+    for words in (["--help"], ["-h"], []):
+        result = steelyard(*words)
+        assert (result.status, result.err) == (0, "")
+        for name, row in VERBS.rows.items():
+            assert name in result.out
+            assert row.about in " ".join(result.out.split())
+
+
+def test_version(steelyard):
+    assert steelyard("--version").out == f"steelyard {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["inspct", "x"], "did you mean 'inspect'?"),
+        (["inspect"], "Missing argument 'SOURCE'; see 'steelyard inspect --help'"),
+        (["inspect", "x", "--jsn"], "see 'steelyard inspect --help'"),
+        (["inspect", "x", "--json", "--csv"], "exclude each other"),
+        (["inspect", "x", "--depth", "0"], "--depth"),
+        (["inspect", "x", "--html", "nowhere/x.html"], "make it first"),
+        (["--verson"], "see 'steelyard --help'"),
+    ],
+)
+def test_wrong_use_is_one_line_and_status_2(steelyard, words, said):
+    result = steelyard(*words)
+    assert (result.status, result.out) == (2, "")
+    assert result.err.startswith("steelyard: ")
+    assert said in result.err
+    assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (SteelyardError("no\x1b[2Jway"), 2, "no\\x1b[2Jway"),
+        (VerdictError("too large"), 1, "too large"),
+        (click.UsageError("Bad."), 2, "Bad; see 'steelyard --help'"),
+        (click.ClickException("odd"), 2, "odd; see 'steelyard --help'"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (PermissionError(13, "Permission denied", "a.txt"), 2, "a.txt: permission denied; check its permissions"),
+        (OSError(28, "No space left on device"), 2, "no space left on device; free some space"),
+        (MemoryError(), 2, "not enough memory"),
+        (ZeroDivisionError("division\nby zero"), 70, "a defect in steelyard: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_every_error_has_a_status_and_a_line(error, status, line):
+    found = explain(error)
+    assert found[0] == status
+    assert line in found[1]
+    assert "\n" not in found[1]
+
+
+def test_a_traceback_only_when_asked_for(steelyard, monkeypatch):
+    monkeypatch.setenv("STEELYARD_TRACEBACK", "1")
+    with pytest.raises(SteelyardError):
+        main(["inspct"])
+
+
+def test_a_closed_pipe_ends_quietly(model):
+    many = "; ".join(
+        [
+            "import sys",
+            "from steelyard.cli import main, entry",
+            "import click",
+            "entry.steelyard.callback = lambda: [click.echo('x' * 1000) for _ in range(10000)]",
+            "sys.exit(main([]))",
+        ]
+    )
+    process = subprocess.Popen([sys.executable, "-c", many], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
+    process.stderr.close()
+
+
+def test_control_c_is_one_line(tmp_path):
+    code = "import sys, time; from steelyard.cli import main, entry\n"
+    code += "def slow():\n    print('ready', flush=True)\n    time.sleep(30)\n"
+    code += "entry.steelyard.callback = slow\nsys.exit(main([]))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        start_new_session=True,
+    )
+    process.stdout.readline()
+    time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=10)
+    assert (process.returncode, err) == (130, b"steelyard: interrupted\n")
+
+
+def test_the_console_script_and_the_module_are_one(model):
+    for command in ([str(SCRIPT)], [sys.executable, "-m", "steelyard"]):
+        found = subprocess.run([*command, "inspect", str(model)], capture_output=True, text=True, check=True)
+        assert "model.layer.weight" in found.stdout
+        assert found.stderr == ""
+
+
+def test_a_sign_that_the_encoding_lacks_does_not_break_the_output(model):
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    command = [str(SCRIPT), "inspect", str(model)]
+    found = subprocess.run(command, capture_output=True, env=environment, check=True)
+    assert b"40\xd716" in found.stdout
+    assert b"\\u2500" in found.stdout

@@ -1,0 +1,120 @@
+"""`inspect`: the text is golden, and its totals follow from its rows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+
+import steelyard as sy
+from steelyard.codecs.affine import Affine
+from steelyard.codecs.bits import Bits
+from steelyard.core.packed import nest, pack, smallest
+from steelyard.core.recipe import Reader, parse_call
+from steelyard.errors import RecipeError, UnknownNameError, WeightsError
+from steelyard.explain.inventory import held, inventory, kinds, summary
+
+
+def test_text_of_inspect(steelyard, model, golden):
+    result = steelyard("inspect", model)
+    assert result.status == 0
+    golden(result.out)
+    rows, total = result.out.split("\nkinds\n")[0].splitlines()[3:], result.out.split("\ntotal\n")[1]
+    elements = [int(row.split()[3]) for row in rows if row]
+    said = dict(line.split(maxsplit=1) for line in total.splitlines() if not line.startswith("bits"))
+    assert int(said["tensors"]) == len(elements)
+    assert int(said["elements"]) == sum(elements) == 40 * 16 + 16 * 32 + 32 + 1
+
+
+def test_json_is_complete_and_its_parts_add_up(steelyard, model):
+    result = steelyard("inspect", model, "--json")
+    tensors, by_kind, total = (json.loads(line) for line in result.out.splitlines())
+    for column in ("elements", "bytes", "stored"):
+        found = total["rows"][0][column]
+        assert sum(row[column] for row in tensors["rows"]) == found
+        assert sum(row[column] for row in by_kind["rows"]) == found
+    assert tensors["rows"][0]["shape"] == [40, 16]
+    assert tensors["rows"][0]["also"] == "head.weight"
+    assert total["rows"][0]["ties"] == 1
+    assert {"name": "stored", "unit": "B", "about": "in the file"} in tensors["columns"]
+
+
+def test_csv_is_the_first_table(steelyard, model):
+    rows = list(csv.DictReader(io.StringIO(steelyard("inspect", model, "--csv").out)))
+    assert [row["name"] for row in rows] == list(sy.open(model))
+    assert sum(int(row["bytes"]) for row in rows) == sy.open(model).nbytes
+
+
+def test_where_sort_and_depth(steelyard, model):
+    def names(*words):
+        return [
+            row["name"] for row in json.loads(steelyard("inspect", model, *words, "--json").out.splitlines()[0])["rows"]
+        ]
+
+    assert names("--where", "*.weight") == ["model.embed.weight", "model.layer.weight"]
+    assert names("--where", "*.weight", "--where", "*.bias", "--where", "!*embed*") == [
+        "model.layer.weight",
+        "model.layer.bias",
+    ]
+    assert names("--sort", "elements")[-1] == "model.steps"
+    assert names("--sort", "name") == sorted(sy.open(model))
+    assert names("--depth", "2") == ["model.embed", "model.layer", "model.steps"]
+    assert names("--depth", "1", "--sort", "stored") == ["model"]
+
+
+def test_html_is_written_beside_the_text(steelyard, model, tmp_path):
+    result = steelyard("inspect", model, "--html", tmp_path / "page.html")
+    assert "model.layer.weight" in result.out
+    assert "model.layer.weight" in (tmp_path / "page.html").read_text()
+
+
+def test_nothing_is_read(model):
+    weights = sy.open(model)
+    untouched = sy.Weights(
+        [sy.Weight(w.name, w.spec, lambda: pytest.fail("read"), w.stored) for w in weights.values()], weights.ties
+    )
+    assert [len(make(untouched).rows) for make in (inventory, kinds, summary)] == [4, 2, 1]
+
+
+def test_stored_bytes_and_schemes_of_a_packed_file(tmp_path):
+    x = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    path = tmp_path / "packed.safetensors"
+    sy.write(sy.Weights.of({"a": pack(x, Affine(bits=4)), "b": x}), path)
+    row = inventory(sy.open(path)).rows[0]
+    assert row["held"] == "affine(bits=4, codes=bits)"
+    assert 64 * 64 // 2 <= row["stored"] < 64 * 64 // 2 + 64
+    total = summary(sy.open(path)).rows[0]
+    assert total["ratio"] == total["bytes"] / total["stored"]
+    assert total["bits per element"] == 8 * total["stored"] / total["elements"]
+    assert [(r["held"], r["tensors"]) for r in kinds(sy.open(path)).rows] == [("affine", 1), ("plain", 1)]
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [None, Bits(), Affine(bits=3), nest(Affine(axis=0), codes=None), smallest(nest(Affine(), codes=Bits()), None)],
+)
+def test_held_is_a_call_that_reads_back(plan):
+    from steelyard.codecs import CODECS
+
+    x = np.arange(8, dtype=np.int32).reshape(2, 4) if plan == Bits() else np.ones((2, 4), np.float32)
+    again = Reader(CODECS, {}).plan(parse_call(held(plan)))
+    first, second = pack(x, plan), pack(x, again)
+    if isinstance(first, np.ndarray):
+        assert isinstance(second, np.ndarray)
+    else:
+        assert first.scheme == second.scheme
+        assert held(first.scheme) == held(second.scheme)
+
+
+def test_wrong_arguments_of_the_library():
+    weights = sy.Weights.of({"a": np.zeros(1)})
+    with pytest.raises(WeightsError, match="the names begin with 'a'"):
+        inventory(weights, sy.where("b"))
+    with pytest.raises(UnknownNameError, match="did you mean 'name'"):
+        inventory(weights, sort="nam")
+    with pytest.raises(RecipeError, match="at least 1"):
+        inventory(weights, depth=0)
+    assert summary(sy.Weights([])).rows[0]["tensors"] == 0
