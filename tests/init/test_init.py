@@ -130,6 +130,8 @@ def test_a_scheme_that_does_not_exist(text, error, message):
         start(model(), text)
 
 
-def test_distribution_is_checked_where_it_is_used():
+def test_settings_are_checked_where_they_are_used():
+    with pytest.raises(RecipeError, match="fan_in or fan_out"):
+        He(mode="fan_avg").variance(Spec.of((2, 2), "float32"))
     with pytest.raises(RecipeError, match="normal, uniform or truncated_normal"):
         He(distribution="cauchy")(Spec.of((2, 2), "float32"), generator(0, "w"))

@@ -12,7 +12,7 @@ from steelyard.core.spec import DType, Spec
 from steelyard.core.spec import dtype as find_dtype
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
-from steelyard.errors import WeightsError, printable
+from steelyard.errors import RecipeError, WeightsError, printable
 
 _FAMILY = {"float": "float", "int": "int", "uint": "int", "bool": "bool", "complex": "complex"}
 
@@ -29,7 +29,7 @@ class Cast(Step):
     'allow' takes what the format gives (an infinity, NaN, or the remainder modulo 2^bits). NaN and
     infinities that were there before are kept, and are an error in a format that has none.
 
-    Raises UnknownNameError for a format that does not exist.
+    Raises UnknownNameError for a format that does not exist, RecipeError for another `overflow`.
 
     >>> import numpy as np
     >>> w = Weights.of({"a": np.float32([1, 70000])})
@@ -46,6 +46,8 @@ class Cast(Step):
     overflow: Literal["error", "saturate", "allow"] = "error"
 
     def __post_init__(self) -> None:
+        if self.overflow not in ("error", "saturate", "allow"):
+            raise RecipeError(f"overflow is 'error', 'saturate' or 'allow', not {self.overflow!r}")
         object.__setattr__(self, "dtype", find_dtype(self.dtype).name)
 
     def __call__(self, weights: Weights) -> Weights:

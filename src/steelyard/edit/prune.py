@@ -53,6 +53,7 @@ class Prune(Step):
     def __post_init__(self) -> None:
         if not 0 <= self.fraction <= 1:
             raise RecipeError(f"the fraction to prune is between 0 and 1, not {self.fraction}")
+        check_scope(self.scope)
 
     def __call__(self, weights: Weights) -> Weights:
         chosen = [item for item in weights.values() if in_scope(item, self.min_ndim)]
@@ -83,6 +84,12 @@ def mask_of(weights: Weights, min_ndim: int = 2) -> Weights:
         for item in weights.values()
         if in_scope(item, min_ndim)
     )
+
+
+def check_scope(scope: str) -> None:
+    """Raise RecipeError for a scope that is neither 'global' nor 'tensor'."""
+    if scope not in ("global", "tensor"):
+        raise RecipeError(f"the scope is 'global' or 'tensor', not {scope!r}")
 
 
 def in_scope(weight: Weight, min_ndim: int) -> bool:

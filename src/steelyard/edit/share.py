@@ -16,9 +16,10 @@ from steelyard.codecs.palette import Palette
 from steelyard.core.packed import Packed, Scheme, pack
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
-from steelyard.edit.prune import in_scope, scores_of
+from steelyard.edit.prune import check_scope, in_scope, scores_of
 from steelyard.errors import CodecError, RecipeError, WeightsError, printable
 
+POINTS = 1 << 24  # elements that are clustered as they are; more are gathered into bins first
 Points = tuple[np.ndarray, np.ndarray]  # values and what each weighs, both (n,) float64
 
 
@@ -58,6 +59,7 @@ class Share(Step):
     def __post_init__(self) -> None:
         if not 1 <= self.k <= 65_535:
             raise RecipeError(f"the number of shared values k is 1 to 65535, not {self.k}")
+        check_scope(self.scope)
 
     def __call__(self, weights: Weights) -> Weights:
         chosen = {item.name: item for item in weights.values() if in_scope(item, self.min_ndim)}
@@ -108,7 +110,7 @@ class _Common:
         parts = []
         for item, importance in self.items:
             points = self.share.points(item, item.array(), importance)
-            parts.append(points if total <= 1 << 24 else gather(*points, BINS))
+            parts.append(points if total <= POINTS else gather(*points, BINS))
         values, mass = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         return _cluster(values, mass, self.share.k, self.items[0][0])
 

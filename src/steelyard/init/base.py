@@ -68,7 +68,9 @@ def fans(spec: Spec) -> tuple[int, int]:
 
 
 def fan(spec: Spec, mode: Literal["fan_in", "fan_out"]) -> int:
-    """One of the two fans, at least 1."""
+    """One of the two fans, at least 1; raises RecipeError for another mode."""
+    if mode not in ("fan_in", "fan_out"):
+        raise RecipeError(f"the mode is fan_in or fan_out, not {mode!r}")
     return max(fans(spec)[mode == "fan_out"], 1)
 
 
