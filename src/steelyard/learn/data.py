@@ -35,7 +35,8 @@ class Batches:
         return math.ceil(len(self.order) / self.size)
 
     def __iter__(self) -> Iterator[Batch]:
-        for rows in self.order.split(self.size):
+        for start in range(0, len(self.order), self.size):
+            rows = self.order[start : start + self.size]
             weight = None if self.weight is None else self.weight[rows]
             yield Batch(self.inputs[rows], self.targets[rows], weight)
 

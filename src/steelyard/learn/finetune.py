@@ -48,8 +48,9 @@ def transfer(
         else row
         for row in account.rows
     ]
-    counts = {status: sum(row["status"] == status for row in rows) for status in {row["status"]: 0 for row in rows}}
+    statuses = [str(row["status"]) for row in rows]
     meta = {key: value for key, value in account.meta.items() if not isinstance(value, int)}
+    counts = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
     return replace(account, rows=tuple(rows), meta={**meta, **counts})
 
 

@@ -1,0 +1,121 @@
+"""Every built-in model on its interface; sequence models see no future; names and options that are wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from steelyard.errors import ModelError, RecipeError, UnknownNameError
+from steelyard.learn import MODELS
+from steelyard.learn.models import model
+from steelyard.learn.seeding import seeded
+from steelyard.learn.task import Interface
+
+IMAGE, TABLE, TEXT = Interface((1, 8, 8), 10), Interface((6,), 3), Interface((12,), 20, 20)
+TAKES = {name: [IMAGE] for name in MODELS}
+TAKES |= {"linear": [IMAGE, TABLE], "mlp": [IMAGE, TABLE], "lenet-300-100": [IMAGE, TABLE]}
+TAKES |= {name: [IMAGE, TABLE, TEXT, Interface((5, 4), 3)] for name in ("rnn", "transformer")}
+TAKES["lenet-5"] = [IMAGE, Interface((1, 28, 28), 10), Interface((3, 32, 32), 10)]
+TAKES["cnn"] = [IMAGE, Interface((3, 32, 32), 10), Interface((1, 28, 28), 10), Interface((2, 5, 7), 4)]
+ROWS = [(name, interface) for name, found in TAKES.items() for interface in found]
+
+
+@pytest.mark.parametrize(("name", "interface"), ROWS, ids=[f"{n}-{i.shape}" for n, i in ROWS])
+def test_every_model_runs_on_its_interface_and_ends_in_a_head(name: str, interface: Interface) -> None:
+    with seeded(0):
+        net = model(name, interface)
+        x = torch.rand(3, *interface.shape)
+    x = (x * interface.vocabulary).long() if interface.vocabulary else x
+    outputs = net(x)
+    positions = interface.shape if interface.vocabulary else ()
+    assert outputs.shape == (3, *positions, interface.outputs)
+    assert list(dict(net.named_children()))[-1] == "head"
+    outputs.sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "interface", "count"),
+    [
+        ("linear", IMAGE, 650),
+        ("lenet-300-100", Interface((1, 28, 28), 10), 266_610),
+        ("lenet-5", Interface((1, 28, 28), 10), 431_080),
+    ],
+)
+def test_parameters_are_as_many_as_published(name: str, interface: Interface, count: int) -> None:
+    assert sum(p.numel() for p in model(name, interface).parameters()) == count
+
+
+def test_the_cnn_of_the_digits_is_small_and_starts_at_he_scale() -> None:
+    with seeded(0):
+        net = model("cnn", IMAGE)
+    assert sum(p.numel() for p in net.parameters()) < 200_000
+    for layer in (net.conv1, net.conv2, net.fc1):
+        fan_in = layer.weight[0].numel()
+        assert layer.weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.1)
+        assert not layer.bias.any()
+
+
+@pytest.mark.parametrize("options", [{"cell": "rnn"}, {"cell": "lstm", "layers": 2}, {"cell": "gru"}, {}])
+def test_sequence_models_see_no_future(options: dict) -> None:
+    net = model("rnn" if options else "transformer", TEXT, **options).eval()
+    x = torch.randint(20, (2, 12), generator=torch.Generator().manual_seed(0))
+    changed = x.clone()
+    changed[:, 7] = (changed[:, 7] + 1) % 20
+    difference = (net(x) - net(changed)).abs().sum((0, 2))
+    assert torch.all(difference[:7] == 0)
+    assert torch.all(difference[7:] > 0)
+
+
+def test_the_lstm_starts_with_an_open_forget_gate() -> None:
+    net = model("rnn", TEXT, hidden=8)
+    assert net.recurrent.bias_ih_l0.tolist() == [0] * 8 + [1] * 8 + [0] * 16
+    recurrent = net.recurrent.weight_hh_l0[:8]
+    assert torch.allclose(recurrent @ recurrent.T, torch.eye(8), atol=1e-5)
+
+
+def test_wrong_names_and_options_say_what_is_right() -> None:
+    with pytest.raises(UnknownNameError, match="no model 'transfomer'; did you mean 'transformer'"):
+        model("transfomer", TEXT)
+    with pytest.raises(RecipeError, match="mlp has no option 'width'; did you mean 'widths'"):
+        model("mlp", TABLE, width=3)
+    with pytest.raises(UnknownNameError, match="no cell 'lstn'; did you mean 'lstm'"):
+        model("rnn", TEXT, cell="lstn")
+    with pytest.raises(ModelError, match="no multiple of heads=3"):
+        model("transformer", TEXT, heads=3)
+    with pytest.raises(ModelError, match="use rnn or transformer"):
+        model("mlp", TEXT)
+    with pytest.raises(ModelError, match="needs images"):
+        model("cnn", TABLE)
+    with pytest.raises(ModelError, match="1 to 3 axes"):
+        model("rnn", Interface((1, 2, 3, 4), 2))
+
+
+def test_the_users_own_factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own_models.py").write_text(
+        "from torch import nn\n"
+        "def plain(width=4): return nn.Linear(6, width)\n"
+        "def fitted(interface, *, bias=True): return nn.Linear(*interface.shape, interface.outputs, bias)\n"
+        "class Net(nn.Linear):\n    def __init__(self): super().__init__(6, 2)\n"
+        "def wrong(): return 3\n"
+    )
+    Path("own_broken.py").write_text("x = 1\n1 / 0\n")
+    assert model("own_models:plain", TABLE, width=5).out_features == 5
+    assert model("own_models:fitted", TABLE, bias=False).bias is None
+    assert isinstance(model("own_models:Net", TABLE), nn.Linear)
+    with pytest.raises(ModelError, match="returns a int"):
+        model("own_models:wrong", TABLE)
+    with pytest.raises(ModelError, match="no 'plan' in it; did you mean 'plain'"):
+        model("own_models:plan", TABLE)
+    with pytest.raises(ModelError, match="there is no module 'own_modles'"):
+        model("own_modles:plain", TABLE)
+    with pytest.raises(ModelError, match=r"own_broken.py:2: ZeroDivisionError"):
+        model("own_broken:x", TABLE)
+    with pytest.raises(RecipeError, match="no option 'widht'; did you mean 'width'"):
+        model("own_models:plain", TABLE, widht=5)
+    with pytest.raises(ModelError, match="expected a function"):
+        model("math:pi", TABLE)
