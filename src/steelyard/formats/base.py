@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, BinaryIO, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from steelyard.core.spec import Spec
 from steelyard.core.weights import Weight, Weights
@@ -89,6 +89,8 @@ class Source:
 
     def fill(self, file: io.FileIO, offset: int, buffer: WriteableBuffer) -> None:
         """Fill `buffer` with the bytes from `offset` on; raises FormatError if the file ends before."""
+        if not memoryview(buffer).nbytes:
+            return
         rest = memoryview(buffer).cast("B")
         try:
             file.seek(offset)
@@ -159,14 +161,18 @@ def flat_bytes(array: np.ndarray) -> memoryview:
 class Sink:
     """The file that is being written; the errors of the disk get the name of the target."""
 
-    def __init__(self, file: BinaryIO, path: Path):
+    def __init__(self, file: io.FileIO, path: Path):
         self._file, self._path = file, path
 
     def write(self, data: ReadableBuffer) -> int:
         """Append `data`, and the number of its bytes; raises FormatError where the disk does not take it."""
-        with writing(self._path):
-            self._file.write(data)
-        return memoryview(data).nbytes
+        count = memoryview(data).nbytes
+        if count:
+            rest = memoryview(data).cast("B")
+            with writing(self._path):
+                while len(rest):
+                    rest = rest[self._file.write(rest) :]
+        return count
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move to `offset`."""
@@ -183,13 +189,10 @@ class Sink:
         return self._file.tell()
 
     def flush(self) -> None:
-        """Hand everything to the system."""
-        with writing(self._path):
-            self._file.flush()
+        """Nothing to do: there is no buffer."""
 
     def settle(self) -> int:
         """Wait until everything is on the disk; the size of the file."""
-        self.flush()
         with writing(self._path):
             os.fsync(self._file.fileno())
             return os.fstat(self._file.fileno()).st_size
@@ -209,7 +212,7 @@ def replacing(path: Path) -> Iterator[Sink]:
             raise FormatError(f"the folder {printable(str(target.parent))!r} is not there; create it first", path=path)
         mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
         temporary = target.parent / f".steelyard-{secrets.token_hex(6)}.tmp"
-        file = temporary.open("x+b")
+        file = io.FileIO(temporary, "x+")  # no buffer that could fail once more when it is closed
     try:
         with file:
             sink = Sink(file, path)
@@ -224,12 +227,12 @@ def replacing(path: Path) -> Iterator[Sink]:
 
 
 @contextmanager
-def spooling(path: Path) -> Iterator[IO[bytes]]:
+def spooling(path: Path) -> Iterator[io.FileIO]:
     """A nameless file on the disk of `path` for what must wait until its place in the file is known."""
     with ExitStack() as stack:
         with writing(path):
-            spool = stack.enter_context(tempfile.TemporaryFile(dir=path.parent))
-        yield spool
+            spool = stack.enter_context(tempfile.TemporaryFile(dir=path.parent, buffering=0))
+        yield cast(io.FileIO, spool)
 
 
 @contextmanager

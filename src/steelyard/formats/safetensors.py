@@ -10,12 +10,13 @@ Specification: https://github.com/huggingface/safetensors#format
 
 from __future__ import annotations
 
+import io
 import struct
 import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from steelyard.core.packed import Packed
 from steelyard.core.spec import DTYPES, DType, Spec
@@ -32,7 +33,6 @@ from steelyard.formats.base import (
     flat_bytes,
     replacing,
     spooling,
-    writing,
 )
 from steelyard.formats.manifest import KEY, Draft, Manifest, compact_json, load_json
 
@@ -257,7 +257,7 @@ def _write(weights: Weights, path: Path, sink: Sink, encoded: set[str]) -> bool:
     return True
 
 
-def _plan(item: Weight, draft: Draft, spool: IO[bytes], path: Path, encoded: bool) -> list[_Piece]:
+def _plan(item: Weight, draft: Draft, spool: io.FileIO, path: Path, encoded: bool) -> list[_Piece]:
     """What one weight adds to the file; one of `encoded` is read now, since its sizes are not known before."""
     if not encoded:
         return [_Piece(draft.plain(item.name), item.spec, item)]
@@ -270,8 +270,7 @@ def _plan(item: Weight, draft: Draft, spool: IO[bytes], path: Path, encoded: boo
     for key, array in leaves.items():
         piece = _Piece(key, Spec.like(array), None, spool.tell())
         _check_spec(key, piece.spec, path)
-        with writing(path):
-            spool.write(_data(array))
+        Sink(spool, path).write(_data(array))
         pieces.append(piece)
     return pieces
 
@@ -297,7 +296,7 @@ def _head(pieces: list[_Piece], ordered: list[_Piece], meta: dict[str, str], own
     return struct.pack("<Q", len(text)) + text
 
 
-def _copy(spool: IO[bytes], sink: Sink, count: int) -> None:
+def _copy(spool: io.FileIO, sink: Sink, count: int) -> None:
     while count:
         block = spool.read(min(count, COPY))
         count -= sink.write(block)
