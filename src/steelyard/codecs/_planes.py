@@ -5,32 +5,35 @@ Decides the layout of a plane and which coders are worth trying. Knows nothing o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from steelyard.errors import CodecError
 
 RAW, CONSTANT, ADAPTIVE, CONTEXTS, STATIC = range(5)
 FADING = ((1023, 1023), (255, 255), (255, 31), (60, 20))  # observations after which probabilities fade, by variant
-MIXING = ((1023, 2), (1023, 14), (255, 6), (127, 14))  # fading and speed of learning, by variant
-NAMES = {"adaptive": ADAPTIVE, "contexts": CONTEXTS, "static": STATIC}
+MIXING = ((1023, 14), (1023, 30), (255, 14), (1023, 3))  # fading and speed of learning, by variant
 THOROUGH = 1 << 20  # bits of symbols up to which every coder is tried
 SAMPLE = 1 << 17  # symbols by which the coder of a longer plane is chosen
 
 
 def encode(symbols: np.ndarray, width: int, mode: str) -> bytes:
     """The plane of uint8 `symbols` (at least one), which lie in rows of `width`."""
-    top = int(symbols.max())
-    if top == int(symbols.min()):
+    counts = np.bincount(symbols)
+    top = counts.size - 1
+    if counts[top] == symbols.size:
         return bytes([CONSTANT, top]) if top else bytes([CONSTANT])
     depth = top.bit_length()
     best = _raw(symbols, depth)
-    for coder, variant in _candidates(symbols, depth, width, mode):
-        payload = _try(symbols, depth, width, coder, variant, len(best) - 2)
-        if payload is not None:
-            best = bytes([coder + 8 * (depth - 1) + 64 * variant]) + payload
-    return best
+    if mode in ("auto", "static"):
+        best = _static(symbols, counts, depth, len(best) - 1) or best
+    slow = {"auto": (ADAPTIVE, CONTEXTS), "adaptive": (ADAPTIVE,), "contexts": (CONTEXTS,), "static": ()}[mode]
+    if symbols.size * depth <= THOROUGH:
+        return _smallest(symbols, depth, width, slow, len(best) - 1) or best
+    start = symbols.size // width // 2 * width if width < symbols.size else 0
+    some = np.ascontiguousarray(symbols[start : start + SAMPLE])
+    bar = len(best) * some.size / symbols.size * (1 - 1 / 200) if mode == "auto" else 2 * some.size
+    chosen = _smallest(some, depth, width, slow, int(bar))
+    return (chosen and _coded(symbols, depth, width, chosen[0], len(best) - 1)) or best
 
 
 def decode(stream: np.ndarray, size: int, width: int) -> np.ndarray:
@@ -74,42 +77,23 @@ def read_varint(stream: np.ndarray, at: int) -> tuple[int, int]:
     raise CodecError("entropy: the stream ends within a length")
 
 
-def _candidates(symbols: np.ndarray, depth: int, width: int, mode: str) -> Iterator[tuple[int, int]]:
-    """Coders and variants worth trying, the best guess first.
-
-    A long plane is judged by some of its rows, and a coder that is slow to read must save 1/200 there.
-    """
-    static = min(range(4), key=lambda v: _static_size(symbols, v))
-    wanted = (ADAPTIVE, CONTEXTS) if mode == "auto" else (NAMES[mode],)
-    slow = [(coder, variant) for coder in wanted if coder != STATIC for variant in range(4)]
-    if mode in ("auto", "static"):
-        yield STATIC, static
-    if symbols.size * depth <= THOROUGH or not slow:
-        yield from slow
-        return
-    start = symbols.size // width // 2 * width
-    some = np.ascontiguousarray(symbols[start : start + SAMPLE] if width < symbols.size else symbols[:SAMPLE])
-    sizes = [_sampled(some, depth, width, coder, variant) for coder, variant in slow]
-    bar = _static_size(symbols, static) * some.size / symbols.size * (1 - 1 / 200)
-    if mode != "auto" or min(sizes) < bar:
-        yield slow[sizes.index(min(sizes))]
+def _smallest(symbols: np.ndarray, depth: int, width: int, coders: tuple[int, ...], room: int) -> bytes | None:
+    """The shortest plane of at most `room` bytes by the given coders; of one coder, variants until one is no gain."""
+    best = None
+    for coder in coders:
+        for variant in range(4):
+            found = _coded(symbols, depth, width, coder + 8 * (depth - 1) + 64 * variant, room)
+            if found is None:
+                break
+            best, room = found, len(found) - 1
+    return best
 
 
-def _sampled(symbols: np.ndarray, depth: int, width: int, coder: int, variant: int) -> float:
-    payload = _try(symbols, depth, width, coder, variant, 2 * symbols.size)
-    return np.inf if payload is None else len(payload)
-
-
-def _try(symbols: np.ndarray, depth: int, width: int, coder: int, variant: int, room: int) -> bytes | None:
-    """The payload of one coder, or None if it does not fit in `room` bytes."""
-    if coder == STATIC:
-        if room < 16 or _static_size(symbols, variant) > room + 2:
-            return None
-        payload = _static(symbols, variant)
-        return payload if len(payload) <= room else None
-    buffer = np.zeros(max(room, 0), np.uint8)
-    used = _run(symbols, buffer, depth, width, coder, variant, decoding=False)
-    return None if used < 0 else buffer[:used].tobytes()
+def _coded(symbols: np.ndarray, depth: int, width: int, head: int, room: int) -> bytes | None:
+    """A plane by the adaptive coder and variant that its first byte `head` names, or None if `room` is too small."""
+    buffer = np.zeros(max(room - 1, 0), np.uint8)
+    used = _run(symbols, buffer, depth, width, head & 7, head >> 6, decoding=False)
+    return None if used < 0 else bytes([head]) + buffer[:used].tobytes()
 
 
 def _run(
@@ -122,7 +106,15 @@ def _run(
     if coder == ADAPTIVE:
         return int(kernels.code_adaptive(symbols, buffer, depth, *FADING[variant], rates, decoding))
     limit, rate = MIXING[variant]
-    return int(kernels.code_contexts(symbols, width, buffer, depth, limit, rate, squash, stretch, rates, decoding))
+    if depth == 1:  # of a mask, zeros are the usual; else a byte says what is
+        return int(kernels.code_contexts(symbols, width, buffer, 1, 0, limit, rate, squash, stretch, rates, decoding))
+    if not buffer.size:
+        return -1
+    if not decoding:
+        buffer[0] = np.bincount(symbols).argmax()
+    rest, usual = buffer[1:], int(buffer[0])
+    used = int(kernels.code_contexts(symbols, width, rest, depth, usual, limit, rate, squash, stretch, rates, decoding))
+    return used if used < 0 else used + 1
 
 
 def _raw(symbols: np.ndarray, depth: int) -> bytes:
@@ -141,13 +133,11 @@ def _from_raw(body: np.ndarray, depth: int, symbols: np.ndarray) -> np.ndarray:
     return symbols
 
 
-def _frequencies(symbols: np.ndarray, variant: int) -> np.ndarray:
-    """How often each symbol occurs, scaled to a sum of 2^(8 + 2 * variant), no occurring one below 1."""
-    counts = np.bincount(symbols).astype(np.float64)
-    total = 1 << 8 + 2 * variant
+def _frequencies(counts: np.ndarray, total: int) -> np.ndarray:
+    """`counts` scaled to a sum of `total`, with at least 1 for each symbol that occurs."""
     scaled = counts * (total / counts.sum())
     kept = np.where(counts > 0, np.maximum(1, np.rint(scaled)), 0).astype(np.int64)
-    while (rest := total - int(kept.sum())) != 0:  # one by one where it costs, or gains, the most bits
+    while (rest := total - int(kept.sum())) != 0:  # one by one, where it gains the most bits or costs the fewest
         step = 1 if rest > 0 else -1
         with np.errstate(divide="ignore", invalid="ignore"):
             gain = np.where((counts > 0) & (kept + step > 0), counts * np.log2((kept + step) / kept), -np.inf)
@@ -155,23 +145,23 @@ def _frequencies(symbols: np.ndarray, variant: int) -> np.ndarray:
     return kept
 
 
-def _static_size(symbols: np.ndarray, variant: int) -> float:
-    """Bytes that the coder will take, within a few."""
-    counts = np.bincount(symbols)
-    if np.count_nonzero(counts) > 1 << 8 + 2 * variant:
-        return np.inf
-    kept = _frequencies(symbols, variant)
-    used = counts > 0
-    bits = (counts[used] * (8 + 2 * variant - np.log2(kept[used]))).sum()
-    return float(bits / 8 + 16 + len(_table(kept)))
-
-
-def _static(symbols: np.ndarray, variant: int) -> bytes:
+def _static(symbols: np.ndarray, counts: np.ndarray, depth: int, room: int) -> bytes | None:
+    """The static plane with the sum of frequencies that suits best, or None if it does not fit in `room` bytes."""
+    used, best = counts > 0, (float(room), -1, counts)
+    for variant in range(4):
+        bits = 8 + 2 * variant
+        if np.count_nonzero(used) <= 1 << bits:
+            kept = _frequencies(counts, 1 << bits)
+            size = (counts[used] * (bits - np.log2(kept[used]))).sum() / 8 + len(_table(kept)) + 17
+            best = min(best, (float(size), variant, kept), key=lambda b: b[0])
+    _, variant, kept = best
+    if variant < 0:
+        return None
     from steelyard.kernels import rans
 
-    kept = _frequencies(symbols, variant)
     words: np.ndarray = rans.encode(symbols, kept, 8 + 2 * variant)
-    return _table(kept) + words.tobytes()
+    plane = bytes([STATIC + 8 * (depth - 1) + 64 * variant]) + _table(kept) + words.tobytes()
+    return plane if len(plane) <= room else None
 
 
 def _from_static(body: np.ndarray, depth: int, variant: int, symbols: np.ndarray) -> np.ndarray:

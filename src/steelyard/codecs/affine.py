@@ -210,7 +210,7 @@ def _placed(levels: np.ndarray | float, scale: np.ndarray, zero: np.ndarray | No
     if zero is not None:
         wide = zero.astype(np.float64) + wide
     most = float(np.finfo(spec.dtype.numpy).max if spec.dtype.name != "bfloat16" else 2.0**128 - 2.0**120)
-    return np.clip(wide, -most, most).astype(spec.dtype.numpy)
+    return np.asarray(np.clip(wide, -most, most).astype(spec.dtype.numpy))
 
 
 def _checked(reduced: np.ndarray) -> np.ndarray:

@@ -36,6 +36,7 @@ class Entropy(Codec):
     - 1 constant: one symbol, nothing if it is 0;
     - 2 adaptive: a range coder that learns; the variants differ in how fast it forgets;
     - 3 contexts: the same with the neighbours in row and column as contexts; a row is what the first axis indexes;
+      above one bit of depth, a byte first says which symbol is the usual one;
     - 4 static: frequencies that sum to 2^(8 + 2 * variant), then the words of an rANS coder.
 
     Args:

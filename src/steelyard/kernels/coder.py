@@ -21,7 +21,7 @@ TOP = 1 << 24  # the range is kept above this
 HALF = 1 << 37  # probability 1/2 and count 0: 28 bits of probability above 10 bits of count
 STRETCHED = 2816  # ln(p / (1 - p)) in 1/256, at most 11
 SLOTS = 1 << 18  # the most entries of one table of contexts
-INPUTS = 6
+INPUTS = 7
 
 
 @cache
@@ -89,6 +89,12 @@ def carry(coder, buffer):
 
 
 @kernel
+def failed(coder, buffer, decoding):
+    """Whether more was written than fits, or more read than there was."""
+    return coder[AT] > buffer.size + (4 if decoding else 0)
+
+
+@kernel
 def finish(coder, buffer, decoding):
     """Bytes of the whole stream, or -1: too few for the symbols, too many, or more than the buffer holds.
 
@@ -134,6 +140,8 @@ def code_adaptive(symbols, buffer, depth, slow, fast, rates, decoding):
     first = np.full(1 << depth, HALF, np.int64)
     second = np.full(1 << depth, HALF, np.int64)
     for i in range(symbols.size):
+        if failed(coder, buffer, decoding):
+            return -1
         symbol = np.int64(symbols[i])
         node = 1
         for place in range(depth - 1, -1, -1):
@@ -148,56 +156,77 @@ def code_adaptive(symbols, buffer, depth, slow, fast, rates, decoding):
 
 
 @kernel
-def contexts(symbols, i, width, depth, found):
-    """For symbol `i` of rows of `width`, what each model but the first looks at, as whole numbers."""
-    column = i % width
+def octaves(count, of, steps):
+    """1024 * count / of on a logarithmic scale, with `steps` (1 or 2) levels for each doubling; 0 below 2."""
+    ratio = ((count << 10) + of // 2) // of
+    level = 0
+    while ratio >= 4:
+        level += steps
+        ratio >>= 1
+    return level + (0 if ratio < 2 else steps if ratio == 2 else 2 * steps - 1)
+
+
+@kernel
+def contexts(symbols, i, width, depth, busy, in_row, found):
+    """For symbol `i` of rows of `width`, what each model but the first looks at, as whole numbers.
+
+    `busy` counts by column, and `in_row` in this row, how many symbols were not the usual one.
+    """
+    column, row = i % width, i // width
     left = np.int64(symbols[i - 1]) if column > 0 else 0
     left2 = np.int64(symbols[i - 2]) if column > 1 else 0
-    above = np.int64(symbols[i - width]) if i >= width else 0
-    above2 = np.int64(symbols[i - 2 * width]) if i >= 2 * width else 0
+    above = np.int64(symbols[i - width]) if row > 0 else 0
+    above2 = np.int64(symbols[i - 2 * width]) if row > 1 else 0
     found[0] = left
     found[1] = (left << depth) | left2
     found[2] = column if width < symbols.size else (left << 1) ^ (left2 << 9) ^ (i > 0)
     found[3] = (left << depth) | above
     found[4] = (above << depth) | above2
     if depth == 1:
-        right = np.int64(symbols[i - width + 1]) if i >= width and column + 1 < width else 0
-        corner = np.int64(symbols[i - width - 1]) if i >= width and column > 0 else 0
+        right = np.int64(symbols[i - width + 1]) if row > 0 and column + 1 < width else 0
+        corner = np.int64(symbols[i - width - 1]) if row > 0 and column > 0 else 0
         found[3] |= (right << 2) | (corner << 3) | (left2 << 4)
-        left3 = np.int64(symbols[i - 3]) if column > 2 else 0
-        found[1] |= left3 << 2
+        found[1] |= (np.int64(symbols[i - 3]) if column > 2 else 0) << 2
+    near = 6 * busy[column + 2] + 2 * (busy[column + 1] + busy[column + 3]) + busy[column] + busy[column + 4]
+    found[5] = octaves(near, 12 * row + 8, 2) * 16 + min(octaves(in_row, column + 4, 1), 15)
 
 
 @kernel
-def code_contexts(symbols, width, buffer, depth, limit, rate, squash, stretch, rates, decoding):
+def code_contexts(symbols, width, buffer, depth, usual, limit, rate, squash, stretch, rates, decoding):
     """Like `code_adaptive`, the symbols being rows of `width`: several models are mixed, weighted by success.
 
     The models know: nothing; the symbol before; the two before; the column; the neighbours before and
-    above; the two above. `limit` is the fading of each, `rate` the speed at which weights learn.
+    above; the two above; how often symbols differ from the `usual` one in nearby columns and in this row.
+    `limit` is the fading of each, `rate` the speed at which weights learn.
     """
     nodes = 1 << depth
     coder = np.zeros(4, np.int64)
     start(coder, buffer, decoding)
-    entries = np.zeros(INPUTS, np.int64)
-    entries[0] = 1
-    entries[1] = 1 << depth
-    entries[2] = 8 if depth == 1 else 1 << 2 * depth
-    entries[3] = width if width < symbols.size else 1 << 2 * depth
-    entries[4] = 32 if depth == 1 else 1 << 2 * depth
-    entries[5] = 1 << 2 * depth
+    entries = np.full(INPUTS, 1 << 2 * depth, np.int64)
+    entries[0], entries[1] = 1, 1 << depth
+    entries[INPUTS - 1] = 32 * 16
+    if depth == 1:
+        entries[2], entries[4] = 8, 32
+    if width < symbols.size:
+        entries[3] = width
     begins = np.zeros(INPUTS + 1, np.int64)
     for m in range(INPUTS):
-        entries[m] = min(entries[m], max(1, SLOTS >> depth))
+        entries[m] = min(entries[m], SLOTS >> depth)
         begins[m + 1] = begins[m] + entries[m] * nodes
     states = np.full(begins[INPUTS], HALF, np.int64)
-    weights = np.full((depth * 4, INPUTS), 1 << 14, np.int64)
+    weights = np.full((depth * 4, INPUTS), 1 << 13, np.int64)
     found = np.zeros(INPUTS - 1, np.int64)
     at = np.zeros(INPUTS, np.int64)
     inputs = np.zeros(INPUTS, np.int64)
-    seen = 0
+    busy = np.zeros(width + 4, np.int64)
+    in_row = seen = 0
     for i in range(symbols.size):
+        if failed(coder, buffer, decoding):
+            return -1
+        if i % width == 0:
+            in_row = 0
         symbol = np.int64(symbols[i])
-        contexts(symbols, i, width, depth, found)
+        contexts(symbols, i, width, depth, busy, in_row, found)
         for m in range(1, INPUTS):
             at[m] = begins[m] + (found[m - 1] % entries[m]) * nodes
         node = 1
@@ -218,4 +247,7 @@ def code_contexts(symbols, width, buffer, depth, limit, rate, squash, stretch, r
             node = 2 * node + bit
         if decoding:
             symbols[i] = node - nodes
+        if node - nodes != usual:
+            busy[i % width + 2] += 1
+            in_row += 1
     return finish(coder, buffer, decoding)
