@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import dataclass
 from html.parser import HTMLParser
 
 import demo
@@ -16,7 +17,7 @@ import pytest
 from steelyard.core.table import Table
 from steelyard.errors import FormatError, RecipeError, UnknownNameError
 from steelyard.report.html import KeyFigure, Page, Section, render, write_html
-from steelyard.report.plots import Bars, Histogram, Images, Line, Scatter, Treemap
+from steelyard.report.plots import Bars, Histogram, Images, Line, Picture, Scatter, Treemap
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&<!--\u2028{{}}`x`"
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -83,6 +84,26 @@ def test_a_hostile_name_stays_text():
     assert "alert(1)" in page.text
     assert page.figures[0]["data"][0]["name"].startswith("&lt;/script&gt;")
     assert page.figures == json.loads(json.dumps([p.figure() for p in hostile_page().sections[0].pictures] * 3))
+
+
+@dataclass(frozen=True)
+class Raw(Picture):
+    """A picture that takes no care of its words."""
+
+    table: Table
+    title: str = ""
+    alt: str = ""
+
+    def figure(self):
+        return {"data": [{"name": HOSTILE}], "layout": {"height": 100}}
+
+
+def test_a_figure_cannot_leave_its_script():
+    content = render(Page("x", [Section("x", pictures=[Raw(demo.stages_table())])]))
+    page = Outline(content)
+    assert not page.open
+    assert len(page.run) == 2
+    assert page.figures[0]["data"][0]["name"] == HOSTILE
 
 
 @pytest.mark.parametrize("make", [demo.page, hostile_page])
