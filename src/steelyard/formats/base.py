@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
 from steelyard.core.spec import Spec
 from steelyard.core.weights import Weight, Weights
@@ -232,7 +232,7 @@ def spooling(path: Path) -> Iterator[io.FileIO]:
     with ExitStack() as stack:
         with writing(path):
             spool = stack.enter_context(tempfile.TemporaryFile(dir=path.parent, buffering=0))
-        yield cast(io.FileIO, spool)
+        yield spool
 
 
 @contextmanager

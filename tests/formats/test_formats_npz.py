@@ -1,0 +1,179 @@
+"""npz and npy: numpy as oracle, no pickles, damaged archives."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from steelyard.core.weights import Weights
+from steelyard.errors import FormatError
+from steelyard.formats import open, write
+
+
+def test_what_we_write_numpy_reads(tmp_path: Path) -> None:
+    values = {"a/b": np.arange(6.0).reshape(2, 3), "s": np.array(1, np.int8), "e": np.zeros((0, 2), np.complex64)}
+    path = tmp_path / "x.npz"
+    write(Weights.of(values), path)
+    with np.load(path) as found:
+        assert found.files == list(values)
+        for name, value in values.items():
+            assert found[name].dtype == value.dtype
+            np.testing.assert_array_equal(found[name], value)
+    write(Weights.of({"x": np.float16([1, 2])}), tmp_path / "x.npy")
+    assert np.load(tmp_path / "x.npy").tolist() == [1, 2]
+    expected = io.BytesIO()
+    np.save(expected, np.float16([1, 2]))
+    assert (tmp_path / "x.npy").read_bytes()[128:] == expected.getvalue()[128:]
+
+
+def test_types_that_numpy_lacks_open_there_as_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    write(Weights.of({"a": np.array([1, 2], ml_dtypes.bfloat16), "b": np.array([1], ml_dtypes.int4)}), path)
+    with np.load(path) as found:
+        assert found["a"].view(ml_dtypes.bfloat16).tolist() == [1, 2]
+        assert found["b"].tobytes() == b"\x01"
+        assert b'"bfloat16"' in found["steelyard.json"]
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed], ids=["stored", "deflated"])
+def test_what_numpy_writes_we_read(save: object, tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    values = {
+        "fortran": np.asfortranarray(np.arange(24.0).reshape(2, 3, 4)),
+        "big": np.arange(3, dtype=">i4"),
+        "bool": np.array([True, False]),
+        "scalar": np.float32(3),
+        "zeros": np.zeros(10_000, np.int64),
+    }
+    save(path, **values)  # type: ignore[operator]
+    found = open(path)
+    assert list(found) == list(values)
+    for name, value in values.items():
+        np.testing.assert_array_equal(found[name].array(), value)
+    for name in ("fortran", "big"):
+        np.save(tmp_path / f"{name}.npy", values[name])
+        np.testing.assert_array_equal(open(tmp_path / f"{name}.npy")[name].array(), values[name])
+
+
+class Bomb:
+    def __reduce__(self) -> tuple:
+        return (pytest.fail, ("unpickled",))
+
+
+def test_nothing_is_unpickled(tmp_path: Path) -> None:
+    objects = np.array([Bomb()], dtype=object)
+    np.save(tmp_path / "x.npy", objects, allow_pickle=True)
+    np.savez(tmp_path / "x.npz", x=objects)
+    for name in ("x.npy", "x.npz"):
+        with pytest.raises(FormatError, match="nothing is ever unpickled"):
+            open(tmp_path / name).arrays()
+
+
+def npy(header: bytes, data: bytes = b"", version: bytes = b"\x01\x00", length: int | None = None) -> bytes:
+    size = len(header) if length is None else length
+    return b"\x93NUMPY" + version + size.to_bytes(2 if version[0] == 1 else 4, "little") + header + data
+
+
+GOOD = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }"
+HOSTILE = {
+    "version 4": (npy(GOOD, b"1234", b"\x04\x00"), "version 1 to 3"),
+    "giant header": (npy(GOOD, b"1234", b"\x02\x00", length=2**31), "limit is 10000"),
+    "no literal": (npy(b"__import__('os').system('true')"), "Python literal"),
+    "deep": (npy(b"(" * 9000), "Python literal"),
+    "no dictionary": (npy(b"1"), "expected descr"),
+    "huge dimension": (npy(GOOD.replace(b"1,", b"1<<62,")), "Python literal"),
+    "2^62": (npy(GOOD.replace(b"1,", b"4611686018427387904,"), b"1234"), "takes"),
+    "negative": (npy(GOOD.replace(b"1,", b"-1,")), "dimensions"),
+    "bool": (npy(GOOD.replace(b"1,", b"True,")), "dimensions"),
+    "shape list": (npy(GOOD.replace(b"(1,)", b"[1]")), "dimensions"),
+    "rank 65": (npy(GOOD.replace(b"1,", b"1," * 65), b"1234"), "dimensions"),
+    "order": (npy(GOOD.replace(b"False", b"0")), "fortran_order"),
+    "text": (npy(GOOD.replace(b"<f4", b"<U4")), "expected numbers"),
+    "dates": (npy(GOOD.replace(b"<f4", b"<M8[s]")), "expected numbers"),
+    "records": (npy(GOOD.replace(b"'<f4'", b"[('a', '<f4')]"), b"1234"), "expected numbers"),
+    "opaque": (npy(GOOD.replace(b"<f4", b"|V2"), b"12"), "opaque"),
+    "trailing bytes": (npy(GOOD, b"12345"), "takes 4 bytes, 5 follow"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_header_is_an_error(case: str, tmp_path: Path) -> None:
+    content, message = HOSTILE[case]
+    path = tmp_path / "x.npy"
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match=message) as caught:
+        open(path)
+    assert str(path) in str(caught.value)
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("m.npy", content)
+    with pytest.raises(FormatError, match="m"):
+        open(tmp_path / "x.npz")
+
+
+def test_an_archive_that_lies_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+
+    def archive(**members: bytes) -> None:
+        with zipfile.ZipFile(path, "w") as file:
+            for name, content in members.items():
+                file.writestr(name, content)
+
+    archive(**{"a.npy": npy(GOOD, b"1234"), "b.txt": b"hello"})
+    with pytest.raises(FormatError, match=r"b\.txt"):
+        open(path)
+    archive(**{"a.npy": npy(GOOD, b"1234"), "b.npy": npy(GOOD, b"5678")})
+    path.write_bytes(path.read_bytes().replace(b"b.npy", b"a.npy"))
+    with pytest.raises(FormatError, match="twice"):
+        open(path)
+    archive(**{"a.npy": npy(GOOD, b"1234"), "steelyard.json": b'{"version":1,"dtypes":{"b":"bfloat16"}}'})
+    with pytest.raises(FormatError, match="'b'"):
+        open(path)
+    archive(**{"a.npy": npy(GOOD, b"1234"), "steelyard.json": b'{"version":1,"dtypes":{"a":"bfloat16"}}'})
+    with pytest.raises(FormatError, match="bfloat16"):
+        open(path)
+    archive(
+        **{"a.npy": npy(GOOD.replace(b"<f4", b"|V2"), b"12"), "steelyard.json": b'{"version":1,"dtypes":{"a":"int4"}}'}
+    )
+    with pytest.raises(FormatError, match="2 bytes cannot be int4"):
+        open(path)
+
+
+def test_a_flipped_bit_of_the_data_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    write(Weights.of({"a": np.arange(100)}), path)
+    whole = bytearray(path.read_bytes())
+    at = whole.index(np.int64(50).tobytes())
+    whole[at] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(FormatError, match="CRC"):
+        open(path).arrays()
+
+
+def test_a_bomb_is_refused_before_memory_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    np.savez_compressed(path, a=np.zeros(1000, np.uint8))
+    whole = bytearray(path.read_bytes())
+    directory = whole.rindex(b"PK\x01\x02")
+    whole[directory + 24 : directory + 28] = (2**31).to_bytes(4, "little")
+    path.write_bytes(whole)
+    with pytest.raises(FormatError, match="'a' takes"):
+        open(path)
+
+
+def test_npy_holds_one_plain_tensor_of_its_own_name(tmp_path: Path) -> None:
+    one = np.zeros(1)
+    for weights, message in [
+        (Weights.of({}), "one plain tensor"),
+        (Weights.of({"x": one, "y": one}), "one plain tensor"),
+        (Weights.of({"x": one}, meta={"k": "v"}), "metadata"),
+        (Weights.of({"y": one}), "expected 'y' before .npy"),
+        (Weights.of({"x": np.zeros(1, ml_dtypes.bfloat16)}), "holds no bfloat16"),
+    ]:
+        with pytest.raises(FormatError, match=message):
+            write(weights, tmp_path / "x.npy")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,283 @@
+"""safetensors: hostile headers, the reference library as oracle, and how the bytes lie."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import struct
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors
+import torch
+from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_torch
+
+from steelyard.codecs import CODECS
+from steelyard.core.packed import nest, pack
+from steelyard.core.spec import DTYPES
+from steelyard.core.weights import Weights
+from steelyard.errors import FormatError, SteelyardError
+from steelyard.formats import base, open, write
+
+F32 = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+
+
+def blob(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    return {"a": {**F32, **changes}}
+
+
+HOSTILE = {
+    "seven bytes": (b"\x02\0\0\0\0\0\0", "8 bytes of header length"),
+    "length 2^63": (blob(b"{}", length=2**63), "limit is 100000000"),
+    "length over the limit": (blob(b"{}", length=100_000_001), "limit is 100000000"),
+    "length beyond the file": (blob(b"{}", length=3), "cut off"),
+    "no header": (blob(b""), "begins with"),
+    "array": (blob(b"[]"), "begins with"),
+    "null": (blob(b"null"), "begins with"),
+    "leading space": (blob(b" {}"), "begins with"),
+    "byte order mark": (blob(b"\xef\xbb\xbf{}"), "begins with"),
+    "spaces": (blob(b" " * 1_000_000), "begins with"),
+    "not UTF-8": (blob(b'{"\xff": 1}'), "byte 10: the header is not UTF-8"),
+    "no JSON": (blob(b"{a}"), "expected JSON"),
+    "two objects": (blob(b"{}{}"), "expected JSON"),
+    "deep": (blob(b'{"a":' * 100_000), "nested too deep"),
+    "deep list": (blob(b'{"a":' + b"[" * 100_000), "nested too deep"),
+    "long integer": (blob(b'{"a":' + b"9" * 10_000 + b"}"), "expected JSON"),
+    "duplicate tensor": (blob(b'{"a":%b,"a":%b}' % ((json.dumps(F32).encode(),) * 2), b"1234"), "'a' is given twice"),
+    "duplicate metadata": (blob(b'{"__metadata__":{},"__metadata__":{}}'), "'__metadata__' is given twice"),
+    "duplicate key in metadata": (blob(b'{"__metadata__":{"k":"a","k":"b"}}'), "'k' is given twice"),
+    "metadata list": (blob({"__metadata__": []}), "__metadata__"),
+    "metadata number": (blob({"__metadata__": {"a": 1}}), "__metadata__"),
+    "metadata surrogate": (blob({"__metadata__": {"a": "\ud800"}}), "Unicode"),
+    "name surrogate": (blob({"\ud800": F32}, b"1234"), "Unicode"),
+    "NaN": (blob(b'{"a":NaN}'), "NaN"),
+    "Infinity": (blob(b'{"a":-Infinity}'), "Infinity"),
+    "1e400": (blob(b'{"a":{"dtype":"F32","shape":[1e400],"data_offsets":[0,4]}}', b"1234"), "dimensions"),
+    "tensor null": (blob({"a": None}), "expected an object"),
+    "missing key": (blob({"a": {"dtype": "F32", "shape": [1]}}, b"1234"), "expected an object"),
+    "extra key": (blob(entry(more=1), b"1234"), "expected an object"),
+    "unknown dtype": (blob(entry(dtype="F33"), b"1234"), "unknown dtype 'F33'"),
+    "dtype list": (blob(entry(dtype=["F32"]), b"1234"), "unknown dtype"),
+    "negative dimension": (blob(entry(shape=[-1]), b"1234"), "dimensions"),
+    "float dimension": (blob(entry(shape=[1.0]), b"1234"), "dimensions"),
+    "bool dimension": (blob(entry(shape=[True]), b"1234"), "dimensions"),
+    "string dimension": (blob(entry(shape=["1"]), b"1234"), "dimensions"),
+    "shape number": (blob(entry(shape=1), b"1234"), "dimensions"),
+    "400 digits": (blob(entry(shape=[10**399]), b"1234"), "dimensions"),
+    "product 2^64": (blob(entry(shape=[2**32, 2**32]), b"1234"), r"takes over 2\^47 bytes"),
+    "product wraps to 4": (blob(entry(shape=[2**62 + 1, 4]), b"1234"), r"takes over 2\^47"),
+    "zero times 2^64": (blob(entry(shape=[0, 2**64], data_offsets=[0, 0])), "dimensions"),
+    "begin > end": (blob(entry(data_offsets=[4, 0]), b"1234"), "begin <= end"),
+    "negative begin": (blob(entry(data_offsets=[-4, 0]), b"1234"), "begin <= end"),
+    "one offset": (blob(entry(data_offsets=[4]), b"1234"), "begin <= end"),
+    "bool offset": (blob(entry(data_offsets=[False, 4]), b"1234"), "begin <= end"),
+    "size too small": (blob(entry(data_offsets=[0, 3]), b"123"), "takes 4 bytes, data_offsets have 3"),
+    "half a byte": (blob(entry(dtype="F4", shape=[7], data_offsets=[0, 4]), b"1234"), "takes 3.5 bytes"),
+    "past the end": (blob(entry(), b"123"), "fetch it again"),
+    "trailing bytes": (blob(entry(), b"1234PK\x03\x04"), "4 bytes follow"),
+    "only trailing": (blob({}, b"1"), "1 bytes follow"),
+    "hole": (blob(entry(data_offsets=[1, 5]), b"12345"), "hole of 1 bytes"),
+    "overlap": (blob({"a": F32, "b": {**F32, "data_offsets": [2, 6]}}, b"123456"), "'b' overlaps"),
+    "one range twice": (blob({"a": F32, "b": F32}, b"1234"), "overlaps"),
+    "reserved key": (blob({"__metadata__": {"steelyard": "mine"}}), "'steelyard': expected JSON"),
+    "escaped name": (blob({"a\x1b[2J\n": None}), r"a\\\\x1b\[2J\\\\n"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_header_is_an_error_that_names_file_and_place(case: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    content, message = HOSTILE[case]
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match=message) as caught:
+        open(path)
+    assert str(caught.value).startswith(str(path))
+    assert caught.value.offset is not None or case == "reserved key" or "surrogate" in case
+    assert len(str(caught.value)) < 500
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "case", sorted(set(HOSTILE) - {"extra key", "reserved key", "escaped name", "zero times 2^64"})
+)
+def test_the_reference_library_refuses_them_as_well(case: str, tmp_path: Path) -> None:
+    lenient = {"leading space", "duplicate key in metadata", "duplicate tensor"}
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(HOSTILE[case][0])
+    if case in lenient:
+        safetensors.safe_open(path, "np")
+    else:
+        with pytest.raises(safetensors.SafetensorError):
+            safetensors.safe_open(path, "np")
+
+
+def test_valid_but_extreme_files_open_at_once_and_fail_on_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    for shape in ([0, 2**62, 2**62], [1] * 1000 + [0]):
+        path.write_bytes(blob(entry(shape=shape, data_offsets=[0, 0])))
+        assert open(path)["a"].spec.shape == tuple(shape)
+        with pytest.raises(FormatError, match="does not fit into memory"):
+            open(path)["a"].array()
+    size = 2**40
+    path.write_bytes(blob(entry(dtype="U8", shape=[size], data_offsets=[0, size])))
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size + size)
+    assert open(path).size == size
+
+
+def test_opening_reads_the_length_and_the_header_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.safetensors"
+    write(Weights.of({"a": np.zeros(1000)}), path)
+    reads: list[tuple[int, int]] = []
+
+    class Counting(io.FileIO):
+        def readinto(self, buffer: Any) -> int:
+            reads.append((self.tell(), len(buffer)))
+            return super().readinto(buffer)
+
+    monkeypatch.setattr(base.io, "FileIO", Counting)
+    header = struct.unpack("<Q", path.read_bytes()[:8])[0]
+    from steelyard.formats.safetensors import Safetensors
+
+    Safetensors().open(path)
+    assert reads == [(0, 8), (8, header)]
+
+
+def test_what_we_write_the_reference_library_reads(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    rng = np.random.default_rng(0)
+    values = {
+        "u8": rng.integers(0, 256, (3, 5), np.uint8),
+        "f64": rng.normal(size=7),
+        "scalar": np.array(2, np.int16),
+        "empty": np.zeros((0, 4), np.float32),
+        "bool": np.array([True, False, True]),
+        "c64": np.complex64([1 + 2j]),
+        "u64": np.uint64([2**64 - 1]),
+    }
+    write(Weights.of(values, meta={"k": "v"}), path)
+    found = load_file(path)
+    assert set(found) == set(values)
+    for name, value in values.items():
+        assert found[name].dtype == value.dtype
+        np.testing.assert_array_equal(found[name], value)
+    with safetensors.safe_open(path, "np") as file:
+        assert file.metadata() == {"k": "v"}
+
+
+# the reference library writes float8_e8m0fnu and does not read it
+TORCH = [n for n, row in DTYPES.items() if row.safetensors and row.torch and n != "float8_e8m0fnu"]
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_torch_types_lie_as_the_reference_library_expects(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    array = np.arange(5).astype(DTYPES[name].numpy)
+    write(Weights.of({"odd": np.zeros(3, np.int8), "x": array}), path)
+    found = load_torch(path)["x"]
+    assert str(found.dtype) == f"torch.{name}"
+    assert found.data_ptr() % found.element_size() == 0
+    assert found.to(torch.complex128).tolist() == [complex(v) for v in array.astype(np.complex128)]
+
+
+def test_what_the_reference_library_writes_we_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    values = {"b": np.arange(6, dtype=np.float16).reshape(2, 3), "a": np.int64([[1]]), "z": np.zeros((2, 0), np.uint8)}
+    save_file(values, path, {"made": "elsewhere"})
+    found = open(path)
+    assert dict(found.meta) == {"made": "elsewhere"}
+    assert set(found) == set(values)
+    for name, value in values.items():
+        np.testing.assert_array_equal(found[name].array(), value)
+    tensors = {"w": torch.arange(4).to(torch.bfloat16), "f": torch.ones(2).to(torch.float8_e4m3fn)}
+    safetensors.torch.save_file(tensors, path)
+    assert open(path)["w"].array().tolist() == [0, 1, 2, 3]
+    assert open(path)["f"].array().dtype == ml_dtypes.float8_e4m3fn
+
+
+def test_whatever_we_accept_the_reference_library_accepts(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    write(Weights.of({"a": np.float32([1, 2]), "b": np.int8([[3]]), "c": np.zeros((0,))}, meta={"k": "v"}), path)
+    whole = path.read_bytes()
+    header = struct.unpack("<Q", whole[:8])[0]
+    rng = random.Random(3)
+    alphabet = b'0123456789-.eE[]{}",: abFIU\\\x00\xff'
+    accepted = 0
+    for _ in range(500):
+        at = rng.randrange(8 + header)
+        path.write_bytes(whole[:at] + bytes([rng.choice(alphabet)]) + whole[at + 1 :])
+        try:
+            found = open(path)
+        except SteelyardError:
+            continue
+        accepted += 1
+        with safetensors.safe_open(path, "np") as file:
+            assert set(file.keys()) == set(found)
+    assert accepted > 20
+
+
+def test_float4_lies_two_to_a_byte_low_half_first(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(blob({"a": {"dtype": "F4", "shape": [2, 2], "data_offsets": [0, 2]}}, b"\x21\xf7"))
+    array = open(path)["a"].array()
+    assert array.astype(float).tolist() == [[0.5, 1.0], [6.0, -6.0]]
+    write(open(path), tmp_path / "y.safetensors")
+    assert (tmp_path / "y.safetensors").read_bytes()[-2:] == b"\x21\xf7"
+    with safetensors.safe_open(tmp_path / "y.safetensors", "np") as file:
+        assert file.get_slice("a").get_dtype() == "F4"
+    with pytest.raises(FormatError, match="pad it"):
+        write(Weights.of({"a": array[0, :1]}), path)
+
+
+def test_float6_is_listed_and_refused_when_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(blob({"a": {"dtype": "F6_E2M3", "shape": [4], "data_offsets": [0, 3]}}, b"123"))
+    assert open(path)["a"].spec.nbytes == 3
+    with pytest.raises(FormatError, match="no standard says"):
+        open(path)["a"].array()
+
+
+def test_packed_tensors_open_elsewhere_as_their_parts(tmp_path: Path) -> None:
+    x = np.where(np.arange(64) % 3 == 0, np.arange(64) % 4, 0).astype(np.float32).reshape(8, 8)
+    plan = nest(CODECS["bitmask"](), values=CODECS["palette"](k=4))
+    path = tmp_path / "x.safetensors"
+    write(Weights.of({"w": pack(x, plan), "b": np.ones(3, np.float32)}), path)
+    parts = load_file(path)
+    assert "w" not in parts
+    assert all(key == "b" or key.startswith("w/") for key in parts)
+    found = open(path)
+    np.testing.assert_array_equal(found["w"].array(), x)
+    assert found["w"].stored == sum(part.nbytes for key, part in parts.items() if key != "b")
+
+
+def test_one_part_belongs_to_one_tensor(tmp_path: Path) -> None:
+    layout = ["bits", "uint8", [8], {"stream": "s"}]
+    own = json.dumps({"version": 1, "packed": {"a": layout, "b": layout}})
+    stream = {"s": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(blob({"__metadata__": {"steelyard": own}, **stream}, b"1"))
+    with pytest.raises(FormatError, match="belongs to 'a' already"):
+        open(path)
+
+
+def test_reserved_names_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="reserved"):
+        write(Weights.of({}, meta={"steelyard": "x"}), tmp_path / "x.safetensors")
+    with pytest.raises(FormatError, match="__metadata__"):
+        write(Weights.of({"__metadata__": np.zeros(1)}), tmp_path / "x.safetensors")
+
+
+def test_the_header_is_small_and_the_data_aligned(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    assert write(Weights.of({"a": np.float32([1])}), path) == 8 + 56 + 4
+    assert path.read_bytes()[8:64] == b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}  '
