@@ -192,7 +192,7 @@ def test_scatter_draws_the_interval_it_was_given():
     for i, row in enumerate(table.rows):
         assert trace["y"][i] + trace["error_y"]["array"][i] == pytest.approx(row["high"])
         assert trace["y"][i] - trace["error_y"]["arrayminus"][i] == pytest.approx(row["low"])
-    assert trace["textposition"] == ["top left", "top right", "top right", "top right"]
+    assert trace["textposition"] == ["top left", "bottom right", "top right", "bottom right"]
 
 
 def test_images_lie_side_by_side_with_gaps():

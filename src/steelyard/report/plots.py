@@ -178,7 +178,8 @@ class Scatter(Picture):
             trace |= {"x": _cells(rows, self.x), "y": _cells(rows, self.y), "line": {"width": 1.5, "dash": "dot"}}
             if self.label:
                 furthest = max((x for x in trace["x"] if isinstance(x, (int, float))), default=None)
-                places = ["top left" if x == furthest else "top right" for x in trace["x"]]
+                sides = ["left" if x == furthest else "right" for x in trace["x"]]
+                places = [f"{('top', 'bottom')[n % 2]} {side}" for n, side in enumerate(sides)]  # neighbours keep apart
                 trace |= {"text": [_label(_cell(row, self.label)) for row in rows], "textposition": places}
             if self.low and self.high:
                 trace["error_y"] = self._errors(rows)
