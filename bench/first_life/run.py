@@ -53,9 +53,8 @@ def main() -> None:
     for row in rows:
         print("  ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
     lost = [row["lost, percentage points"] for row in rows]
-    print(
-        f"mean lost {statistics.mean(lost):.3f} pp, worst {max(lost):.3f}; least ratio {min(r['ratio'] for r in rows):.1f}"
-    )
+    least = min(row["ratio"] for row in rows)
+    print(f"mean lost {statistics.mean(lost):.3f} pp, worst {max(lost):.3f}; least ratio {least:.1f}")
     (HERE / "results").mkdir(exist_ok=True)
     machine = {"cpus": os.cpu_count(), "python": platform.python_version(), "machine": platform.machine()}
     result = {"date": datetime.date.today().isoformat(), "machine": machine, "rows": rows}

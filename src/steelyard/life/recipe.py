@@ -40,7 +40,6 @@ class Train:
 class Explain:
     """What is said of the trained weights."""
 
-    examples: int = 256  # of the validation split, for what needs data
     strongest: int = 10  # rows of the largest, smallest and most negative weights in the report
 
 
@@ -50,8 +49,9 @@ class Move:
 
     target: Named
     source: Named | None = None  # None: the net that was just trained
-    epochs: int = 30
+    epochs: int = 60
     rate: float = 3e-3
+    head_rate: float = 3e-2  # where a new head alone is trained
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,12 @@ class Shrink:
     """Prune in stages, share, code; fine-tune in between."""
 
     tolerance: float = 0.005  # the loss of the headline metric that is allowed on held-out data
-    sparsity: float = 0.9  # of all weights in matrices and filters
-    prune_stages: int = 3
-    prune_epochs: int = 6  # after each stage
+    sparsity: float = 0.93  # of all weights in matrices and filters
+    prune_stages: int = 4
+    prune_epochs: int = 8  # after each stage
     k: int = 16  # distinct values for each tensor, zero aside
-    share_epochs: int = 4
-    rate: float = 1e-3
+    share_epochs: int = 6
+    rate: float = 3e-3
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,7 @@ def _checked(recipe: Recipe) -> Recipe:
     positive = {"$.train.epochs": recipe.train.epochs, "$.train.rate": recipe.train.rate}
     if recipe.move is not None:
         positive |= {"$.move.epochs": recipe.move.epochs, "$.move.rate": recipe.move.rate}
+        positive |= {"$.move.head_rate": recipe.move.head_rate}
     if recipe.shrink is not None:
         positive |= {"$.shrink.k": recipe.shrink.k, "$.shrink.prune_stages": recipe.shrink.prune_stages}
         positive |= {"$.shrink.rate": recipe.shrink.rate}

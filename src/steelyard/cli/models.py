@@ -1,0 +1,89 @@
+"""What the verbs on models share: naming a model and a task on a command line. Torch is imported when they are made.
+
+A name may carry options as a call: ``digits(classes=(0, 1, 2))``, ``mlp(widths=(64, 32))``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from steelyard.core.recipe import parse_call
+from steelyard.errors import FormatError
+from steelyard.life.recipe import Named
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from steelyard.core.weights import Weights
+    from steelyard.learn.task import Task
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_MODEL = "linear, mlp, lenet-5, cnn, rnn, transformer, ..., or module:factory. Default: the task's own."
+
+
+def model_option(function: F) -> F:
+    """Add ``--model NAME`` and ``--seed N``; the verb receives ``model: Named | None`` and ``seed: int``."""
+    function = click.option("--model", callback=_named, help=_MODEL)(function)
+    return click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all randomness.")(
+        function
+    )
+
+
+def task_argument(function: F) -> F:
+    """Add the argument TASK; the verb receives ``task: Named``."""
+    return click.argument("task", callback=_named)(function)
+
+
+def target_argument(function: F) -> F:
+    """Add the argument TARGET and ``--force``; an existing file is refused before the work rather than after it."""
+
+    @click.argument("target")
+    @click.option("--force", is_flag=True, help="Replace TARGET if it exists.")
+    @functools.wraps(function)
+    def wrapped(*args: Any, target: str, force: bool, **options: Any) -> Any:
+        path = Path(target)
+        if path.is_dir() or (path.exists() and not force):
+            kind = (
+                "is a folder; name a file in it" if path.is_dir() else "exists already; choose another name or --force"
+            )
+            raise FormatError(kind, path=path)
+        if not path.parent.is_dir():
+            raise FormatError(f"there is no folder {str(path.parent)!r}; make it first", path=path)
+        return function(*args, target=target, **options)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def _named(_ctx: click.Context, _param: click.Parameter, text: str | None) -> Named | None:
+    return None if text is None else named(text)
+
+
+def named(text: str) -> Named:
+    """A name, or a name with options written as a call.
+
+    >>> named("lenet-300-100"), named("breast-cancer(batch_size=16)")
+    ('lenet-300-100', {'breast-cancer': {'batch_size': 16}})
+    """
+    name, bracket, rest = text.partition("(")
+    if not bracket or not rest.endswith(")"):
+        return text
+    options = parse_call(f"options({rest}")
+    return {name: options["options"]} if isinstance(options, dict) else name
+
+
+def loaded(task: Named, model: Named | None, seed: int, weights: Weights) -> tuple[Task, nn.Module]:
+    """The task, and its model with all its weights from `weights`; raises ModelError if they do not fit."""
+    from steelyard.formats.module import into_module
+    from steelyard.learn.task import build_seeded
+    from steelyard.life.record import make_task
+
+    made = make_task(task, model, seed)
+    module = build_seeded(made, seed)
+    into_module(weights, module)
+    return made, module

@@ -1,0 +1,57 @@
+"""``steelyard train TASK TARGET``: start a model's weights, train them, write them."""
+
+from __future__ import annotations
+
+import click
+
+from steelyard.cli.models import model_option, target_argument, task_argument
+from steelyard.cli.options import Output, output, show
+from steelyard.life.recipe import Named
+
+
+@click.command("train")
+@task_argument
+@target_argument
+@model_option
+@click.option("--start", default="he", show_default=True, help="The scheme of the first weights.")
+@click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True)
+@click.option("--rate", type=float, default=3e-3, show_default=True, help="The highest learning rate.")
+@click.option("--optimizer", default="adamw", show_default=True)
+@click.option("--schedule", default="one-cycle", show_default=True, help="one-cycle, cosine or constant.")
+@click.option("--weight-decay", type=float, default=0.01, show_default=True, help="Decoupled; matrices only.")
+@output
+def verb(
+    task: Named,
+    target: str,
+    model: Named | None,
+    seed: int,
+    start: str,
+    epochs: int,
+    rate: float,
+    optimizer: str,
+    schedule: str,
+    weight_decay: float,
+    output: Output,
+) -> None:
+    """Train a model on TASK and write its weights to TARGET.
+
+    TASK is digits, breast-cancer, mnist, text:FILE, csv:FILE:COLUMN or module:task. The weights with the
+    lowest validation loss are kept, and measured on examples that training has not seen.
+
+    \b
+    Example:
+      steelyard train breast-cancer weights.safetensors --epochs 5
+    """
+    from steelyard import formats
+    from steelyard.formats.module import from_module
+    from steelyard.learn.evaluate import evaluate
+    from steelyard.learn.run import train
+    from steelyard.life.record import fresh_start, make_task
+
+    made = make_task(task, model, seed)
+    run = train(
+        made, fresh_start(made, start, seed), optimizer=optimizer, rate=rate, epochs=epochs, schedule=schedule,
+        weight_decay=weight_decay, seed=seed,
+    )  # fmt: skip
+    formats.write(from_module(run.model).with_meta(task=made.name, seed=str(seed)), target)
+    show([evaluate(run.model, made), run.history()], output)

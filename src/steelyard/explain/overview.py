@@ -1,0 +1,31 @@
+"""One question about a trained model, answered with the tables that belong together: the answer and its check."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from steelyard.core.table import Table
+from steelyard.errors import UnknownNameError
+from steelyard.explain.coefficients import coefficients, last_dense, removal
+from steelyard.explain.contributions import contributions
+from steelyard.explain.filters import filter_removal, filters
+from steelyard.explain.layers import first_batch
+from steelyard.explain.signal import signal
+from steelyard.learn.task import Task
+
+QUESTIONS = ("coefficients", "filters", "contributions", "signal")
+
+
+def explain(model: nn.Module, task: Task, what: str, layer: str | None = None, example: int = 0) -> list[Table]:
+    """The tables that answer `what`, one of QUESTIONS; raises UnknownNameError for another question."""
+    if what == "coefficients":
+        return [coefficients(model, task, layer), removal(model, task, layer)]
+    if what == "filters":
+        return [filters(model, task, layer), filter_removal(model, task, layer)]
+    if what == "contributions":
+        batch = first_batch(task, "test")
+        return [contributions(model, batch.inputs, layer or last_dense(model, task), sample=example)]
+    if what == "signal":
+        batch = first_batch(task, "train")
+        return [signal(model, (batch.inputs, batch.targets), task.loss)]
+    raise UnknownNameError("question", what, QUESTIONS)

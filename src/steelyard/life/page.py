@@ -1,0 +1,104 @@
+"""The record of a run as a page: which figures lead, which tables are drawn. Computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from steelyard.core.table import Table
+from steelyard.life.record import Chapter, Life
+from steelyard.report.html import KeyFigure, Page, Section
+from steelyard.report.plots import Bars, Histogram, Images, Line, Picture, Scatter
+
+_TOLD = ("Stages",)
+
+
+def page(life: Life) -> Page:
+    """The whole run on one page: the figures that matter first, then a section for each stage."""
+    stages = life.stages
+    sections = [Section("Stages", _lead(life), [stages], _overview(stages, life.task.headline))]
+    sections += [Section(c.name, c.text, list(c.tables), _pictures(c, life)) for c in life.chapters]
+    title = f"The life of {life.task.name}'s weights"
+    meta = {"seed": life.recipe.seed, "recipe": "recipe.yaml beside this file", **_provenance(stages)}
+    return Page(title, sections, meta=meta, figures=_figures(life))
+
+
+def tables(life: Life) -> list[Table]:
+    """Every table of the run, those that are drawn included."""
+    found = [life.stages]
+    for chapter in life.chapters:
+        found += [*chapter.tables, *chapter.drawn.values()]
+    return found
+
+
+def _provenance(table: Table) -> Mapping[str, str]:
+    return {key: str(value) for key, value in table.meta.items() if key in ("steelyard", "python")}
+
+
+def _lead(life: Life) -> str:
+    said = (
+        "Every size is the length of a file that was written; every score was measured on held-out examples, the last "
+        "one by a process that had only the file and the recipe."
+    )
+    return said + "".join(f"\n\nNot reached: {failure}." for failure in life.failures)
+
+
+def _figures(life: Life) -> list[KeyFigure]:
+    from steelyard.report.units import written
+
+    rows = {row["stage"]: row for row in life.stages.rows}
+    metric, unit = life.task.headline, {c.name: c.unit for c in life.stages.columns}[life.task.headline]
+    first, last = rows["trained"], life.stages.rows[-1]
+    figures = [KeyFigure(f"{metric}, trained", written(first[metric], unit), _interval(first, unit))]
+    if last["stage"] == "re-read":
+        figures += [
+            KeyFigure("smaller", written(last["ratio"], "x"), f"{first['bytes']:,} to {last['bytes']:,} bytes on disk"),
+            KeyFigure(f"{metric}, re-read", written(last[metric], unit), _interval(last, unit)),
+        ]
+    return figures
+
+
+def _interval(row: Mapping[str, object], unit: str) -> str:
+    from steelyard.report.units import written
+
+    return f"95 % interval {written(row['low'], unit)} to {written(row['high'], unit)}"  # type: ignore[arg-type]
+
+
+def _overview(stages: Table, metric: str) -> list[Picture]:
+    kept = tuple(row for row in stages.rows if row["stage"] != "started")
+    drawn = replace(stages, rows=kept)
+    return [
+        Scatter(drawn, "bytes", metric, "low", "high", label="stage", title=f"{metric} against size", log_x=True,
+                joined=True, alt=f"{metric} on held-out data against the bytes of the file, a point for each stage"),
+    ]  # fmt: skip
+
+
+def _pictures(chapter: Chapter, life: Life) -> list[Picture]:
+    drawn, metric = chapter.drawn, life.task.headline
+    pictures: list[Picture] = []
+    if "history" in drawn:
+        pictures += [
+            Line(drawn["history"], "epoch", ("train loss", "valid loss"), title="loss over time"),
+            Line(drawn["history"], "epoch", (metric,), title=f"{metric} over time, validation data"),
+        ]
+    if "steps" in drawn:
+        ratios = tuple(c.name for c in drawn["steps"].columns if c.name.startswith("update ratio"))
+        matrices = tuple(name for name in ratios if not name.endswith("bias"))
+        pictures.append(Line(drawn["steps"], "step", matrices or ratios, title="update / weight, per step", log_y=True))
+    if "filters" in drawn:
+        pictures.append(
+            Images(_tiles(drawn["filters"]), "taps", "filter", title="first-layer filters, most important first")
+        )
+    if "bytes" in drawn:
+        moments = tuple(c.name for c in drawn["bytes"].columns if c.unit == "B")
+        pictures.append(Bars(drawn["bytes"], "tensor", moments, title="bytes in the file, by tensor", log=True))
+    if "histograms" in drawn:
+        pictures.append(Histogram(drawn["histograms"], "left", "right", "count", by="moment", facet="tensor",
+                                  title="values of the weights, exact zeros left out", log=True))  # fmt: skip
+    return pictures
+
+
+def _tiles(filters: Table) -> Table:
+    """The filters with their channels laid below each other: an image is rows of values."""
+    rows = tuple({**row, "taps": [line for channel in row["taps"] for line in channel]} for row in filters.rows)  # type: ignore[union-attr]
+    return replace(filters, rows=rows)

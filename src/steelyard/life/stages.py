@@ -1,0 +1,174 @@
+"""The stages of a life: each is one function that does its part, measures it, and adds a chapter to the record.
+
+Decides what is done in which order and what is measured after it. Knows nothing of how a page or a terminal looks.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+from torch import nn
+
+from steelyard import formats
+from steelyard.core.weights import Weights
+from steelyard.deploy.onnx import export_onnx
+from steelyard.errors import RecipeError
+from steelyard.explain.inventory import inventory
+from steelyard.explain.layers import first_batch
+from steelyard.explain.sidebyside import bytes_by_tensor, distributions
+from steelyard.explain.signal import signal
+from steelyard.formats.base import replacing
+from steelyard.formats.module import from_module, into_module
+from steelyard.learn.evaluate import compare, evaluate
+from steelyard.learn.gauges import update_ratio
+from steelyard.learn.task import build_seeded
+from steelyard.life.fresh import measure
+from steelyard.life.moving import moved
+from steelyard.life.recipe import Recipe, dump
+from steelyard.life.record import Chapter, Life, fresh_start, make_task, trained_run
+from steelyard.life.telling import explained
+from steelyard.shrink.deep import Settings, deep_compression, lost
+
+
+def begin(recipe: Recipe, out: Path, say: Callable[[str], None]) -> Life:
+    """Make everything that the recipe names, so that a mistake in it is found before anything is written."""
+    task = make_task(recipe.task, recipe.model, recipe.seed)
+    build_seeded(task, recipe.seed)
+    if recipe.move is not None:
+        for named in filter(None, (recipe.move.source, recipe.move.target)):
+            build_seeded(make_task(named, recipe.model, recipe.seed), recipe.seed)
+    return Life(recipe, task, out, say)
+
+
+def live(life: Life) -> Life:
+    """Every stage of the recipe, in order; `life` is filled on the way."""
+    recipe = life.recipe
+    _make(life.out)
+    write_text(life.out / "recipe.yaml", dump(recipe))
+    model = started(life)
+    at_start = from_module(model).settle()
+    trained(life, model)
+    explained(life, model)
+    moved(life, model)
+    small = shrunk(life, model, at_start)
+    if recipe.ship is not None and recipe.ship.onnx:
+        shipped(life, small)
+    return life
+
+
+def started(life: Life) -> nn.Module:
+    """Build the model, start its weights by the scheme, and follow one batch through it and back."""
+    since, recipe = time.perf_counter(), life.recipe
+    model, batch = fresh_start(life.task, recipe.start.scheme, recipe.seed), first_batch(life.task, "train")
+    table = signal(model, (batch.inputs, batch.targets), life.task.loss)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "start.safetensors"
+        formats.write(from_module(model), file)
+        life.add("started", file, evaluate(model, life.task), since, "(not kept)")
+    count = from_module(model, buffers=False).size
+    text = (
+        f"{count:,} weights of {type(model).__name__} start by the scheme '{recipe.start.scheme}' from seed "
+        f"{recipe.seed}. One batch runs forward and back: the scale of the activations and of their gradients says "
+        f"whether the net can learn. Verdict: {table.meta['verdict']}."
+    )
+    life.chapters.append(Chapter("Start", text, (table,)))
+    return model
+
+
+def trained(life: Life, model: nn.Module) -> None:
+    """Train in place, measure on held-out data, and write the original."""
+    since, told = time.perf_counter(), life.recipe.train
+    run = trained_run(life, life.task, model, told.epochs, told.rate, (update_ratio(),))
+    measured = evaluate(model, life.task)
+    file = life.out / "weights.safetensors"
+    formats.write(from_module(model).with_meta(task=life.task.name, seed=str(life.recipe.seed)), file)
+    life.add("trained", file, measured, since)
+    found = life.rows[-1][life.task.headline]
+    text = (
+        f"{len(run.log):,} updates in {told.epochs} epochs of {told.optimizer}, {told.schedule} schedule, highest rate "
+        f"{told.rate:g}. The weights with the lowest validation loss are kept; what follows is measured on "
+        f"{measured.column('examples')[0]} examples that neither training nor that choice has seen."
+    )
+    if told.goal is not None and lost(life.task, told.goal, found) > 0:
+        life.failures.append(f"trained to {life.task.headline} {found:.4f}, the recipe's goal is {told.goal:g}")
+    life.chapters.append(Chapter("Train", text, (measured,), {"history": run.history(), "steps": run.table()}))
+
+
+def shrunk(life: Life, model: nn.Module, at_start: Weights) -> nn.Module:
+    """Prune, share, code; write each stage, re-read it, measure it; the last one in a fresh process."""
+    told = life.recipe.shrink
+    if told is None:
+        return model
+    settings = Settings(**{f.name: getattr(told, f.name) for f in fields(told)}, seed=life.recipe.seed)
+    before, reread = from_module(model).settle(), copy.deepcopy(model)
+    notes, since, small = [], time.perf_counter(), life.out / "small.safetensors"
+    for stage in deep_compression(model, life.task, settings):
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "stage.safetensors"
+            formats.write(stage.weights, file)
+            into_module(formats.open(file), reread)
+            life.add(stage.name, file, evaluate(reread, life.task), since, "(not kept)")
+        notes.append(f"{stage.name}: {stage.note} ({life.task.headline} on validation data {stage.valid:.4f})")
+        since = time.perf_counter()
+    formats.write(stage.weights.with_meta(task=life.task.name, seed=str(life.recipe.seed)), small)
+    life.add("re-read", small, measure(life.out / "recipe.yaml", small), since)
+    into_module(formats.open(small), reread)
+    versus = compare(model, reread, life.task)
+    loss = lost(life.task, life.rows[1][life.task.headline], life.rows[-1][life.task.headline])
+    if loss > told.tolerance:
+        life.failures.append(f"small.safetensors loses {loss:.4f} of {life.task.headline} on held-out data, the "
+                             f"tolerance is {told.tolerance:g}; lower shrink.sparsity or raise shrink.k")  # fmt: skip
+    text = "; ".join(notes) + ". The last row of the stages is what a fresh process measured on the file alone."
+    sizes = bytes_by_tensor({"trained": formats.open(life.out / "weights.safetensors"), "small": formats.open(small)})
+    drawn = {
+        "bytes": sizes,
+        "histograms": distributions({"start": at_start, "trained": before, "small": formats.open(small)}),
+    }
+    life.chapters.append(Chapter("Shrink", text, (versus, inventory(formats.open(small))), drawn))
+    return reread
+
+
+def shipped(life: Life, model: nn.Module) -> None:
+    """Export to ONNX; ONNX Runtime has to agree on the test examples."""
+    since, batch = time.perf_counter(), first_batch(life.task, "test")
+    table = export_onnx(
+        model, batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,), life.out / "model.onnx"
+    )
+    row = table.rows[0]
+    seconds = time.perf_counter() - since
+    apart = f"ONNX Runtime differs by at most {row['largest difference']:.1g}"
+    life.say(f"shipped: model.onnx, {row['bytes']:,} bytes, {apart} ({seconds:.1f} s)")
+    text = (
+        "The small weights as a plain ONNX graph (the values are those of small.safetensors; the file holds them as "
+        "float32). ONNX Runtime and PyTorch are compared on held-out examples before the file gets its name."
+    )
+    life.chapters.append(Chapter("Ship", text, (table,)))
+
+
+def finish(life: Life) -> None:
+    """Write every table and the page."""
+    from steelyard.life.page import page, tables
+    from steelyard.report.html import write_html
+
+    write_text(life.out / "tables.json", json.dumps([t.to_data() for t in tables(life)], allow_nan=False) + "\n")
+    write_html(page(life), life.out / "report.html")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecipeError(f"cannot be made: {(error.strerror or str(error)).lower()}; choose another --out",
+                          at=str(folder)) from error  # fmt: skip

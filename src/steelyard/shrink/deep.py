@@ -1,0 +1,200 @@
+"""Deep compression: prune in stages, share what is left, code it; fine-tune in between.
+
+Decides the order, the schedule of sparsities and when a stage went too far (by the validation split alone).
+Knows nothing of files: every stage hands out Weights, and whoever writes them measures their size.
+
+Source: Han, Mao, Dally, "Deep Compression", ICLR 2016; the cubic schedule is Zhu and Gupta, "To prune, or not to
+prune", 2017; the soft targets are Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network", 2015.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (the name that everybody uses)
+from torch import Tensor, nn
+
+from steelyard.codecs.bitmask import Bitmask
+from steelyard.codecs.delta import Delta
+from steelyard.codecs.entropy import Entropy
+from steelyard.codecs.palette import Palette
+from steelyard.core.packed import Plan, nest, smallest
+from steelyard.core.transform import Transform, chain, on
+from steelyard.core.weights import Weights
+from steelyard.core.where import where
+from steelyard.edit.cast import Cast
+from steelyard.edit.pack import Pack
+from steelyard.edit.prune import Prune, mask_of
+from steelyard.edit.share import Share
+from steelyard.errors import ModelError
+from steelyard.formats.module import from_module, into_module
+from steelyard.learn.constrain import masked, release, shared
+from steelyard.learn.evaluate import outcomes
+from steelyard.learn.run import train
+from steelyard.learn.task import Batch, Split, Task
+
+_MATRICES = where(min_size=64, min_ndim=2, kind="float")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How hard to press, and how long to heal."""
+
+    tolerance: float = 0.005  # of the headline metric on the validation split, against the original
+    sparsity: float = 0.93
+    prune_stages: int = 4
+    prune_epochs: int = 8
+    k: int = 16
+    share_epochs: int = 6
+    rate: float = 3e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage left: its weights, held as they would be written, and what was done."""
+
+    name: str
+    weights: Weights
+    note: str
+    valid: float  # the headline metric on the validation split
+
+
+def deep_compression(model: nn.Module, task: Task, settings: Settings) -> Iterator[Stage]:
+    """Yield the stages 'pruned', 'shared' and 'coded'; `model` is left as it was.
+
+    The headline metric on the validation split is compared with the original's. Pruning ends at the sparsest stage
+    that loses no more than ``settings.tolerance`` there; sharing tries four times as many values until it does. The test split is never looked at. Raises ModelError if there is nothing to prune.
+    """
+    original = headline(model, task)
+
+    def bearable(student: nn.Module) -> bool:
+        return lost(task, original, headline(student, task)) <= settings.tolerance
+
+    student, lesson = copy.deepcopy(model), distilled(task, model)
+    if not from_module(student).select(_MATRICES):
+        raise ModelError(f"{type(model).__name__} has no matrix or filter of 64 weights or more to prune")
+
+    reached = _prune(student, lesson, bearable, settings)
+    pruned = from_module(student).settle()
+    note = f"{reached:.1%} of the weights in matrices are zero"
+    yield Stage("pruned", coded(sparse_plan(None))(pruned), note, headline(student, task))
+
+    k = _share(student, lesson, bearable, settings)
+    held = from_module(student).settle()
+    yield Stage("shared", coded(sparse_plan(k, plain=True))(held), f"at most {k} values a tensor, and zero",
+                headline(student, task))  # fmt: skip
+    yield Stage("coded", coded(sparse_plan(k))(held), "what is left, entropy coded", headline(student, task))
+
+
+def lost(task: Task, before: float, after: float) -> float:
+    """How much worse the headline metric is: positive when `after` is worse than `before`."""
+    return after - before if task.headline in task.lower_is_better else before - after
+
+
+def headline(model: nn.Module, task: Task, split: Split = "valid") -> float:
+    """The mean of the task's first metric."""
+    return float(next(iter(outcomes(model, task, split).values())).mean())
+
+
+def sparse_plan(k: int | None, *, plain: bool = False) -> Plan:
+    """How a pruned (and shared) tensor is held: whichever of mask, distances and dense codes is smallest.
+
+    `k` is the number of values besides zero (None: not shared); `plain` leaves the entropy coder out.
+    """
+    last = None if plain else Entropy()
+    if k is None:
+        held: Plan = last
+        return smallest(nest(Bitmask(), mask=Entropy(), values=held), nest(Delta(), gaps=Entropy(), values=held), None)
+    values = nest(Palette(k), codes=Entropy()) if not plain else Palette(k)
+    dense = nest(Palette(k + 1), codes=Entropy()) if not plain else Palette(k + 1)
+    mask = nest(Bitmask(), mask=Entropy(), values=values) if not plain else nest(Bitmask(), values=values)
+    gaps = nest(Delta(), gaps=Entropy(), values=values) if not plain else nest(Delta(), values=values)
+    return smallest(mask, gaps, dense, None)
+
+
+def coded(plan: Plan) -> Transform:
+    """Matrices held as `plan` says, everything else in half precision."""
+    return chain(on(_MATRICES, Pack(plan)), on(~_MATRICES & where(dtype="float32"), Cast("float16")))
+
+
+def distilled(task: Task, teacher: nn.Module) -> Task:
+    """The task with the teacher's outputs as targets in training; validation keeps the true ones.
+
+    Without classes (a real-valued loss) the task is returned as it is.
+    """
+    if not _is_classification(teacher, task):
+        return task
+    teacher = copy.deepcopy(teacher).eval()
+
+    def batches(split: Split, epoch: int) -> Iterator[Batch]:
+        for batch in task.batches(split, epoch):
+            if split == "train":
+                inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
+                with torch.no_grad():
+                    batch = replace(batch, targets=teacher(*inputs).softmax(-1))
+            yield batch
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        if targets.is_floating_point():
+            return F.cross_entropy(outputs, targets, reduction="none")
+        return task.loss(outputs, targets)
+
+    return replace(task, batches=batches, loss=loss)
+
+
+def _is_classification(model: nn.Module, task: Task) -> bool:
+    batch = next(iter(task.batches("valid", 0)))
+    inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
+    with torch.no_grad():
+        outputs = model.eval()(*inputs)
+    return not batch.targets.is_floating_point() and outputs.ndim == 2 and batch.targets.ndim == 1
+
+
+def _prune(student: nn.Module, lesson: Task, bearable: Callable[[nn.Module], bool], settings: Settings) -> float:
+    """Prune in cubic stages, then step back to the sparsest that validation bears; returns its sparsity.
+
+    A stage that loses too much is not the end: the next one heals on. Only the last gets a second healing.
+    """
+    reached = [(0.0, copy.deepcopy(student.state_dict()))]
+    for stage in range(1, settings.prune_stages + 1):
+        fraction = settings.sparsity * (1 - (1 - stage / settings.prune_stages) ** 3)
+        last = stage == settings.prune_stages
+        for attempt in range(1 + last):
+            weights = on(_MATRICES, Prune(fraction))(from_module(student)).settle()
+            into_module(weights, student)
+            masked(student, mask_of(weights.select(_MATRICES)))
+            _heal(student, lesson, settings, settings.prune_epochs, 10 * stage + attempt)
+            if bearable(student):
+                break
+        reached.append((fraction, copy.deepcopy(student.state_dict())))
+    for fraction, state in reversed(reached):
+        student.load_state_dict(state)
+        if bearable(student):
+            return fraction
+    return 0.0
+
+
+def _share(student: nn.Module, lesson: Task, bearable: Callable[[nn.Module], bool], settings: Settings) -> int:
+    """Share values, more of them where validation asks for it; returns how many a tensor may have."""
+    before, k = copy.deepcopy(student.state_dict()), settings.k
+    while True:
+        weights = on(_MATRICES, Share(k))(from_module(student)).settle()
+        into_module(weights, student)
+        shared(student, weights.select(_MATRICES))
+        _heal(student, lesson, settings, settings.share_epochs, 100)
+        if bearable(student) or k >= 256:
+            return k
+        student.load_state_dict(before)
+        k = min(4 * k, 256)
+
+
+def _heal(student: nn.Module, lesson: Task, settings: Settings, epochs: int, stage: int) -> None:
+    """Train under the constraint, then make its result the plain tensors of the module."""
+    if epochs:
+        train(lesson, student, epochs=epochs, rate=settings.rate, schedule="cosine", weight_decay=0.0,
+              seed=settings.seed + stage, keep="best", progress=False)  # fmt: skip
+    release(student)
