@@ -130,6 +130,13 @@ def test_no_script_without_a_picture():
     assert "97.57 %" in page.text
 
 
+def test_a_heading_keeps_its_capitals_and_is_not_said_twice():
+    content = render(Page.of([Table.of("agreement of ONNX", {"x": ""}, [{"x": 1}])]))
+    assert "<h2>Agreement of ONNX</h2>" in content
+    assert 'class="title"' not in content
+    assert 'class="title"' in render(Page("x", [Section("Other", tables=[demo.stages_table()])]))
+
+
 def test_every_number_of_a_picture_is_beside_it():
     page = Outline(render(demo.page()))
     assert "The numbers (4 rows)" in page.text

@@ -64,8 +64,9 @@ class Page:
     @staticmethod
     def of(tables: Sequence[Table], title: str = "") -> Page:
         """The page of some tables, each in a section of its own."""
-        sections = [Section(table.title.capitalize(), tables=[table]) for table in tables]
-        return Page(title or (tables[0].title.capitalize() if tables else "Report"), sections)
+        headings = [table.title[:1].upper() + table.title[1:] for table in tables]
+        sections = [Section(heading, tables=[table]) for heading, table in zip(headings, tables, strict=True)]
+        return Page(title or (headings or ["Report"])[0], sections)
 
 
 def write_html(page: Page, path: str | Path) -> int:
@@ -175,7 +176,7 @@ def _section(section: Section, name: str, counter: Iterable[int]) -> str:
     numbers = iter(counter)
     parts = [f'<section id="{name}">', f"<h2>{_escape(section.heading)}</h2>", _prose(section.text)]
     parts += [_picture(picture, next(numbers)) for picture in section.pictures]
-    parts += [_titled(table) for table in section.tables]
+    parts += [_titled(table, section.heading) for table in section.tables]
     return "\n".join([*filter(None, parts), "</section>"])
 
 
@@ -216,12 +217,13 @@ def _behind(table: Table) -> str:
     return f'<details class="data"><summary>The numbers ({len(table.rows)} rows)</summary>{_table(table)}</details>\n'
 
 
-def _titled(table: Table) -> str:
+def _titled(table: Table, heading: str) -> str:
     title = _escape(table.title)
     if len(table.rows) > _LONG:
         summary = f"<summary><b>{title}</b> <span>{len(table.rows):,} rows</span></summary>"
         return f'<details class="table long">{summary}{_table(table)}{_notes(table)}</details>'
-    return f'<div class="table"><div class="title">{title}</div>{_table(table)}{_notes(table)}</div>'
+    head = "" if table.title.lower() == heading.lower() else f'<div class="title">{title}</div>'
+    return f'<div class="table">{head}{_table(table)}{_notes(table)}</div>'
 
 
 def _table(table: Table) -> str:
