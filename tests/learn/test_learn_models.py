@@ -53,9 +53,9 @@ def test_the_cnn_of_the_digits_is_small_and_starts_at_he_scale() -> None:
     with seeded(0):
         net = model("cnn", IMAGE)
     assert sum(p.numel() for p in net.parameters()) < 200_000
-    for layer in (net.conv1, net.conv2, net.fc1):
+    for layer, tolerance in ((net.conv1, 0.2), (net.conv2, 0.05), (net.fc1, 0.02)):
         fan_in = layer.weight[0].numel()
-        assert layer.weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.1)
+        assert layer.weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=tolerance)
         assert not layer.bias.any()
 
 

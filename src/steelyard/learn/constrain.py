@@ -6,6 +6,7 @@ Apply a constraint before the optimizer is made; `release` turns the constrained
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ class Masked(nn.Module):
 
     def __init__(self, mask: Tensor):
         super().__init__()
+        self.order: tuple[str, ...] = ()  # the parameters of the module that is constrained, as they were
         self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,6 +46,7 @@ class Shared(nn.Module):
 
     def __init__(self, codebook: Tensor, codes: Tensor, mask: Tensor):
         super().__init__()
+        self.order: tuple[str, ...] = ()  # the parameters of the module that is constrained, as they were
         self.start = codebook.clone()
         self.register_buffer("codes", codes, persistent=False)
         self.register_buffer("mask", mask, persistent=False)
@@ -70,7 +73,7 @@ def masked(model: nn.Module, masks: Weights) -> nn.Module:
         parameter = getattr(*found[0])
         _same_shape(name, mask, parameter)
         for module, attribute in found:
-            parametrize.register_parametrization(module, attribute, Masked(mask.to(parameter.device)))
+            _constrain(module, attribute, Masked(mask.to(parameter.device)))
     _refresh_recurrent(model)
     return model
 
@@ -103,22 +106,44 @@ def shared(model: nn.Module, weights: Weights, where: Where | None = None) -> nn
 def release(model: nn.Module) -> nn.Module:
     """Turn every constrained tensor into a plain parameter with exactly the values that it had; ties stay ties.
 
-    Parametrizations of other kinds (a weight norm, say) are left alone. Works in place and returns the model.
+    Names and their order are as they were before. Parametrizations of other kinds (a weight norm, say) are left
+    alone. Works in place and returns the model.
     """
-    constrained = [
-        (module, attribute)
-        for module in model.modules()
-        if parametrize.is_parametrized(module)
-        for attribute, steps in module.parametrizations.items()
-        if all(isinstance(step, (Masked, Shared)) for step in steps)
-    ]
-    values = [getattr(module, attribute).detach().clone() for module, attribute in constrained]
-    for (module, attribute), value in zip(constrained, values, strict=True):
-        parametrize.remove_parametrizations(module, attribute, leave_parametrized=False)
-        getattr(module, attribute).grad = None
-        getattr(module, attribute).data = value
+    found = [(module, _ours(module)) for module in model.modules() if _ours(module)]
+    values = [{name: getattr(module, name).detach().clone() for name in ours} for module, ours in found]
+    for (module, ours), plain in zip(found, values, strict=True):
+        _make_plain(module, ours)
+        for name, value in plain.items():
+            parameter = getattr(module, name)
+            parameter.grad, parameter.data = None, value
+        order = max((steps[0].order for steps in ours.values()), key=len)
+        for name in [name for name in order if name in module._parameters]:
+            module._parameters[name] = module._parameters.pop(name)  # to the end; after the last, all are in order
     _refresh_recurrent(model)
     return model
+
+
+def _ours(module: nn.Module) -> dict[str, Any]:
+    """The constrained parameters of one module and what constrains them."""
+    if not parametrize.is_parametrized(module):
+        return {}
+    return {name: steps for name, steps in module.parametrizations.items() if isinstance(steps[0], (Masked, Shared))}
+
+
+def _make_plain(module: nn.Module, ours: Mapping[str, Any]) -> None:
+    """Put the original parameters back.
+
+    A module and its copies share a class, and torch's function takes the attribute from that class: it would break
+    the copies. So it serves only where somebody else's parametrization is on the same module.
+    """
+    if len(ours) < len(module.parametrizations):
+        for name in ours:
+            parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+        return
+    del module._modules["parametrizations"]
+    module.__class__ = type(module).__bases__[0]
+    for name, steps in ours.items():
+        module._parameters[name] = steps.original
 
 
 def _share(found: list[Site], values: Tensor) -> None:
@@ -128,7 +153,12 @@ def _share(found: list[Site], values: Tensor) -> None:
     codes = torch.zeros(values.shape, dtype=torch.int64, device=values.device)
     codes[mask] = inverse
     for module, attribute in found:
-        parametrize.register_parametrization(module, attribute, Shared(codebook, codes, mask), unsafe=True)
+        _constrain(module, attribute, Shared(codebook, codes, mask))
+
+
+def _constrain(module: nn.Module, attribute: str, step: Masked | Shared) -> None:
+    step.order = tuple(module._parameters)
+    parametrize.register_parametrization(module, attribute, step, unsafe=isinstance(step, Shared))
 
 
 def _sites(model: nn.Module) -> dict[str, list[Site]]:

@@ -25,7 +25,7 @@ from steelyard.learn.task import SPLITS, Interface, Split, Task
 def digits(
     *,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     model: str = "cnn",
     classes: Sequence[int] = tuple(range(10)),
     shots: int | None = None,
@@ -35,7 +35,8 @@ def digits(
 
     60 % to train, 15 % to search and stop, 25 % to prove; stratified, by ``seed``. ``classes`` chooses digits and
     numbers them anew in the order given; ``shots`` is the number of training examples for each class (None: all).
-    ``augment`` turns, stretches and shifts the training images anew in each epoch.
+    ``batch_size`` None is 64, and 8 with ``shots``. ``augment`` turns, stretches and shifts the training images anew
+    in each epoch.
     """
     images, labels = _digits()
     chosen = _distinct(classes)
@@ -46,7 +47,8 @@ def digits(
     rows = stratified(labels, seed)
     if shots is not None:
         rows["train"] = few(rows["train"], labels, shots, seed)
-    data = _examples(images, labels, rows, batch_size, seed, partial(vary, fill=0.0) if augment else None)
+    size = (64 if shots is None else 8) if batch_size is None else batch_size
+    data = _examples(images, labels, rows, size, seed, partial(vary, fill=0.0) if augment else None)
     return Task(
         name="digits",
         build=partial(build, model, interface),

@@ -12,6 +12,7 @@ import struct
 import tempfile
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -74,13 +75,13 @@ Found = tuple[np.ndarray, np.ndarray, dict[Split, np.ndarray]]
 
 def _from_npz(path: str, seed: int) -> Found:
     try:
-        with np.load(path, allow_pickle=False) as found:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
             images, labels = found["images"], found["labels"]
     except KeyError as error:
         raise FormatError("expected the arrays 'images' and 'labels'", path=path) from error
     except FileNotFoundError as error:
         raise ModelError(f"{printable(path)}: there is no such file") from error
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise FormatError(f"no readable npz file: {error}", path=path) from error
     _check(images, labels, path)
     return images, labels, stratified(labels, seed)
