@@ -90,7 +90,7 @@ HOSTILE = {
     "overlap": (blob({"a": F32, "b": {**F32, "data_offsets": [2, 6]}}, b"123456"), "'b' overlaps"),
     "one range twice": (blob({"a": F32, "b": F32}, b"1234"), "overlaps"),
     "reserved key": (blob({"__metadata__": {"steelyard": "mine"}}), "'steelyard': expected JSON"),
-    "escaped name": (blob({"a\x1b[2J\n": None}), r"a\\\\x1b\[2J\\\\n"),
+    "escaped name": (blob({"a\x1b[2J\n": None}), r"tensor 'a\\x1b\[2J\\n'"),
 }
 
 

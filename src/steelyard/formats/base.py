@@ -131,7 +131,7 @@ def empty(spec: Spec, source: Source, offset: int, name: str) -> np.ndarray:
     try:
         return np.empty(spec.shape, spec.dtype.numpy)
     except (MemoryError, ValueError, OverflowError) as error:
-        text = f"tensor {printable(name)!r}: {spec.dtype} of rank {len(spec.shape)} does not fit into memory: {error}"
+        text = f"tensor {quoted(name)}: {spec.dtype} of rank {len(spec.shape)} does not fit into memory: {error}"
         raise FormatError(text[:300], path=source.path, offset=offset) from error
 
 
@@ -140,12 +140,21 @@ def announced(weight: Weight, value: np.ndarray) -> np.ndarray:
     return replace(weight, read=lambda: value).array()
 
 
+def quoted(text: str) -> str:
+    """A name from a file as an error shows it: escaped once, and cut where it is endless.
+
+    >>> print(quoted("a\\n"), quoted("b" * 10**6)[-10:])
+    'a\\n' bbbbbb...'
+    """
+    return f"'{printable(text[:100])}{'...' * (len(text) > 100)}'"
+
+
 def check_text(text: str, what: str, path: Path) -> None:
     """Raise FormatError for half a surrogate pair, which no file can hold as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise FormatError(f"{what} {printable(text)[:200]!r} is not Unicode text; rename it", path=path) from error
+        raise FormatError(f"{what} {quoted(text)} is not Unicode text; rename it", path=path) from error
 
 
 def flat_bytes(array: np.ndarray) -> memoryview:
@@ -209,7 +218,7 @@ def replacing(path: Path) -> Iterator[Sink]:
         if target.exists() and not target.is_file():
             raise FormatError("expected a file to write, found a directory or a device", path=path)
         if not target.parent.is_dir():
-            raise FormatError(f"the folder {printable(str(target.parent))!r} is not there; create it first", path=path)
+            raise FormatError(f"the folder {quoted(str(target.parent))} is not there; create it first", path=path)
         mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
         temporary = target.parent / f".steelyard-{secrets.token_hex(6)}.tmp"
         file = io.FileIO(temporary, "x+")  # no buffer that could fail once more when it is closed

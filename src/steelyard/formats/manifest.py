@@ -24,6 +24,7 @@ from steelyard.core.packed import Layout, Packed, dismantle
 from steelyard.core.recipe import Reader
 from steelyard.core.weights import Weight, Weights
 from steelyard.errors import FormatError, SteelyardError, printable
+from steelyard.formats.base import quoted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,8 +59,8 @@ class Manifest:
         for name, layout in self.packed.items():
             for key in layout.keys():  # noqa: SIM118 - a Layout is no mapping
                 if key not in arrays or key in owner:
-                    what = "is missing" if key not in arrays else f"belongs to {printable(owner[key])!r} already"
-                    raise FormatError(f"tensor {printable(name)!r}: its part {printable(key)!r} {what}", path=path)
+                    what = "is missing" if key not in arrays else f"belongs to {quoted(owner[key])} already"
+                    raise FormatError(f"tensor {quoted(name)}: its part {quoted(key)} {what}", path=path)
                 owner[key] = name
         for name in _order(arrays, owner, self.packed) if self.order is None else self.order:
             if name in self.packed:
@@ -67,9 +68,7 @@ class Manifest:
             elif name in arrays and name not in owner:
                 items[name] = arrays[name]
             else:
-                raise FormatError(
-                    f"metadata {KEY!r}: the order names {printable(name)!r}, which is not there", path=path
-                )
+                raise FormatError(f"metadata {KEY!r}: the order names {quoted(name)}, which is not there", path=path)
         if len(items) != len(self.packed) + len(arrays) - len(owner) or any(
             n in arrays and n not in owner for n in self.packed
         ):
@@ -102,7 +101,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise FormatError(f"the key {printable(twice)[:200]!r} is given twice")
+        raise FormatError(f"the key {quoted(twice)} is given twice")
     return found
 
 
@@ -118,7 +117,7 @@ def _parse(data: Any, extra: Container[str]) -> Manifest:
     known = {"version", "packed", "ties", "order"}
     unknown = [key for key in data if key not in known and key not in extra]
     if unknown:
-        raise FormatError(f"did not expect the key {printable(unknown[0])!r}")
+        raise FormatError(f"did not expect the key {quoted(unknown[0])}")
     packed, ties, order = data.get("packed", {}), data.get("ties", {}), data.get("order")
     if not isinstance(packed, dict) or not isinstance(ties, dict) or not isinstance(order, (list, type(None))):
         raise FormatError("expected objects as packed and ties and a list as order")
@@ -126,7 +125,7 @@ def _parse(data: Any, extra: Container[str]) -> Manifest:
         raise FormatError("expected names in ties and order")
     codec = Reader(CODECS, {}).codec
     layouts = {
-        name: Layout.parse(_expanded(name, below), codec, f"packed.{printable(name)}") for name, below in packed.items()
+        name: Layout.parse(_expanded(name, below), codec, f"packed.{quoted(name)}") for name, below in packed.items()
     }
     own = {key: data[key] for key in data if key not in known}
     return Manifest(layouts, ties, None if order is None else tuple(order), own)
@@ -150,7 +149,7 @@ def _expanded(usual: str, layout: Any) -> Any:
     if isinstance(layout, str):
         return layout or usual
     if not isinstance(layout, list) or len(layout) != 4 or not isinstance(layout[3], dict):
-        raise FormatError(f"{printable(usual)[:200]!r}: expected [codec, dtype, shape, parts]")
+        raise FormatError(f"{quoted(usual)}: expected [codec, dtype, shape, parts]")
     codec, dtype, shape, parts = layout
     below = {part: _expanded(f"{usual}/{part}", data) for part, data in parts.items()}
     return {"shape": shape, "dtype": dtype, "codec": codec, "parts": below}

@@ -15,7 +15,8 @@ from steelyard.core.spec import DType, Spec
 from steelyard.core.spec import dtype as find_dtype
 from steelyard.core.table import Table
 from steelyard.core.weights import Weight, Weights
-from steelyard.errors import ModelError, printable
+from steelyard.errors import ModelError
+from steelyard.formats.base import quoted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -245,7 +246,7 @@ def _unknown(plan: _Plan) -> set[str]:
 
 def _sentence(row: _Row) -> str:
     detail = f" (expected {row.expected}, found {row.found})" if row.status == "wrong shape" else ""
-    return f"{row.status} {printable(row.name)!r}{detail}"
+    return f"{row.status} {quoted(row.name)}{detail}"
 
 
 def _joined(notes: list[str]) -> str:
@@ -260,7 +261,7 @@ def _matched(weights: Weights, names: list[str], rename: Mapping[str, str]) -> t
     for name, new in given.items():
         new = new if ours == theirs else theirs + new.removeprefix(ours)
         if new in found:
-            raise ModelError(f"{printable(found[new].given)!r} and {printable(name)!r} both become {printable(new)!r}")
+            raise ModelError(f"{quoted(found[new].given)} and {quoted(name)} both become {quoted(new)}")
         found[new] = _Found(name, weights[name])
     where = f"prefix {ours!r} of the weights" if ours else f"prefix {theirs!r} of the module"
     return found, "" if ours == theirs else f"{where} set aside"
@@ -290,7 +291,7 @@ def _check_same(name: str, a: _Found, b: _Found) -> None:
     one, two = a.item.array(), b.item.array()
     if one.dtype != two.dtype or one.tobytes() != two.tobytes():
         raise ModelError(
-            f"{name!r} is one parameter of the module, but {printable(a.given)!r} and {printable(b.given)!r} "
+            f"{name!r} is one parameter of the module, but {quoted(a.given)} and {quoted(b.given)} "
             "have different values; drop one of them, or untie the module"
         )
 
@@ -305,7 +306,7 @@ def _staged(slot: _Slot, item: Weight) -> Tensor:
         if _survives(given, cast):
             return cast.to(target.device)
     raise ModelError(
-        f"{slot.name!r}: the values of {printable(item.name)!r}, {item.spec}, do not survive the cast to "
+        f"{slot.name!r}: the values of {quoted(item.name)}, {item.spec}, do not survive the cast to "
         f"{slot.spec().dtype}; cast the weights or the module first"
     )
 

@@ -25,7 +25,7 @@ from steelyard.core.packed import Packed
 from steelyard.core.spec import DTYPES, Spec
 from steelyard.core.weights import Weight, Weights
 from steelyard.errors import FormatError, SteelyardError, printable
-from steelyard.formats.base import COPY, Format, Source, announced, check_text, empty, flat_bytes, replacing
+from steelyard.formats.base import COPY, Format, Source, announced, check_text, empty, flat_bytes, quoted, replacing
 from steelyard.formats.manifest import Draft, Manifest
 
 if TYPE_CHECKING:
@@ -74,10 +74,10 @@ class Npz(Format):
             manifest, meta, dtypes = _manifest(archive, path)
         for key in dtypes:
             if key not in headers:
-                raise FormatError(f"{MANIFEST}: the dtype of {printable(key)!r}, which is not there", path=path)
+                raise FormatError(f"{MANIFEST}: the dtype of {quoted(key)}, which is not there", path=path)
         arrays = {}
         for key, header in headers.items():
-            spec = header.spec(dtypes.get(key), f"tensor {printable(key)!r}", path)
+            spec = header.spec(dtypes.get(key), f"tensor {quoted(key)}", path)
             info = members[key]
             _check_size(key, info, header.length + header.count * header.itemsize, path)
             read = partial(_read_member, source, info, header, spec, key)
@@ -90,7 +90,7 @@ class Npz(Format):
             check_text(text, "the text", path)
         for name in weights:
             if zipfile.ZipInfo(f"{name}.npy").filename != f"{name}.npy":
-                raise FormatError(f"tensor {printable(name)!r}: no zip holds this name; rename it", path=path)
+                raise FormatError(f"tensor {quoted(name)}: no zip holds this name; rename it", path=path)
         draft, dtypes = Draft(weights), dict[str, str]()
         with replacing(path) as sink:
             with zipfile.ZipFile(cast("IO[bytes]", sink), "w", zipfile.ZIP_STORED) as archive:
@@ -134,7 +134,7 @@ class Npy(Format):
             text = "npy holds one plain tensor without metadata or ties; write .npz or .safetensors"
             raise FormatError(text, path=path)
         if items[0].name != path.stem:
-            text = f"npy names its tensor by the file: expected {printable(items[0].name)!r} before .npy; rename either"
+            text = f"npy names its tensor by the file: expected {quoted(items[0].name)} before .npy; rename either"
             raise FormatError(text, path=path)
         if items[0].spec.dtype.name not in self.dtypes:
             raise FormatError(f"npy holds no {items[0].spec.dtype}; cast it, or write .npz or .safetensors", path=path)
@@ -204,7 +204,7 @@ def _header(take: Any, path: Path, what: str) -> _Header:
     opaque = isinstance(code, str) and code[1:] in ("V1", "V2")
     if not isinstance(code, str) or code[:1] not in ("<", ">", "|", "=") or not (opaque or code[1:] in NATIVE):
         pickled = "; nothing is ever unpickled here" if isinstance(code, str) and "O" in code else ""
-        raise wrong(f"expected numbers, found elements of {printable(str(code))[:50]!r}{pickled}")
+        raise wrong(f"expected numbers, found elements of {quoted(str(code))}{pickled}")
     return _Header(shape, fortran, "<" + code[1:] if code[0] == "=" else code, 8 + width + count)
 
 
@@ -244,11 +244,11 @@ def _read_member(source: Source, info: zipfile.ZipInfo, header: _Header, spec: S
             while len(buffer):
                 block = file.read(min(len(buffer), COPY))
                 if not block:
-                    raise FormatError(f"tensor {printable(key)!r} ends too early", path=source.path)
+                    raise FormatError(f"tensor {quoted(key)} ends too early", path=source.path)
                 buffer[: len(block)] = block
                 buffer = buffer[len(block) :]
             if file.read(1):  # also makes zipfile compare the checksum
-                raise FormatError(f"tensor {printable(key)!r}: more bytes than its shape takes", path=source.path)
+                raise FormatError(f"tensor {quoted(key)}: more bytes than its shape takes", path=source.path)
 
         return _values(fill, source, header, spec, key)
 
@@ -270,7 +270,7 @@ def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]
     """The members that are arrays, by the name of the tensor."""
     found: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
-        where = f"member {printable(info.filename)[:200]!r}"
+        where = f"member {quoted(info.filename)}"
         if info.filename == MANIFEST:
             continue
         if not info.filename.endswith(".npy"):
@@ -289,13 +289,13 @@ def _check_size(key: str, info: zipfile.ZipInfo, expected: int, path: Path) -> N
     stored = info.compress_type == zipfile.ZIP_STORED
     possible = info.compress_size == info.file_size if stored else info.file_size <= DEFLATE_LIMIT * info.compress_size
     if info.file_size != expected or not possible:
-        text = f"tensor {printable(key)!r} takes {str(expected)[:30]} bytes, its member has {info.file_size}"
+        text = f"tensor {quoted(key)} takes {str(expected)[:30]} bytes, its member has {info.file_size}"
         raise FormatError(text, path=path, offset=info.header_offset)
 
 
 def _member_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> _Header:
     with archive.open(info) as file:
-        return _header(partial(_exactly, file, path), path, f"member {printable(info.filename)[:200]!r}")
+        return _header(partial(_exactly, file, path), path, f"member {quoted(info.filename)}")
 
 
 def _manifest(archive: zipfile.ZipFile, path: Path) -> tuple[Manifest, Mapping[str, str], Mapping[str, str]]:
@@ -311,7 +311,7 @@ def _manifest(archive: zipfile.ZipFile, path: Path) -> tuple[Manifest, Mapping[s
             raise FormatError(f"{MANIFEST}: expected text under text in meta and dtypes", path=path)
     for name in dtypes.values():
         if name not in DTYPES:
-            raise FormatError(f"{MANIFEST}: there is no dtype {printable(name)[:50]!r}", path=path)
+            raise FormatError(f"{MANIFEST}: there is no dtype {quoted(name)}", path=path)
     return manifest, meta, dtypes
 
 

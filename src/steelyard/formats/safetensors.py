@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from steelyard.core.packed import Packed
 from steelyard.core.spec import DTYPES, DType, Spec
 from steelyard.core.weights import Weight, Weights
-from steelyard.errors import FormatError, printable
+from steelyard.errors import FormatError
 from steelyard.formats.base import (
     COPY,
     Format,
@@ -31,6 +31,7 @@ from steelyard.formats.base import (
     check_text,
     empty,
     flat_bytes,
+    quoted,
     replacing,
     spooling,
 )
@@ -133,14 +134,14 @@ class _Tensor:
     @staticmethod
     def parse(name: str, entry: Any, path: Path, start: int) -> _Tensor:
         def wrong(text: str) -> FormatError:
-            return FormatError(f"tensor {printable(name)[:200]!r}: {text}", path=path, offset=8)
+            return FormatError(f"tensor {quoted(name)}: {text}", path=path, offset=8)
 
         check_text(name, "tensor name", path)
         if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
             raise wrong("expected an object of dtype, shape and data_offsets")
         code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(code, str) or code not in CODES:
-            raise wrong(f"unknown dtype {printable(str(code))[:50]!r}; known are {', '.join(CODES)}")
+            raise wrong(f"unknown dtype {quoted(str(code))}; known are {', '.join(CODES)}")
         if not _counts(shape):
             raise wrong(f"expected dimensions from 0 to 2^63-1, found {str(shape)[:100]}")
         if not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
@@ -167,10 +168,10 @@ def _check_cover(tensors: dict[str, _Tensor], source: Source, start: int) -> Non
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if tensor.begin != at:
             what = "overlaps the one before" if tensor.begin < at else f"leaves a hole of {tensor.begin - at} bytes"
-            raise FormatError(f"tensor {printable(name)[:200]!r} {what}", path=source.path, offset=tensor.begin)
+            raise FormatError(f"tensor {quoted(name)} {what}", path=source.path, offset=tensor.begin)
         at = tensor.end
         if at > source.size:
-            text = f"tensor {printable(name)[:200]!r} ends at byte {at}, the file at {source.size}; fetch it again"
+            text = f"tensor {quoted(name)} ends at byte {at}, the file at {source.size}; fetch it again"
             raise FormatError(text, path=source.path, offset=tensor.begin)
     if at != source.size:
         raise FormatError(f"{source.size - at} bytes follow after the last tensor", path=source.path, offset=at)
@@ -181,7 +182,7 @@ def _read(name: str, tensor: _Tensor, source: Source) -> np.ndarray:
 
     spec = tensor.spec
     if spec.dtype.name in UNREADABLE:
-        text = f"tensor {printable(name)!r}: no standard says how {spec.dtype} lies; convert it where it was made"
+        text = f"tensor {quoted(name)}: no standard says how {spec.dtype} lies; convert it where it was made"
         raise FormatError(text, path=source.path, offset=tensor.begin)
     array = empty(spec, source, tensor.begin, name)
     with source.reading() as file:
@@ -220,7 +221,7 @@ def _check(weights: Weights, path: Path) -> None:
 
 
 def _check_spec(name: str, spec: Spec, path: Path) -> None:
-    where = f"tensor {printable(name)!r}"
+    where = f"tensor {quoted(name)}"
     if spec.dtype.name not in Safetensors.dtypes:
         remedy = "cast it, encode it, or write .npz"
         raise FormatError(f"{where}: safetensors holds no {spec.dtype}; {remedy}", path=path)
