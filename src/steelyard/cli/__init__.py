@@ -17,11 +17,16 @@ VERBS: Registry[click.Command] = Registry(
     "verb",
     "verbs",
     {
+        "run": Row("steelyard.cli.run:verb", "the whole life: start, train, explain, move, shrink, ship", "all"),
+        "train": Row("steelyard.cli.train:verb", "start a model's weights, train them, write them", "learn"),
+        "finetune": Row("steelyard.cli.finetune:verb", "carry trained weights to a new task", "learn"),
+        "explain": Row("steelyard.cli.explain:verb", "what trained weights mean, checked by removal", "learn"),
         "inspect": Row("steelyard.cli.inspect:verb", "what is in a file: tensors, types, ties and sizes"),
         "convert": Row("steelyard.cli.convert:verb", "another file format, dtype, names or codec"),
         "prune": Row("steelyard.cli.prune:verb", "set the smallest weights to zero, and store the zeros cheaply"),
         "quantize": Row("steelyard.cli.quantize:verb", "round weights to uniform levels of 1 to 8 bits"),
         "share": Row("steelyard.cli.share:verb", "few distinct values for each tensor: a codebook and indices"),
+        "claims": Row("steelyard.cli.claims:verb", "every claim of the field about weights, measured here", "learn"),
     },
 )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union
 
@@ -88,6 +88,7 @@ class Reader:
             return Smallest(tuple(self.plan(o, f"{at}.smallest[{i}]") for i, o in enumerate(settings)))
         cls = _look_up(self.codecs, name, at)
         settings = _mapping(settings, f"{at}.{name}")
+        _known(settings, [*(f.name for f in fields(cls)), *cls.parts], f"{at}.{name}")
         below = {k: self.plan(v, f"{at}.{name}.{k}") for k, v in settings.items() if k in cls.parts}
         codec = self.build(cls, {k: v for k, v in settings.items() if k not in cls.parts}, f"{at}.{name}")
         return Scheme(codec, below) if below else codec
@@ -131,9 +132,7 @@ class Reader:
         """An instance of a dataclass, every key and type checked; errors of its own check get the place."""
         settings = _mapping(data, at)
         known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
-        for key in settings:
-            if key not in known:
-                raise RecipeError(f"there is no setting {key!r}; {suggestion(str(key), known)}", at=at)
+        _known(settings, known, at)
         missing = [
             n for n, f in known.items() if n not in settings and f.default is MISSING and f.default_factory is MISSING
         ]
@@ -236,6 +235,12 @@ def _split(data: object, at: str) -> tuple[str, Any]:
         name, settings = next(iter(data.items()))
         return name, {} if settings is None else settings
     raise RecipeError(f"expected a name, or a name with its settings, got {data!r}", at=at)
+
+
+def _known(settings: Mapping[str, Any], names: Collection[str], at: str) -> None:
+    for key in settings:
+        if key not in names:
+            raise RecipeError(f"there is no setting {key!r}; {suggestion(str(key), names)}", at=at)
 
 
 def _mapping(data: object, at: str) -> Mapping[str, Any]:

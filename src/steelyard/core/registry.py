@@ -45,11 +45,12 @@ class Registry(Mapping[str, T], Generic[T]):
 
     @cached_property
     def rows(self) -> Mapping[str, Row]:
-        """Every row: ours, then those of installed packages. Ours cannot be replaced from outside."""
+        """Every row: ours, then those of installed packages, which cannot replace ours."""
         from importlib.metadata import entry_points
 
         found = entry_points(group=f"steelyard.{self.plural}")
-        return {**{e.name: Row(e.value, f"from {e.dist.name}" if e.dist else "") for e in found}, **self._own}
+        others = {e.name: Row(e.value, f"from {e.dist.name}" if e.dist else "") for e in found}
+        return {**self._own, **{name: row for name, row in others.items() if name not in self._own}}
 
     def __getitem__(self, name: str) -> T:
         row = self._own.get(name) or self.rows.get(name)
@@ -68,7 +69,8 @@ class Registry(Mapping[str, T], Generic[T]):
         return name in self._own or name in self.rows
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.rows)
+        yield from self._own  # so that a search that ends here never looks at what else is installed
+        yield from (name for name in self.rows if name not in self._own)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -78,7 +78,11 @@ _ALIASES = {
     **dict.fromkeys(("f16", "fp16", "half"), "float16"),
     **dict.fromkeys(("fp8", "fp8_e4m3", "float8_e4m3"), "float8_e4m3fn"),
     **dict.fromkeys(("fp4", "float4"), "float4_e2m1fn"),
-    "f64": "float64", "double": "float64", "bf16": "bfloat16", "fp8_e5m2": "float8_e5m2", "long": "int64",
+    "f64": "float64",
+    "double": "float64",
+    "bf16": "bfloat16",
+    "fp8_e5m2": "float8_e5m2",
+    "long": "int64",
     **{f"{k[0]}{n}": f"{k}{n}" for k in ("int", "uint") for n in (2, 4, 8, 16, 32, 64)},
 }
 

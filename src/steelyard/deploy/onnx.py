@@ -6,7 +6,7 @@ Decides how to export and what counts as agreement; knows nothing of tasks. Need
 from __future__ import annotations
 
 import logging
-import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from steelyard.core.table import Table
 from steelyard.errors import MissingExtraError, ModelError, VerdictError
+from steelyard.formats.base import replacing
 
 _AXIS = "batch"  # the name of the axis that stays free in the file
 
@@ -35,19 +36,17 @@ def export_onnx(model: nn.Module, inputs: Sequence[Tensor], path: str | Path, *,
     """
     path = Path(path)
     model = model.eval()
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    try:
-        _export(model, tuple(inputs), temporary)
-        difference, scale, agreement = _compare(model, inputs, temporary)
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder) / "model.onnx"
+        _export(model, tuple(inputs), str(temporary))
+        difference, scale, agreement = _compare(model, inputs, str(temporary))
         if not difference <= tolerance * max(1.0, scale):
             raise VerdictError(
                 f"{path}: ONNX Runtime differs from PyTorch by {difference:.2g}, allowed {tolerance:g} of "
                 f"{max(1.0, scale):.3g}; no file was written"
             )
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        with replacing(path) as file, temporary.open("rb") as finished:
+            shutil.copyfileobj(finished, file)
     row = {"file": path.name, "bytes": path.stat().st_size, "largest difference": difference}
     row |= {"same decision": agreement, "examples": len(inputs[0])}
     units = {"file": "", "bytes": "B", "largest difference": "", "same decision": "%", "examples": ""}

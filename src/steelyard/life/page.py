@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from steelyard.core.table import Table
+from steelyard.core.table import Cell, Table
 from steelyard.life.record import Chapter, Life
 from steelyard.report.html import KeyFigure, Page, Section
 from steelyard.report.plots import Bars, Histogram, Images, Line, Picture, Scatter
-
-_TOLD = ("Stages",)
+from steelyard.report.units import written
 
 
 def page(life: Life) -> Page:
@@ -18,7 +17,7 @@ def page(life: Life) -> Page:
     stages = life.stages
     sections = [Section("Stages", _lead(life), [stages], _overview(stages, life.task.headline))]
     sections += [Section(c.name, c.text, list(c.tables), _pictures(c, life)) for c in life.chapters]
-    title = f"The life of {life.task.name}'s weights"
+    title = f"The life of a network's weights: {life.task.name}"
     meta = {"seed": life.recipe.seed, "recipe": "recipe.yaml beside this file", **_provenance(stages)}
     return Page(title, sections, meta=meta, figures=_figures(life))
 
@@ -44,33 +43,28 @@ def _lead(life: Life) -> str:
 
 
 def _figures(life: Life) -> list[KeyFigure]:
-    from steelyard.report.units import written
-
-    rows = {row["stage"]: row for row in life.stages.rows}
-    metric, unit = life.task.headline, {c.name: c.unit for c in life.stages.columns}[life.task.headline]
-    first, last = rows["trained"], life.stages.rows[-1]
-    figures = [KeyFigure(f"{metric}, trained", written(first[metric], unit), _interval(first, unit))]
+    rows, metric = life.stages.rows, life.task.headline
+    unit = {c.name: c.unit for c in life.stages.columns}[metric]
+    first, last = next(row for row in rows if row["stage"] == "trained"), rows[-1]
+    figures = [KeyFigure(f"{metric}, trained", first[metric], unit, _interval(first, unit))]
     if last["stage"] == "re-read":
-        figures += [
-            KeyFigure("smaller", written(last["ratio"], "x"), f"{first['bytes']:,} to {last['bytes']:,} bytes on disk"),
-            KeyFigure(f"{metric}, re-read", written(last[metric], unit), _interval(last, unit)),
-        ]
+        sizes = f"{first['bytes']:,} to {last['bytes']:,} bytes on disk"
+        figures.append(KeyFigure("smaller", last["ratio"], "x", sizes))
+        figures.append(KeyFigure(f"{metric}, re-read", last[metric], unit, _interval(last, unit)))
     return figures
 
 
-def _interval(row: Mapping[str, object], unit: str) -> str:
-    from steelyard.report.units import written
-
-    return f"95 % interval {written(row['low'], unit)} to {written(row['high'], unit)}"  # type: ignore[arg-type]
+def _interval(row: Mapping[str, Cell], unit: str) -> str:
+    return f"95 % interval {written(row['low'], unit)} to {written(row['high'], unit)}"
 
 
 def _overview(stages: Table, metric: str) -> list[Picture]:
-    kept = tuple(row for row in stages.rows if row["stage"] != "started")
-    drawn = replace(stages, rows=kept)
+    """The started net is off the scale, and 'coded' is the file that 're-read' measures."""
+    drawn = replace(stages, rows=tuple(row for row in stages.rows if row["stage"] not in ("started", "coded")))
+    alt = f"{metric} on held-out data against the bytes of the file, a point for each stage"
     return [
-        Scatter(drawn, "bytes", metric, "low", "high", label="stage", title=f"{metric} against size", log_x=True,
-                joined=True, alt=f"{metric} on held-out data against the bytes of the file, a point for each stage"),
-    ]  # fmt: skip
+        Scatter(drawn, "bytes", metric, "low", "high", by="stage", title=f"{metric} against size", log_x=True, alt=alt)
+    ]
 
 
 def _pictures(chapter: Chapter, life: Life) -> list[Picture]:

@@ -67,7 +67,8 @@ def deep_compression(model: nn.Module, task: Task, settings: Settings) -> Iterat
     """Yield the stages 'pruned', 'shared' and 'coded'; `model` is left as it was.
 
     The headline metric on the validation split is compared with the original's. Pruning ends at the sparsest stage
-    that loses no more than ``settings.tolerance`` there; sharing tries four times as many values until it does. The test split is never looked at. Raises ModelError if there is nothing to prune.
+    that loses no more than ``settings.tolerance`` there; sharing tries four times as many values until it does. The
+    test split is never looked at. Raises ModelError if there is nothing to prune.
     """
     original = headline(model, task)
 

@@ -1,0 +1,58 @@
+"""``steelyard finetune TASK WEIGHTS TARGET``: carry trained weights to a new task."""
+
+from __future__ import annotations
+
+import click
+
+from steelyard.cli.models import model_option, target_argument, task_argument
+from steelyard.cli.options import Output, output, show
+from steelyard.core.where import where
+from steelyard.life.recipe import Named
+
+
+@click.command("finetune")
+@task_argument
+@click.argument("weights")
+@target_argument
+@model_option
+@click.option("--head", default="new", show_default=True, help="new, keep, or a glob of what starts anew.")
+@click.option("--freeze", help="body (all but the head), or a glob of what is not trained.")
+@click.option("--start", default="he", show_default=True, help="The scheme of what starts anew.")
+@click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True)
+@click.option("--rate", type=float, default=1e-3, show_default=True, help="The highest learning rate.")
+@output
+def verb(
+    task: Named,
+    weights: str,
+    target: str,
+    model: Named | None,
+    seed: int,
+    head: str,
+    freeze: str | None,
+    start: str,
+    epochs: int,
+    rate: float,
+    output: Output,
+) -> None:
+    """Load what fits of WEIGHTS into the model of TASK, train it there, and write TARGET.
+
+    The account says of every tensor on either side whether it was loaded, is new, or did not fit.
+
+    \b
+    Example:
+      steelyard finetune breast-cancer weights.safetensors tuned.safetensors --head keep --epochs 3
+    """
+    from steelyard import formats
+    from steelyard.formats.module import from_module
+    from steelyard.learn.evaluate import evaluate
+    from steelyard.learn.finetune import finetune
+    from steelyard.life.record import fresh_start, make_task
+
+    made = make_task(task, model, seed)
+    run, account = finetune(
+        made, formats.open(weights), fresh_start(made, start, seed), rate=rate, epochs=epochs, seed=seed,
+        head=head if head in ("new", "keep") else where(head),
+        freeze=None if freeze is None else "body" if freeze == "body" else where(freeze),
+    )  # fmt: skip
+    formats.write(from_module(run.model).with_meta(task=made.name, seed=str(seed)), target)
+    show([evaluate(run.model, made), account, run.history()], output)
