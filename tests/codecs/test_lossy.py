@@ -112,3 +112,17 @@ def test_palette_goes_to_the_nearest_entry() -> None:
     # more entries never do worse
     errors = [float(((Palette(k).decode(Palette(k).encode(x), Spec.like(x)) - x) ** 2).sum()) for k in (2, 4, 8, 16)]
     assert errors == sorted(errors, reverse=True)
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("bits", [2, 5, 7, 8])
+def test_idempotent_where_levels_are_as_dense_as_the_numbers_of_the_type(name: str, bits: int) -> None:
+    codec, kind = Affine(bits, symmetric=False), DTYPES[name].numpy
+    for start in (0.4, 1.8, 4.4, -2.15):
+        with np.errstate(under="ignore"):
+            first = np.array(start, kind)
+            gap = abs(float(np.nextafter(first, np.array(9, kind)) - first))
+        for count in (100, 255, 300, 1500):
+            x = (float(first) + gap * RNG.integers(0, count, 300)).astype(kind)
+            y = codec.decode(codec.encode(x), Spec.like(x))
+            assert codec.decode(codec.encode(y), Spec.like(x)).tobytes() == y.tobytes()

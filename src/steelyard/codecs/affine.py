@@ -134,16 +134,16 @@ class Affine(Codec):
         wide = x.astype(np.float64)
         low, high = _checked(sharing.reduce(np.minimum, wide)), _checked(sharing.reduce(np.maximum, wide))
         zero, top = low.astype(x.dtype), float(self._top)
-        reach = _checked(high / top - low / top)
-        scale = _settled(reach, lambda s: _placed(top, s, zero, spec).astype(np.float64) / top - low / top)
+
+        def steps_to(end: np.ndarray) -> np.ndarray:
+            return _checked((end / 2 - low / 2) / top * 2)  # halves: the distance of two large numbers may overflow
+
+        scale = _settled(steps_to(high), lambda s: steps_to(_placed(top, s, zero, spec).astype(np.float64)))
         start, step = sharing.spread(zero).astype(np.float64), sharing.spread(scale)
-        divisor = np.where(step > 0, step, 1)
-        while True:  # a level that rounds to a value nearer to another level goes there: at most a few rounds
-            codes = np.clip(np.rint(wide / divisor - start / divisor), 0, top).astype(np.uint8)
-            values = self._values(codes, scale, zero, spec, sharing).astype(np.float64)
-            if np.array_equal(values, wide):
-                return {"codes": codes, "scale": scale, "zero": zero}
-            wide = values
+        # what is decoded is the number of the type nearest to a level, so no farther from it than x was: it goes
+        # back to the same code
+        codes = np.clip(np.rint((wide / 2 - start / 2) / np.where(step > 0, step / 2, 1)), 0, top)
+        return {"codes": codes.astype(np.uint8), "scale": scale, "zero": zero}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Zeros as the distances between the other values. Lossless; beats one bit an element below some 38 % density.
+"""Zeros as the distances between the other values. Lossless; at most one bit an element, less below 38 % density.
 
 Source: the relative index of S. Han, H. Mao, W. J. Dally, Deep Compression, ICLR 2016 (arXiv 1510.00149),
 figure 2, with an escape in place of its padding zeros, and the width of a distance chosen for the tensor.
