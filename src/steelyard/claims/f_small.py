@@ -15,6 +15,7 @@ from steelyard.claims.check import Bar, Check
 from steelyard.claims.material import digits, inputs_of, trained
 from steelyard.core.weights import Weight, Weights
 from steelyard.edit.share import Share
+from steelyard.errors import ModelError
 from steelyard.explain.histograms import unique_values
 from steelyard.formats.module import from_module, into_module
 from steelyard.init import start
@@ -23,7 +24,7 @@ from steelyard.learn.run import train
 from steelyard.learn.seeding import seeded
 from steelyard.learn.task import Task, build_seeded
 from steelyard.learn.tasks import task
-from steelyard.shrink.deep import Settings, deep_compression
+from steelyard.shrink.deep import Settings, deep_compression, headline, lost
 
 CODEBOOKS = (2, 16, 37, 256)
 
@@ -111,12 +112,20 @@ TOLERANCE = 0.005  # half a percentage point
 
 
 def smallest(data: Task, model: nn.Module, path: Path, settings: Settings) -> int:
-    """Write the smallest stage of `deep_compression`; the bytes of the file."""
-    sizes = {}
+    """Write the smallest stage of `deep_compression` that validation bears; the bytes of the file.
+
+    Raises ModelError if validation bears none.
+    """
+    original = headline(model, data)
+    sizes: dict[Path, int] = {}
     for stage in deep_compression(model, data, settings):
-        sizes[stage.name] = formats.write(stage.weights, path.with_name(stage.name + path.suffix))
-    best = min(sizes, key=lambda name: sizes[name])
-    path.with_name(best + path.suffix).replace(path)
+        written = path.with_name(stage.name + path.suffix)
+        size = formats.write(stage.weights, written)
+        if lost(data, original, stage.valid) <= settings.tolerance:
+            sizes[written] = size
+    if not sizes:
+        raise ModelError(f"no stage stays within {settings.tolerance:.1%} on the validation split")
+    min(sizes, key=lambda written: sizes[written]).replace(path)
     return path.stat().st_size
 
 

@@ -153,4 +153,4 @@ def _opens(module: nn.Module) -> bool:
 
 def _owns(model: nn.Module, other: str, name: str) -> bool:
     """An attention layer uses its own output projection without calling it."""
-    return name == f"{other}.out_proj" and isinstance(find_layer(model, other), nn.MultiheadAttention)
+    return name == f"{other}.out_proj".removeprefix(".") and isinstance(find_layer(model, other), nn.MultiheadAttention)

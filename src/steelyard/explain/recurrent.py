@@ -1,8 +1,8 @@
 """The equations of RNN, LSTM and GRU, step by step, so that every gate's sum can be seen.
 
-torch computes them in one fused call that shows only the hidden states. Here the gates are summed again
-in float64 and the layer's own output is the proof. Symbols and order of gates as in the documentation of
-torch.nn.LSTM and torch.nn.GRU.
+torch computes them in one fused call that shows only the hidden states. Here the gates are summed again in
+float64; the hidden states that follow from the sums, compared with the layer's own output, are the proof.
+Symbols and order of gates as in the documentation of torch.nn.LSTM and torch.nn.GRU.
 """
 
 from __future__ import annotations
@@ -26,6 +26,12 @@ class Sums:
     bias: Tensor  # (1 or samples, 1 or steps, units)
     actual: Tensor  # (samples, steps, units) in the layer's own precision
     hidden: int  # how many of the terms are hidden units
+
+    def totals(self) -> Tensor:
+        """The sums of products and bias: (samples, steps, units)."""
+        if self.values.shape[2] == 1:
+            return self.values[:, :, 0] @ self.weight.T + self.bias
+        return (self.values * self.weight).sum(-1) + self.bias
 
 
 def gates(layer: nn.RNNBase) -> str:
@@ -80,16 +86,31 @@ def _level(layer: nn.RNNBase, name: str, x: Tensor, state: tuple[Tensor, Tensor]
     w = [getattr(layer, f"weight_{s}h_{name}").detach() for s in "ih"]
     b = [getattr(layer, f"bias_{s}h_{name}").detach() if layer.bias else w[0].new_zeros(len(w[0])) for s in "ih"]
     h, c = state
-    before, after = [], []
+    before = []
     for t in range(x.shape[1]):
         before.append(h)
         from_x, from_h = (
             functional.linear(v, m.double(), o.double()) for v, m, o in zip((x[:, t], h), w, b, strict=True)
         )
         h, c = _step(layer, from_x, from_h, h, c)
-        after.append(h)
-    previous = torch.stack(before, 1)
-    return _sums(layer, x, previous, w, b), torch.stack(after, 1)
+    sums = _sums(layer, x, torch.stack(before, 1), w, b)
+    return sums, _closed(layer, sums, state[1])
+
+
+def _closed(layer: nn.RNNBase, sums: dict[str, Sums], c: Tensor) -> Tensor:
+    """The hidden states that follow from the gates' sums, by their names: (samples, steps, units)."""
+    z = {gate: found.totals() for gate, found in sums.items()}
+    if isinstance(layer, nn.GRU):
+        before = sums["z"].values[:, :, 0, -layer.hidden_size :]
+        keep = z["z"].sigmoid()
+        return (1 - keep) * z["n"].tanh() + keep * before
+    if not isinstance(layer, nn.LSTM):
+        return z["h"].tanh() if layer.mode == "RNN_TANH" else z["h"].relu()
+    states = []
+    for t in range(z["i"].shape[1]):
+        c = z["f"][:, t].sigmoid() * c + z["i"][:, t].sigmoid() * z["g"][:, t].tanh()
+        states.append(z["o"][:, t].sigmoid() * c.tanh())
+    return torch.stack(states, 1)
 
 
 def _step(layer: nn.RNNBase, from_x: Tensor, from_h: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:

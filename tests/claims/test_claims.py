@@ -1,0 +1,117 @@
+"""The mechanism: what passes, what fails, and that a crash of a check is a result."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from steelyard.claims import CHAPTERS, CLAIMS
+from steelyard.claims.check import Bar, Check, run_check
+from steelyard.claims.run import choose, run_claims
+from steelyard.cli import main
+from steelyard.core.table import Table
+from steelyard.errors import RecipeError, UnknownNameError
+
+
+def _raise() -> dict[str, float]:
+    raise ValueError("the layer is gone")
+
+
+@pytest.mark.parametrize(
+    ("direction", "value", "holds"),
+    [
+        ("<=", 1.0, True),
+        ("<=", 1.1, False),
+        (">=", 0.9, False),
+        ("<", 1.0, False),
+        ("==", 1.0, True),
+        ("==", 2.0, False),
+    ],
+)
+def test_a_bar_is_held_against_a_number(direction: str, value: float, holds: bool) -> None:
+    assert Bar("x", direction, 1.0).holds(value) is holds  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("direction", ["<=", ">=", "<", "=="])
+def test_nan_passes_no_bar(direction: str) -> None:
+    assert not Bar("x", direction, float("nan")).holds(float("nan"))  # type: ignore[arg-type]
+    assert not Bar("x", direction, 1.0).holds(float("nan"))  # type: ignore[arg-type]
+
+
+def test_a_check_that_raises_has_failed_and_says_why() -> None:
+    outcome = run_check(Check("A1", "c", "m", (Bar("x", "<=", 1),), _raise))
+    assert not outcome.passed
+    assert outcome.evidence == "ValueError: the layer is gone"
+
+
+def test_a_check_that_lacks_a_number_has_failed() -> None:
+    outcome = run_check(Check("A1", "c", "m", (Bar("x", "<=", 1), Bar("y", "<=", 1)), lambda: {"x": 0.0}))
+    assert not outcome.passed
+    assert "'y'" in outcome.evidence
+
+
+def test_every_bar_must_hold() -> None:
+    bars = (Bar("x", "<=", 1), Bar("y", ">=", 1))
+    assert run_check(Check("A1", "c", "m", bars, lambda: {"x": 0.0, "y": 1.0})).passed
+    assert not run_check(Check("A1", "c", "m", bars, lambda: {"x": 0.0, "y": 0.0})).passed
+
+
+@pytest.mark.parametrize("name", list(CLAIMS))
+def test_each_row_is_a_check_of_its_name(name: str) -> None:
+    check = CLAIMS[name]
+    assert (check.id, check.claim) == (name, CLAIMS.rows[name].about)
+    assert check.chapter in CHAPTERS
+    assert check.bars
+    assert check.method
+
+
+def test_choosing() -> None:
+    assert choose(["b1", "A2"], None) == ["A2", "B1"]
+    assert choose(None, ["g"]) == ["G1"]
+    assert choose(None, None) == list(CLAIMS)
+    with pytest.raises(UnknownNameError, match="claim 'A99'"):
+        choose(["A99"], None)
+    with pytest.raises(UnknownNameError, match="chapter 'Z'"):
+        choose(None, ["Z"])
+    with pytest.raises(RecipeError, match="processes"):
+        run_claims(["A3"], processes=-1)
+
+
+def test_spawned_processes_give_the_table_in_order() -> None:
+    told: list[tuple[int, int]] = []
+    here = os.getpid()
+    table = run_claims(["G1", "A3"], processes=2, progress=lambda done, total, name: told.append((done, total)))
+    assert os.getpid() == here
+    assert [c.name for c in table.columns] == ["chapter", "id", "claim", "measured", "bar", "verdict", "seconds"]
+    assert table.column("id") == ["A3", "G1"]
+    assert table.column("verdict") == ["pass", "pass"]
+    assert told == [(1, 2), (2, 2)]
+    assert (table.meta["passed"], table.meta["failed"]) == (2, 0)
+    assert table.meta["measured"]["A3"]["recall"] == 1
+    json.loads(table.to_json())
+
+
+def test_a_claim_that_cannot_be_imported_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("steelyard.claims.g_moving.G1")
+    table = run_claims(["G1"], processes=0)
+    assert table.column("verdict") == ["FAIL"]
+    assert "AttributeError" in table.rows[0]["measured"]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("verdict", "status"), [("pass", 0), ("FAIL", 1)])
+def test_the_verb_exits_by_the_verdict(
+    verdict: str, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = Table.of("claims", {"id": "", "verdict": ""}, [{"id": "A1", "verdict": verdict}])
+    monkeypatch.setattr("steelyard.claims.run.run_claims", lambda *_, **__: table)
+    assert main(["claims", "--json"]) == status
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["rows"][0]["verdict"] == verdict
+    assert ("1 of 1 claims failed: A1" in printed.err) is (status == 1)
+
+
+def test_the_verb_knows_its_ids(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["claims", "A99"]) == 2
+    assert "there is no claim 'A99'" in capsys.readouterr().err

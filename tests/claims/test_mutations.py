@@ -1,0 +1,300 @@
+"""Each claim passes as it is, and fails when the feature that it speaks of is broken on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from steelyard.claims import CLAIMS, a_neuron, b_learning, c_beginnings, e_architectures, f_small, g_moving
+from steelyard.claims.check import Check, Outcome, run_check
+from steelyard.claims.material import digits
+from steelyard.core.weights import Weights
+from steelyard.edit.share import Share
+from steelyard.explain import address, affine, counts, gradients, recurrent, signal, signed
+from steelyard.explain.linear import fit_logistic
+from steelyard.init.he import He
+from steelyard.shrink.deep import Settings
+
+Patch = pytest.MonkeyPatch
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def small_f5() -> Mapping[str, float]:
+    """The measurement of F5 on a smaller net with less healing."""
+    settings = Settings(
+        tolerance=f_small.TOLERANCE, sparsity=0.93, prune_stages=2, prune_epochs=6, k=16, share_epochs=4
+    )
+    return f_small.shrunk(digits("lenet-300-100"), 15, settings)
+
+
+def check_of(name: str) -> Check:
+    found: Check = CLAIMS[name]
+    return replace(found, measure=small_f5) if name == "F5" else found
+
+
+@pytest.mark.parametrize("name", list(CLAIMS))
+def test_the_claim_holds(name: str) -> None:
+    outcome = run_check(check_of(name))
+    assert outcome.passed, outcome.evidence
+
+
+def _scaled_set(patch: Patch) -> None:
+    honest = address.Connection.set
+    patch.setattr(address.Connection, "set", lambda self, value: honest(self, value * 1.001))
+
+
+def _neighbour_set(patch: Patch) -> None:
+    honest = a_neuron.connection
+    patch.setattr(
+        a_neuron, "connection", lambda model, layer, i, j, tap: honest(model, layer, i - 1 if i else 1, j, tap)
+    )
+
+
+def _without_bias(patch: Patch) -> None:
+    honest = affine._affine
+    patch.setattr(affine, "_affine", lambda x, w, b, *rest: honest(x, w, None if b is None else 0.99 * b, *rest))
+
+
+def _one_bias_off(patch: Patch) -> None:
+    honest = affine._affine
+
+    def off(x: Any, w: Any, b: Any, *rest: Any) -> affine.Affine:
+        found = honest(x, w, b, *rest)
+        found.bias[0, 0] += 1e-3
+        return found
+
+    patch.setattr(affine, "_affine", off)
+
+
+def _reversed_taps(patch: Patch) -> None:
+    honest = affine._patches
+    patch.setattr(affine, "_patches", lambda layer, x, taps: honest(layer, x, taps[::-1]))
+
+
+def _swapped_gates(patch: Patch) -> None:
+    patch.setattr(recurrent, "gates", lambda layer: "figo" if isinstance(layer, torch.nn.LSTM) else "zrn")
+
+
+def _leaky_step(patch: Patch) -> None:
+    honest = recurrent._step
+    patch.setattr(recurrent, "_step", lambda layer, x, h, state, c: honest(layer, x, h, state, 0.999 * c))
+
+
+def _wrong_scores(patch: Patch) -> None:
+    patch.setattr(affine.math, "sqrt", lambda x: x)
+
+
+def _overlooked_unit(patch: Patch) -> None:
+    honest = signal._Watch._activation
+
+    def overlook(self: Any, seen: Any, kind: str, a: torch.Tensor) -> None:
+        honest(self, seen, kind, a)
+        seen.dead = seen.dead[1:] if seen.dead else seen.dead
+
+    patch.setattr(signal._Watch, "_activation", overlook)
+
+
+def _imagined_unit(patch: Patch) -> None:
+    honest = signal._Watch._activation
+
+    def imagine(self: Any, seen: Any, kind: str, a: torch.Tensor) -> None:
+        honest(self, seen, kind, a)
+        if seen.dead is not None:
+            seen.dead = list(range(seen.units))
+
+    patch.setattr(signal._Watch, "_activation", imagine)
+
+
+def _wrong_sign(patch: Patch) -> None:
+    honest = signed._differences
+    patch.setattr(signed, "_differences", lambda *given: -honest(*given))
+
+
+def _no_training(patch: Patch) -> None:
+    patch.setattr(b_learning, "train", lambda *_, **__: None)
+
+
+def _ascent(patch: Patch) -> None:
+    def climb(_task: Any, net: torch.nn.Module, **__: Any) -> None:
+        with torch.no_grad():
+            for parameter in net.parameters():
+                if parameter.requires_grad:
+                    parameter.mul_(-1.0).add_(0.1)
+
+    patch.setattr(b_learning, "train", climb)
+
+
+def _thawed(patch: Patch) -> None:
+    honest = b_learning.train
+
+    def thaw(task: Any, net: torch.nn.Module, **options: Any) -> Any:
+        return honest(task, net.requires_grad_(), **options)
+
+    patch.setattr(b_learning, "train", thaw)
+
+
+def _steep(patch: Patch) -> None:
+    honest = gradients._slope
+    patch.setattr(gradients, "_slope", lambda *given: 1.0001 * honest(*given))
+
+
+def _blind(patch: Patch) -> None:
+    patch.setattr(gradients, "_error", lambda *_: 0.0)
+
+
+def _dropped_tensor(patch: Patch) -> None:
+    honest = b_learning.into_module
+
+    def drop(weights: Weights, module: torch.nn.Module) -> Any:
+        return honest(weights.select(lambda item: item.name != "head.bias"), module, partial=True)
+
+    patch.setattr(b_learning, "into_module", drop)
+    patch.setattr(b_learning, "train", lambda *_, **__: None)
+
+
+def _forgetful(patch: Patch) -> None:
+    patch.setattr(b_learning, "train", lambda *_, **__: None)
+
+
+def _half_variance(patch: Patch) -> None:
+    honest = He.variance
+    patch.setattr(He, "variance", lambda self, spec: honest(self, spec) / 2)
+
+
+def _no_verdict(patch: Patch) -> None:
+    patch.setattr(signal, "LIMIT", 1e30)
+
+
+def _other_penalty(patch: Patch) -> None:
+    patch.setattr(e_architectures, "fit_logistic", lambda x, y: fit_logistic(x, y, strength=1.01))
+
+
+def _rounded_return(patch: Patch) -> None:
+    honest = e_architectures.from_sklearn
+    patch.setattr(e_architectures, "from_sklearn", lambda estimator: honest(estimator).float().double())
+
+
+def _one_value_too_many(patch: Patch) -> None:
+    patch.setattr(f_small, "Share", lambda k, **options: Share(k + 1, **options))
+
+
+def _loosened_ties(patch: Patch) -> None:
+    honest = f_small.from_module
+
+    def loosen(module: torch.nn.Module) -> Weights:
+        found = honest(module)
+        return Weights(found.values(), {}, found.meta)
+
+    patch.setattr(f_small, "from_module", loosen)
+
+
+def _changed_bit(patch: Patch) -> None:
+    honest = f_small.into_module
+
+    def change(weights: Weights, module: torch.nn.Module) -> Any:
+        table = honest(weights, module)
+        with torch.no_grad():
+            next(module.parameters())[0, 0] += 1e-3
+        return table
+
+    patch.setattr(f_small, "into_module", change)
+
+
+def _nothing_coded(patch: Patch) -> None:
+    honest = f_small.deep_compression
+
+    def plain(model: torch.nn.Module, task: Any, settings: Settings) -> Any:
+        return (replace(stage, weights=Weights.of(stage.weights.arrays())) for stage in honest(model, task, settings))
+
+    patch.setattr(f_small, "deep_compression", plain)
+
+
+def _misread(patch: Patch) -> None:
+    honest = f_small.into_module
+
+    def misread(weights: Weights, module: torch.nn.Module) -> Any:
+        table = honest(weights, module)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.copy_(parameter.flatten().roll(1).reshape(parameter.shape))
+        return table
+
+    patch.setattr(f_small, "into_module", misread)
+
+
+def _no_buffers(patch: Patch) -> None:
+    honest = counts._tensors
+    kept = torch.nn.Parameter
+    patch.setattr(counts, "_tensors", lambda m, unique: [t for t in honest(m, unique) if isinstance(t, kept)])
+
+
+def _ties_twice(patch: Patch) -> None:
+    honest = g_moving.summary
+
+    def twice(weights: Weights) -> Any:
+        table = honest(weights)
+        extra = sum(weights[name].spec.size for name in weights.ties.values())
+        return replace(table, rows=({**table.rows[0], "elements": table.rows[0]["elements"] + extra},))
+
+    patch.setattr(g_moving, "summary", twice)
+
+
+MUTATIONS: list[tuple[str, Callable[[Patch], None], str]] = [
+    ("A1", _scaled_set, "error"),
+    ("A1", _neighbour_set, "change elsewhere"),
+    ("A2", _without_bias, "linear"),
+    ("A2", _one_bias_off, "ledger"),
+    ("A2", _reversed_taps, "convolution"),
+    ("A2", _swapped_gates, "GRU"),
+    ("A2", _leaky_step, "LSTM"),
+    ("A2", _wrong_scores, "attention"),
+    ("A3", _overlooked_unit, "recall"),
+    ("A3", _imagined_unit, "precision"),
+    ("A8", _wrong_sign, "linear"),
+    ("B1", _no_training, "trainable tensors that stayed"),
+    ("B1", _ascent, "loss after / before"),
+    ("B1", _thawed, "frozen tensors that moved"),
+    ("B2", _steep, "worst of the types"),
+    ("B2", _blind, "a wrong layer"),
+    ("B11", _dropped_tensor, "largest logit difference"),
+    ("B11", _forgetful, "accuracy on random labels"),
+    ("C2", _half_variance, "He flagged"),
+    ("C2", _no_verdict, "Xavier flagged"),
+    ("E1", _other_penalty, "coefficient difference"),
+    ("E1", _rounded_return, "round trip difference"),
+    ("F4", _one_value_too_many, "tensors without k distinct values"),
+    ("F4", _loosened_ties, "ties broken"),
+    ("F4", _changed_bit, "tied logit difference"),
+    ("F5", _nothing_coded, "times smaller"),
+    ("F5", _misread, "lost"),
+    ("G1", _no_buffers, "models counted wrongly"),
+    ("G1", _ties_twice, "headers counted wrongly"),
+]
+
+
+@pytest.mark.parametrize(("name", "breaks", "bar"), MUTATIONS, ids=[f"{n}{f.__name__}" for n, f, _ in MUTATIONS])
+def test_the_claim_fails_when_its_feature_is_broken(
+    name: str, breaks: Callable[[Patch], None], bar: str, monkeypatch: Patch
+) -> None:
+    check = check_of(name)
+    breaks(monkeypatch)
+    outcome: Outcome = run_check(check)
+    assert not outcome.passed, outcome.evidence
+    broken = next(b for b in check.bars if b.what == bar)
+    assert not broken.holds(outcome.measured[bar]), outcome.evidence
+
+
+def test_every_claim_has_a_mutation() -> None:
+    assert {name for name, _, _ in MUTATIONS} == set(CLAIMS)
+    assert c_beginnings.C2.bars
