@@ -280,6 +280,16 @@ def test_a_full_disk_is_an_error_that_names_the_file(format: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("format", FORMATS)
+def test_the_bytes_are_on_the_disk_before_the_old_file_goes(
+    format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, synced = target(format, tmp_path), []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append((os.fstat(fd).st_ino, os.fstat(fd).st_size)))
+    count = write(sample(format), path)
+    assert synced == [(path.stat().st_ino, count)]
+
+
+@pytest.mark.parametrize("format", FORMATS)
 def test_values_that_are_not_as_announced_are_refused(format: str, tmp_path: Path) -> None:
     lie = Weight("sample", Spec.of((3,), "float32"), lambda: np.zeros(2, np.float32))
     with pytest.raises(SteelyardError, match="announced"):

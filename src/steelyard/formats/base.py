@@ -200,12 +200,6 @@ class Sink:
     def flush(self) -> None:
         """Nothing to do: there is no buffer."""
 
-    def settle(self) -> int:
-        """Wait until everything is on the disk; the size of the file."""
-        with writing(self._path):
-            os.fsync(self._file.fileno())
-            return os.fstat(self._file.fileno()).st_size
-
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Sink]:
@@ -224,9 +218,9 @@ def replacing(path: Path) -> Iterator[Sink]:
         file = io.FileIO(temporary, "x+")  # no buffer that could fail once more when it is closed
     try:
         with file:
-            sink = Sink(file, path)
-            yield sink
-            sink.settle()
+            yield Sink(file, path)
+            with writing(path):
+                os.fsync(file.fileno())
         with writing(path):
             if mode is not None:
                 temporary.chmod(mode)

@@ -86,7 +86,7 @@ class Safetensors(Format):
                 sink.seek(0)
                 sink.truncate()
                 _write(weights, path, sink, set(weights))
-            return sink.settle()
+            return sink.tell()
 
 
 def _header(source: Source) -> tuple[str, int]:
