@@ -40,7 +40,7 @@ def verb(
 
     \b
     Example:
-      steelyard explain breast-cancer weights.safetensors
+      steelyard explain breast-cancer trained.safetensors
     """
     from steelyard import formats
     from steelyard.explain.overview import explain

@@ -18,7 +18,7 @@ from steelyard.life.recipe import Named
 @click.option("--head", default="new", show_default=True, help="new, keep, or a glob of what starts anew.")
 @click.option("--freeze", help="body (all but the head), or a glob of what is not trained.")
 @click.option("--start", default="he", show_default=True, help="The scheme of what starts anew.")
-@click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True)
+@click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True, help="Passes over the data.")
 @click.option("--rate", type=float, default=1e-3, show_default=True, help="The highest learning rate.")
 @output
 def verb(
@@ -40,7 +40,7 @@ def verb(
 
     \b
     Example:
-      steelyard finetune breast-cancer weights.safetensors tuned.safetensors --head keep --epochs 3
+      steelyard finetune breast-cancer trained.safetensors tuned.safetensors --head keep --epochs 3
     """
     from steelyard import formats
     from steelyard.formats.module import from_module

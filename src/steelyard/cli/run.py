@@ -29,7 +29,7 @@ def verb(recipe: str | None, out: Path | None, seed: int | None, print_recipe: b
 
     \b
     Example:
-      steelyard run --print-recipe
+      steelyard run --out life
     """
     if print_recipe and recipe is None and seed is None:
         from steelyard.life.recipe import embedded

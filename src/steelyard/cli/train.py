@@ -14,9 +14,9 @@ from steelyard.life.recipe import Named
 @target_argument
 @model_option
 @click.option("--start", default="he", show_default=True, help="The scheme of the first weights.")
-@click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True)
+@click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True, help="Passes over the data.")
 @click.option("--rate", type=float, default=3e-3, show_default=True, help="The highest learning rate.")
-@click.option("--optimizer", default="adamw", show_default=True)
+@click.option("--optimizer", default="adamw", show_default=True, help="adamw, adam, sgd, ...")
 @click.option("--schedule", default="one-cycle", show_default=True, help="one-cycle, cosine or constant.")
 @click.option("--weight-decay", type=float, default=0.01, show_default=True, help="Decoupled; matrices only.")
 @output

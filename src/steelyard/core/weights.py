@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from steelyard.core.packed import Packed, Scheme
+from steelyard.core.packed import Packed, Plan
 from steelyard.core.spec import Spec
 from steelyard.core.where import Where
 from steelyard.errors import UnknownNameError, WeightsError, printable
@@ -29,7 +29,7 @@ class Weight:
     read: Callable[[], np.ndarray | Packed]  # the only place where bytes move
     stored: int | None = None  # bytes in the file it was opened from; None until written
     origin: str = "memory"  # for errors: "model-00002.safetensors @81920"
-    scheme: Scheme | None = None  # how read() holds it: None = a plain array
+    scheme: Plan = None  # how read() holds it, as far as that is known before: None = a plain array
 
     @staticmethod
     def of(name: str, value: np.ndarray | Packed, origin: str = "memory") -> Weight:

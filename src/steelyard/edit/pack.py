@@ -19,8 +19,8 @@ class Pack(Step):
     """Hold every tensor as `plan` says: a codec, a nesting, the smallest of several, or None for plain arrays.
 
     With lossless codecs the values survive bit for bit. A tensor that is held in another way already is
-    decoded first. Choose tensors with ``on(where(...), Pack(plan))``. Where the plan leaves a choice, each
-    tensor's choice is known when it is read, and its `scheme` until then is None.
+    decoded first. Choose tensors with ``on(where(...), Pack(plan))``. Where the plan leaves a choice, it
+    is made for each tensor when it is read; until then the weight's `scheme` is the plan itself.
 
     Raises CodecError, naming the tensor, where a codec of the plan cannot hold it.
 
@@ -35,7 +35,7 @@ class Pack(Step):
 
     def __call__(self, weights: Weights) -> Weights:
         plan = self.plan
-        scheme = Scheme(plan) if isinstance(plan, Codec) else plan if isinstance(plan, Scheme) else None
+        scheme = Scheme(plan) if isinstance(plan, Codec) else plan
         return weights.with_items(item.then(partial(hold, item, plan), scheme=scheme) for item in weights.values())
 
 

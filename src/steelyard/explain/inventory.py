@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from steelyard.core.packed import Codec, Plan, Scheme
+from steelyard.core.packed import Codec, Plan, Scheme, Smallest
 from steelyard.core.table import Column, Table
 from steelyard.core.weights import Weight, Weights
 from steelyard.core.where import Where
@@ -68,7 +68,7 @@ def kinds(weights: Weights, where: Where | None = None) -> Table:
     """One row for each pair of a dtype and an outermost codec, in order of appearance."""
     groups: dict[tuple[str, str], list[Weight]] = {}
     for item in choose(weights, where).values():
-        groups.setdefault((item.spec.dtype.name, item.scheme.codec.name if item.scheme else "plain"), []).append(item)
+        groups.setdefault((item.spec.dtype.name, _outermost(item.scheme)), []).append(item)
     columns = [Column("dtype"), Column("held", "", "the outermost codec"), Column("tensors"), *_COUNTS]
     rows = [{"dtype": d, "held": h, "tensors": len(g), **_sizes(g)} for (d, h), g in groups.items()]
     return Table.of("kinds", columns, rows)
@@ -107,6 +107,13 @@ def choose(weights: Weights, where: Where | None) -> Weights:
         first = ", ".join(repr(name) for name in list(weights)[:3])
         raise WeightsError(f"none of the {len(weights)} tensors matches; the names begin with {first}")
     return chosen
+
+
+def _outermost(plan: Plan) -> str:
+    if isinstance(plan, Smallest):
+        return "smallest"
+    codec = plan.codec if isinstance(plan, Scheme) else plan
+    return "plain" if codec is None else codec.name
 
 
 def held(plan: Plan) -> str:
