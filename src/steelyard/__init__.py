@@ -14,30 +14,69 @@ __version__ = "0.1.0"
 
 _EXPORTS: dict[str, str] = {
     # the nouns
-    "DType": "core.spec",
-    "Spec": "core.spec",
-    "dtype": "core.spec",
-    "Weight": "core.weights",
-    "Weights": "core.weights",
-    "Packed": "core.packed",
-    "Codec": "core.packed",
-    "nest": "core.packed",
-    "smallest": "core.packed",
-    "pack": "core.packed",
-    "Table": "core.table",
-    "where": "core.where",
-    "chain": "core.transform",
-    "on": "core.transform",
-    "each": "core.transform",
-    "SteelyardError": "errors",
-    # files and models
-    "open": "formats",
-    "write": "formats",
-    "from_module": "formats.module",
-    "into_module": "formats.module",
+    "DType": "core.spec:DType",
+    "Spec": "core.spec:Spec",
+    "dtype": "core.spec:dtype",
+    "Weight": "core.weights:Weight",
+    "Weights": "core.weights:Weights",
+    "Codec": "core.packed:Codec",
+    "Packed": "core.packed:Packed",
+    "nest": "core.packed:nest",
+    "smallest": "core.packed:smallest",
+    "pack": "core.packed:pack",
+    "Table": "core.table:Table",
+    "where": "core.where:where",
+    "chain": "core.transform:chain",
+    "on": "core.transform:on",
+    "each": "core.transform:each",
+    "SteelyardError": "errors:SteelyardError",
+    # files and modules
+    "open": "formats:open",
+    "write": "formats:write",
+    "from_module": "formats.module:from_module",
+    "into_module": "formats.module:into_module",
+    # weights to weights
+    "start": "init:start",
+    "Cast": "edit.cast:Cast",
+    "Rename": "edit.rename:Rename",
+    "Prune": "edit.prune:Prune",
+    "Quantize": "edit.quantize:Quantize",
+    "Share": "edit.share:Share",
+    "Pack": "edit.pack:Pack",
+    "Affine": "codecs.affine:Affine",
+    "Palette": "codecs.palette:Palette",
+    "Bitmask": "codecs.bitmask:Bitmask",
+    "Delta": "codecs.delta:Delta",
+    "Bits": "codecs.bits:Bits",
+    "Entropy": "codecs.entropy:Entropy",
+    # models and data
+    "Task": "learn.task:Task",
+    "Batch": "learn.task:Batch",
+    "Interface": "learn.task:Interface",
+    "Run": "learn.run:Run",
+    "Step": "learn.run:Step",
+    "task": "learn.tasks:task",
+    "model": "learn.models:model",
+    "train": "learn.run:train",
+    "evaluate": "learn.evaluate:evaluate",
+    "compare": "learn.evaluate:compare",
+    "finetune": "learn.finetune:finetune",
+    # what weights mean
+    "inventory": "explain.inventory:inventory",
+    "signal": "explain.signal:signal",
+    "contributions": "explain.contributions:contributions",
+    "coefficients": "explain.coefficients:coefficients",
+    "filters": "explain.filters:filters",
+    "connection": "explain.address:connection",
 }
 
 if TYPE_CHECKING:
+    from steelyard.codecs.affine import Affine as Affine
+    from steelyard.codecs.bitmask import Bitmask as Bitmask
+    from steelyard.codecs.bits import Bits as Bits
+    from steelyard.codecs.delta import Delta as Delta
+    from steelyard.codecs.entropy import Entropy as Entropy
+    from steelyard.codecs.palette import Palette as Palette
     from steelyard.core.packed import Codec as Codec
     from steelyard.core.packed import Packed as Packed
     from steelyard.core.packed import nest as nest
@@ -53,7 +92,35 @@ if TYPE_CHECKING:
     from steelyard.core.weights import Weight as Weight
     from steelyard.core.weights import Weights as Weights
     from steelyard.core.where import where as where
+    from steelyard.edit.cast import Cast as Cast
+    from steelyard.edit.pack import Pack as Pack
+    from steelyard.edit.prune import Prune as Prune
+    from steelyard.edit.quantize import Quantize as Quantize
+    from steelyard.edit.rename import Rename as Rename
+    from steelyard.edit.share import Share as Share
     from steelyard.errors import SteelyardError as SteelyardError
+    from steelyard.explain.address import connection as connection
+    from steelyard.explain.coefficients import coefficients as coefficients
+    from steelyard.explain.contributions import contributions as contributions
+    from steelyard.explain.filters import filters as filters
+    from steelyard.explain.inventory import inventory as inventory
+    from steelyard.explain.signal import signal as signal
+    from steelyard.formats import open as open
+    from steelyard.formats import write as write
+    from steelyard.formats.module import from_module as from_module
+    from steelyard.formats.module import into_module as into_module
+    from steelyard.init import start as start
+    from steelyard.learn.evaluate import compare as compare
+    from steelyard.learn.evaluate import evaluate as evaluate
+    from steelyard.learn.finetune import finetune as finetune
+    from steelyard.learn.models import model as model
+    from steelyard.learn.run import Run as Run
+    from steelyard.learn.run import Step as Step
+    from steelyard.learn.run import train as train
+    from steelyard.learn.task import Batch as Batch
+    from steelyard.learn.task import Interface as Interface
+    from steelyard.learn.task import Task as Task
+    from steelyard.learn.tasks import task as task
 
 __all__ = sorted(_EXPORTS)  # noqa: PLE0605
 
@@ -61,7 +128,8 @@ __all__ = sorted(_EXPORTS)  # noqa: PLE0605
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'steelyard' has no attribute {name!r}")
-    return getattr(import_module(f"steelyard.{_EXPORTS[name]}"), name)
+    module, _, attribute = _EXPORTS[name].partition(":")
+    return getattr(import_module(f"steelyard.{module}"), attribute)
 
 
 def __dir__() -> list[str]:
