@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+SHOWN = 6  # numbers in a line of evidence
+
 Direction = Literal["<=", ">=", "<", "=="]
 
 _HOLDS: dict[str, Callable[[float, float], bool]] = {
@@ -78,8 +80,9 @@ class Outcome:
 
     @property
     def evidence(self) -> str:
-        """The measured numbers, or why there are none, in one line."""
-        return self.failure or "; ".join(f"{name} {value:.4g}" for name, value in self.measured.items())
+        """The first measured numbers, or why there are none, in one line; `measured` has all."""
+        first = list(self.measured.items())[:SHOWN]
+        return self.failure or "; ".join(f"{name} {value:.4g}" for name, value in first)
 
 
 def run_check(check: Check) -> Outcome:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from importlib.util import find_spec
+from types import FrameType
 
 from steelyard.claims import CHAPTERS, CLAIMS
 from steelyard.claims.check import Outcome, run_check
@@ -103,12 +104,17 @@ def _outside(names: Sequence[str], processes: int) -> Iterator[Outcome]:
 
 
 def _prepare() -> None:
-    """One thread for each process; an interrupt is the parent's to handle."""
+    """One thread for each process; an interrupt is the parent's to handle, and its end removes temporary files."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave)
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
     torch.set_num_threads(1)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of a signal handler
+    raise SystemExit(1)
 
 
 def _outcome(future: Future[Outcome], name: str) -> Outcome:

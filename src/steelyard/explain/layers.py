@@ -50,7 +50,7 @@ def weighted_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 def forward(model: nn.Module, inputs: Any) -> Any:
     """The model's outputs; a tuple of inputs is several arguments."""
-    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    return model(*inputs) if type(inputs) is tuple else model(inputs)  # a PackedSequence is one input
 
 
 @contextmanager
