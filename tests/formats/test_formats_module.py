@@ -107,7 +107,9 @@ def test_views_are_read_as_they_look() -> None:
     module = nn.Module()
     module.register_buffer("t", torch.arange(6.0).reshape(2, 3).T)
     module.register_buffer("c", torch.tensor([1 + 2j]).conj())
+    module.register_buffer("n", torch.tensor([1 + 2j]).conj().imag)
     weights = from_module(module)
+    assert weights["n"].array().tolist() == [-2]
     assert weights["t"].array().tolist() == [[0, 3], [1, 4], [2, 5]]
     assert weights["c"].array().tolist() == [1 - 2j]
 

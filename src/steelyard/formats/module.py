@@ -113,7 +113,7 @@ def to_array(tensor: Tensor) -> np.ndarray:
     import torch
 
     found = find_dtype(str(tensor.dtype))
-    copy = tensor.detach().resolve_conj().resolve_neg().to("cpu", copy=True).contiguous()
+    copy = tensor.detach().to("cpu", copy=True).contiguous()
     if not _foreign(found):
         plain: np.ndarray = copy.numpy()
         return plain
