@@ -1,0 +1,41 @@
+"""Write docs/cli.md from the help of every verb; with --check, only say whether it is up to date.
+
+python docs/generate.py [--check]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from steelyard.cli import VERBS
+
+PAGE = Path(__file__).parent / "cli.md"
+HEAD = """# The command line
+
+Generated from the help of each verb by `make docs`; do not edit.
+
+"""
+
+
+def page() -> str:
+    """The text of docs/cli.md."""
+    parts = [HEAD]
+    for name in VERBS:
+        context = click.Context(VERBS[name], info_name=f"steelyard {name}", terminal_width=100, max_content_width=100)
+        about = VERBS.rows[name].about
+        parts.append(f"## {name}\n\n{about[0].upper()}{about[1:]}.\n\n```\n{VERBS[name].get_help(context)}\n```\n\n")
+    return "".join(parts).rstrip() + "\n"
+
+
+def main(arguments: list[str]) -> int:
+    if "--check" in arguments:
+        return int(not PAGE.exists() or PAGE.read_text() != page())
+    PAGE.write_text(page())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
