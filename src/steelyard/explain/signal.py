@@ -24,8 +24,8 @@ DEAD = 0.5  # a layer with this share of dead units is flagged
 SATURATED = 0.5  # a layer with this share of saturated activations is flagged
 
 _ACTIVATIONS = {
-    **dict.fromkeys(("relu", "relu_", "relu6", "hardtanh", "threshold"), "relu"),
-    **dict.fromkeys(("tanh", "tanh_", "hardswish"), "tanh"),
+    **dict.fromkeys(("relu", "relu_", "relu6", "hardtanh", "threshold", "hardswish"), "relu"),
+    **dict.fromkeys(("tanh", "tanh_"), "tanh"),
     **dict.fromkeys(("sigmoid", "sigmoid_", "hardsigmoid"), "sigmoid"),
     **dict.fromkeys(("gelu", "silu", "elu", "selu", "celu", "mish", "softplus", "leaky_relu", "prelu"), "smooth"),
 }
