@@ -44,7 +44,7 @@ def _starts() -> Mapping[str, float]:
     for scheme in STARTS:
         table = started_signal(net, scheme)
         found[f"{scheme} flagged"] = float(table.meta["verdict"] != "healthy")
-        found[f"{scheme} rms"] = table.rows[DEPTH - 1]["rms"]
+        found[f"{scheme} rms"] = table.column("rms")[DEPTH - 1]
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,7 +138,8 @@ def shrunk(data: Task, epochs: int, settings: Settings) -> Mapping[str, float]:
         path = Path(folder) / "small.safetensors"
         after = smallest(data, model, path, settings)
         into_module(formats.open(path), again)
-    row = next(r for r in compare(model, again, data).rows if r["metric"] == data.headline)
+    rows: Any = compare(model, again, data).rows
+    row = next(r for r in rows if r["metric"] == data.headline)
     return {
         "lost": row["a"] - row["b"],
         "times smaller": before / after,
