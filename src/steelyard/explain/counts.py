@@ -49,7 +49,8 @@ def _tensors(module: nn.Module, unique: bool) -> list[Any]:
 
 
 def _row(part: str, once: Iterable[Any], every: Iterable[Any], seen: set[int]) -> dict[str, Any]:
-    row: dict[str, Any] = {"part": part, **dict.fromkeys(("unique", "tied", "trainable", "frozen", "buffered", "active"), 0)}
+    kinds = ("unique", "tied", "trainable", "frozen", "buffered", "active")
+    row: dict[str, Any] = {"part": part, **dict.fromkeys(kinds, 0)}
     named = 0
     for tensor in once:
         if id(tensor) in seen:
