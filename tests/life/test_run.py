@@ -1,0 +1,166 @@
+"""`steelyard run` from end to end: what it writes, what it measures, and how it ends when something is wrong."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors import safe_open
+
+from steelyard import formats, life
+from steelyard.formats.module import into_module
+from steelyard.learn.evaluate import evaluate
+from steelyard.learn.task import build_seeded
+from steelyard.life.recipe import load, parse
+from steelyard.life.record import make_task
+
+ROOT = Path(__file__).parents[2]
+SMALL = """
+task: breast-cancer
+model: {mlp: {widths: [32, 16]}}
+train: {epochs: 8}
+shrink: {tolerance: 0.05, sparsity: 0.7, prune_stages: 2, prune_epochs: 3, share_epochs: 2, k: 8}
+"""
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def steelyard(*arguments, cwd, **options):
+    command = [sys.executable, "-m", "steelyard", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, **options)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    out = tmp_path_factory.mktemp("life") / "out"
+    said = []
+    return life.run(parse(SMALL, "small"), out, say=said.append), out, said
+
+
+def test_the_folder_holds_what_was_promised(done):
+    _, out, said = done
+    names = {"weights.safetensors", "small.safetensors", "model.onnx", "report.html", "tables.json", "recipe.yaml"}
+    assert {path.name for path in out.iterdir()} == names
+    assert [line.partition(":")[0].partition(" ")[0] for line in said] == [
+        "started", "trained", "explained", "pruned", "shared", "coded", "re-read", "shipped",
+    ]  # fmt: skip
+
+
+def test_every_size_in_the_table_is_that_of_a_file(done):
+    found, out, _ = done
+    rows = {row["stage"]: row for row in found.stages.rows}
+    assert list(rows) == ["started", "trained", "pruned", "shared", "coded", "re-read"]
+    for stage, name in (("trained", "weights.safetensors"), ("re-read", "small.safetensors")):
+        assert rows[stage]["bytes"] == (out / name).stat().st_size
+    assert rows["re-read"]["ratio"] == rows["trained"]["bytes"] / rows["re-read"]["bytes"] > 1.5
+    assert all(row["low"] <= row["accuracy"] <= row["high"] for row in rows.values())
+
+
+def test_the_last_row_is_what_the_file_alone_gives(done):
+    found, out, _ = done
+    recipe = load(out / "recipe.yaml")
+    assert recipe == found.recipe
+    task = make_task(recipe.task, recipe.model, recipe.seed)
+    model = build_seeded(task, 99)
+    into_module(formats.open(out / "small.safetensors"), model)
+    assert evaluate(model, task).rows[0]["value"] == found.stages.rows[-1]["accuracy"]
+
+
+def test_the_small_file_opens_elsewhere_as_its_parts(done):
+    _, out, _ = done
+    with safe_open(out / "small.safetensors", "np") as file:
+        assert any(key.endswith("stream") for key in file.keys())  # noqa: SIM118 - a safe_open is no mapping
+        assert file.metadata()["task"] == "breast-cancer"
+
+
+def test_every_table_is_in_tables_json(done):
+    found, out, _ = done
+    tables = json.loads((out / "tables.json").read_text())
+    titles = [table["title"] for table in tables]
+    assert titles[0] == "Stages"
+    assert len(tables[0]["rows"]) == 6
+    drawn = [table.title for chapter in found.chapters for table in (*chapter.tables, *chapter.drawn.values())]
+    assert titles[1:] == drawn
+    assert all({c["name"] for c in table["columns"]} == set(row) for table in tables for row in table["rows"])
+
+
+def test_the_report_stands_alone(done):
+    _, out, _ = done
+    text = (out / "report.html").read_text()
+    page = re.sub(r"<script.*?</script>", "", text, flags=re.S)
+    assert "breast-cancer" in page
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
+    for heading in ("Stages", "Start", "Train", "Explain", "Shrink", "Ship"):
+        assert re.search(rf"<h2[^>]*>{heading}<", page), heading
+
+
+def test_the_same_seed_gives_the_same_bytes(done, tmp_path):
+    _, out, _ = done
+    again = life.run(parse(SMALL + "\nexplain: null\nship: null", "small"), tmp_path / "again")
+    assert [row["stage"] for row in again.stages.rows][-1] == "re-read"
+    for name in ("weights.safetensors", "small.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_a_goal_that_is_missed_is_said_and_ends_with_status_1(tmp_path):
+    text = yaml.safe_load(SMALL) | {"shrink": None, "ship": None, "explain": None}
+    text["train"] = {"epochs": 1, "rate": 1e-6, "goal": 0.99}
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(text))
+    found = steelyard("run", "my.yaml", "--out", "out", cwd=tmp_path)
+    assert found.returncode == 1
+    assert "the recipe's goal is 0.99" in found.stderr.splitlines()[-1]
+    assert "Not reached" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_the_documented_example_runs_from_anywhere(tmp_path):
+    found = steelyard("run", ROOT / "examples" / "own_model" / "wine.yaml", "--out", "wine", "--json", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    stages = json.loads(found.stdout.splitlines()[0])
+    assert stages["rows"][-1]["ratio"] > 10
+    assert stages["meta"]["task"] == "wine"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("task: digist", "did you mean 'digits'?"),
+        ("task: digits\nmodel: cn", "did you mean 'cnn'?"),
+        ("task: digits\nmodel: {cnn: {widht: 3}}", "has no option 'widht'"),
+        ("task: nowhere:task", "there is no module 'nowhere'"),
+        ("task: digits\ntrian: {}", "did you mean 'train'?"),
+        ("task: digits\nstart: {scheme: hee}", "did you mean 'he'?"),
+        ("task: digits\ntrain: {optimizer: adamm}", "did you mean 'adam"),
+        ("task: digits\nmove: {target: digist}", "did you mean 'digits'?"),
+    ],
+)
+def test_a_mistake_ends_in_one_line_and_nothing_is_written(recipe, said, tmp_path, monkeypatch, capsys):
+    from steelyard.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    Path("my.yaml").write_text(recipe)
+    assert main(["run", "my.yaml", "--out", "out"]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert os.listdir() == ["my.yaml"]
+
+
+def test_ctrl_c_leaves_no_half_written_file(tmp_path):
+    command = [sys.executable, "-m", "steelyard", "run", "--out", "out"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "out" / "weights.safetensors").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "steelyard: interrupted"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"recipe.yaml", "weights.safetensors"}
+    assert len(formats.open(tmp_path / "out" / "weights.safetensors").arrays()) == 8

@@ -1,0 +1,112 @@
+"""Deep compression: within the tolerance on validation data, never looking at the test split."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from steelyard.core.packed import Packed
+from steelyard.errors import ModelError
+from steelyard.formats.module import from_module, into_module
+from steelyard.learn.models import model
+from steelyard.learn.run import train
+from steelyard.learn.task import build_seeded
+from steelyard.learn.tasks import task as find_task
+from steelyard.shrink import deep
+from steelyard.shrink.deep import Settings, coded, deep_compression, distilled, headline, lost, sparse_plan
+
+QUICK = Settings(tolerance=0.05, sparsity=0.8, prune_stages=2, prune_epochs=3, k=8, share_epochs=2)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    found = find_task("breast-cancer")
+    task = found.with_model(lambda: model("mlp", found.interface, widths=(32, 16)))
+    yield task, train(task, build_seeded(task), epochs=10, progress=False).model
+    torch.set_num_threads(threads)
+
+
+def blind(task):
+    """The same task, which raises if anybody asks for the test split."""
+
+    def batches(split, epoch):
+        if split == "test":
+            raise AssertionError("the test split was looked at")
+        return task.batches(split, epoch)
+
+    return replace(task, batches=batches)
+
+
+def test_the_stages_keep_the_promise_on_validation_data(trained):
+    task, net = trained
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    stages = {stage.name: stage for stage in deep_compression(net, blind(task), QUICK)}
+    assert list(stages) == ["pruned", "shared", "coded"]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert headline(net, task) - stages["coded"].valid <= QUICK.tolerance
+    matrices = {name: x for name, x in stages["coded"].weights.arrays().items() if x.ndim == 2 and x.size >= 64}
+    zeros = sum((x == 0).sum() for x in matrices.values()) / sum(x.size for x in matrices.values())
+    assert zeros >= 0.8 - 1e-3
+    assert all(len(np.unique(x[x != 0])) <= 8 for x in matrices.values())
+    sizes = [sum(w.read().nbytes for w in stage.weights.values()) for stage in stages.values()]
+    assert sizes[0] > sizes[1] > sizes[2]
+
+
+def test_what_is_handed_out_gives_the_validation_score_that_is_stated(trained):
+    task, net = trained
+    *_, last = deep_compression(net, blind(task), QUICK)
+    again = build_seeded(task, 5)
+    into_module(last.weights, again)
+    assert headline(again, task) == pytest.approx(last.valid, abs=0.025)  # the biases are in half precision
+    assert isinstance(last.weights["fc1.weight"].read(), Packed)
+
+
+def test_pruning_steps_back_when_nothing_is_bearable(trained, monkeypatch):
+    task, net = trained
+    monkeypatch.setattr(deep, "lost", lambda *_: 1.0)
+    pruned, shared, _ = deep_compression(net, blind(task), replace(QUICK, prune_epochs=1, share_epochs=1))
+    assert pruned.note.startswith("0.0%")
+    assert all(
+        np.array_equal(x, net.state_dict()[n].numpy()) for n, x in pruned.weights.arrays().items() if x.ndim == 2
+    )
+    assert "at most 256 values" in shared.note
+
+
+def test_better_and_worse_know_their_direction(trained):
+    task, _ = trained
+    assert lost(task, 0.9, 0.8) == pytest.approx(0.1)
+    assert lost(replace(task, lower_is_better=("accuracy",)), 0.9, 0.8) == pytest.approx(-0.1)
+
+
+def test_the_teacher_gives_the_targets_of_training_only(trained):
+    task, net = trained
+    lesson = distilled(task, net)
+    (soft, *_), (hard, *_) = lesson.batches("train", 0), task.batches("train", 0)
+    inputs = soft.inputs
+    assert torch.allclose(soft.targets, net.eval()(inputs).softmax(-1))
+    assert torch.equal(next(iter(lesson.batches("valid", 0))).targets, next(iter(task.batches("valid", 0))).targets)
+    outputs = torch.randn(len(hard), 2)
+    assert torch.equal(lesson.loss(outputs, hard.targets), task.loss(outputs, hard.targets))
+
+
+def test_a_net_without_matrices_is_refused(trained):
+    task, _ = trained
+    tiny = nn.Sequential(nn.Linear(30, 2))
+    with pytest.raises(ModelError, match="no matrix or filter of 64 weights"):
+        next(deep_compression(tiny, task, QUICK))
+
+
+def test_every_plan_is_exact_on_shared_values():
+    rng = np.random.default_rng(0)
+    x = rng.choice(np.float32([0, 0, 0, -1, 0.5, 2]), (32, 40))
+    module = nn.Linear(40, 32)
+    with torch.no_grad():
+        module.weight.copy_(torch.from_numpy(x))
+    for plan in (sparse_plan(None), sparse_plan(3), sparse_plan(3, plain=True)):
+        weight = coded(plan)(from_module(module))["weight"]
+        assert isinstance(weight.read(), Packed)
+        assert np.array_equal(weight.array(), x)
