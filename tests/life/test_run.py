@@ -30,9 +30,10 @@ shrink: {tolerance: 0.05, sparsity: 0.7, prune_stages: 2, prune_epochs: 3, share
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def steelyard(*arguments, cwd, **options):
+def steelyard(*arguments, cwd):
     command = [sys.executable, "-m", "steelyard", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, **options)
+    options = {"capture_output": True, "text": True, "timeout": 300}
+    return subprocess.run(command, check=False, cwd=cwd, env=ENVIRONMENT, **options)
 
 
 @pytest.fixture(scope="module")

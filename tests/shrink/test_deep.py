@@ -71,7 +71,9 @@ def test_pruning_steps_back_when_nothing_is_bearable(trained, monkeypatch):
     pruned, shared, _ = deep_compression(net, blind(task), replace(QUICK, prune_epochs=1, share_epochs=1))
     assert pruned.note.startswith("0.0%")
     assert all(
-        np.array_equal(x, net.state_dict()[n].numpy()) for n, x in pruned.weights.arrays().items() if x.ndim == 2
+        np.array_equal(x, net.state_dict()[n].numpy())
+        for n, x in pruned.weights.arrays().items()
+        if x.ndim == 2 and x.size >= 64
     )
     assert "at most 256 values" in shared.note
 

@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from steelyard.core.table import Column, Table
-from steelyard.errors import ModelError, VerdictError
+from steelyard.errors import ModelError, UnknownNameError, VerdictError
 from steelyard.formats.module import from_module, into_module
 from steelyard.init import start
 from steelyard.learn import TASKS
@@ -107,7 +107,9 @@ def make_task(named: Named, model: Named | None, seed: int) -> Task:
 
 def takes_seed(name: str) -> bool:
     """Whether the factory of the task `name` has a parameter called seed."""
-    kind = name.partition(":")[0]
+    kind, colon, _ = name.partition(":")
+    if kind not in TASKS and not colon:
+        raise UnknownNameError("task", name, TASKS)
     factory = TASKS[kind] if kind in TASKS else locate(name)
     return callable(factory) and "seed" in inspect.signature(factory).parameters
 

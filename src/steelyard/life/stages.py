@@ -25,8 +25,10 @@ from steelyard.explain.sidebyside import bytes_by_tensor, distributions
 from steelyard.explain.signal import signal
 from steelyard.formats.base import replacing
 from steelyard.formats.module import from_module, into_module
+from steelyard.init import scheme_of
 from steelyard.learn.evaluate import compare, evaluate
 from steelyard.learn.gauges import update_ratio
+from steelyard.learn.run import Run
 from steelyard.learn.task import build_seeded
 from steelyard.life.fresh import measure
 from steelyard.life.moving import moved
@@ -38,8 +40,9 @@ from steelyard.shrink.deep import Settings, deep_compression, lost
 
 def begin(recipe: Recipe, out: Path, say: Callable[[str], None]) -> Life:
     """Make everything that the recipe names, so that a mistake in it is found before anything is written."""
-    task = make_task(recipe.task, recipe.model, recipe.seed)
-    build_seeded(task, recipe.seed)
+    task, told = make_task(recipe.task, recipe.model, recipe.seed), recipe.train
+    scheme_of(recipe.start.scheme)
+    Run(task, None, optimizer=told.optimizer, rate=told.rate, schedule=told.schedule, weight_decay=told.weight_decay)
     if recipe.move is not None:
         for named in filter(None, (recipe.move.source, recipe.move.target)):
             build_seeded(make_task(named, recipe.model, recipe.seed), recipe.seed)
