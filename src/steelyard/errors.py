@@ -54,7 +54,7 @@ class UnknownNameError(SteelyardError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]):
         self.kind, self.name = kind, name
-        super().__init__(f"there is no {kind} {printable(name)!r}; {suggestion(name, known)}")
+        super().__init__(f"there is no {kind} {quoted(name)}; {suggestion(name, known)}")
 
 
 class MissingExtraError(SteelyardError):
@@ -103,3 +103,12 @@ def printable(text: str) -> str:
     'a\\\\x1b[31mb\\\\n'
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def quoted(text: str) -> str:
+    """A name from a file as an error shows it: escaped once, and cut where it is endless.
+
+    >>> print(quoted("a\\n"), quoted("b" * 10**6)[-10:])
+    'a\\n' bbbbbb...'
+    """
+    return f"'{printable(text[:100])}{'...' * (len(text) > 100)}'"

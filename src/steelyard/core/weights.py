@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from steelyard.core.packed import Packed, Plan
 from steelyard.core.spec import Spec
 from steelyard.core.where import Where
-from steelyard.errors import UnknownNameError, WeightsError, printable
+from steelyard.errors import UnknownNameError, WeightsError, quoted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +44,7 @@ class Weight:
         array = value.array() if isinstance(value, Packed) else value
         if array.shape != self.spec.shape or array.dtype != self.spec.dtype.numpy:
             raise WeightsError(
-                f"{self.origin}: {printable(self.name)!r} was announced as {self.spec} and "
+                f"{self.origin}: {quoted(self.name)} was announced as {self.spec} and "
                 f"read as {array.dtype}[{', '.join(map(str, array.shape))}]"
             )
         return array
@@ -80,15 +80,13 @@ class Weights(Mapping[str, Weight]):
         self._items: dict[str, Weight] = {}
         for item in items:
             if item.name in self._items:
-                raise WeightsError(f"{item.origin}: the name {printable(item.name)!r} is given twice")
+                raise WeightsError(f"{item.origin}: the name {quoted(item.name)} is given twice")
             self._items[item.name] = item
         self.ties: Mapping[str, str] = MappingProxyType(dict(ties or {}))
         self.meta: Mapping[str, str] = MappingProxyType(dict(meta or {}))
         for alias, name in self.ties.items():
             if alias in self._items or name not in self._items:
-                raise WeightsError(
-                    f"the tie {printable(alias)!r} -> {printable(name)!r} must lead from a free name to a tensor"
-                )
+                raise WeightsError(f"the tie {quoted(alias)} -> {quoted(name)} must lead from a free name to a tensor")
 
     @staticmethod
     def of(

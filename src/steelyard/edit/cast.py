@@ -12,7 +12,7 @@ from steelyard.core.spec import DType, Spec
 from steelyard.core.spec import dtype as find_dtype
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
-from steelyard.errors import RecipeError, WeightsError, printable
+from steelyard.errors import RecipeError, WeightsError, quoted
 
 _FAMILY = {"float": "float", "int": "int", "uint": "int", "bool": "bool", "complex": "complex"}
 
@@ -70,7 +70,7 @@ class Cast(Step):
         y, lost, highest = (_to_float if new.kind == "float" else _to_int)(x, new, self.overflow == "saturate")
         if lost.any():
             raise WeightsError(
-                f"{weight.origin}: {printable(weight.name)!r} holds {x[lost].ravel()[0]}, which {new} cannot hold "
+                f"{weight.origin}: {quoted(weight.name)} holds {x[lost].ravel()[0]}, which {new} cannot hold "
                 f"(at most {highest}); choose a wider dtype, or overflow 'saturate' or 'allow'"
             )
         return y

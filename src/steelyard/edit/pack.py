@@ -11,7 +11,7 @@ import numpy as np
 from steelyard.core.packed import Codec, Packed, Plan, Scheme, pack
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
-from steelyard.errors import CodecError, printable
+from steelyard.errors import CodecError, quoted
 
 
 @dataclass(frozen=True)
@@ -44,4 +44,4 @@ def hold(weight: Weight, plan: Plan, x: np.ndarray) -> np.ndarray | Packed:
     try:
         return pack(x, plan)
     except CodecError as error:
-        raise CodecError(f"{weight.origin}: {printable(weight.name)!r}: {error}") from error
+        raise CodecError(f"{weight.origin}: {quoted(weight.name)}: {error}") from error

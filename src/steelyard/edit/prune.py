@@ -15,7 +15,7 @@ import numpy as np
 
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
-from steelyard.errors import RecipeError, WeightsError, printable
+from steelyard.errors import RecipeError, WeightsError, quoted
 
 DIGIT = 16  # bits of a rank that one pass over the tensors settles
 
@@ -104,12 +104,12 @@ def scores_of(by: Weights | None, weight: Weight) -> Weight | None:
     found = by.get(weight.name)
     if found is None:
         raise WeightsError(
-            f"the scores have no tensor {printable(weight.name)!r}; "
+            f"the scores have no tensor {quoted(weight.name)}; "
             "give one for every weight in scope, or choose fewer weights with on(where(...), ...)"
         )
     if found.spec.shape != weight.spec.shape:
         raise WeightsError(
-            f"{found.origin}: the scores of {printable(weight.name)!r} are {found.spec}, its weights {weight.spec}"
+            f"{found.origin}: the scores of {quoted(weight.name)} are {found.spec}, its weights {weight.spec}"
         )
     return found
 
@@ -140,7 +140,7 @@ class _Scored:
         float_type, key_type = (np.float32, np.uint32) if digits == 2 else (np.float64, np.uint64)
         x: np.ndarray = values.ravel().astype(float_type)
         if np.isnan(x).any():
-            raise WeightsError(f"{self.weight.origin}: {printable(self.weight.name)!r} has NaN, which has no rank")
+            raise WeightsError(f"{self.weight.origin}: {quoted(self.weight.name)} has NaN, which has no rank")
         x = np.abs(x) if self.scores is None else np.add(x, 0, dtype=float_type)  # + 0 makes -0.0 equal to 0.0
         # As sign-magnitude integers floats are in order; flip the negative ones, lift the others above them.
         bits = x.view(key_type)

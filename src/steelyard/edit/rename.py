@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weights
-from steelyard.errors import RecipeError, WeightsError, printable
+from steelyard.errors import RecipeError, WeightsError, quoted
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ class Rename(Step):
         taken: dict[str, str] = {}
         for old, name in new.items():
             if not name:
-                raise WeightsError(f"renaming {self.pattern!r} to {self.to!r} leaves {printable(old)!r} without a name")
+                raise WeightsError(f"renaming {self.pattern!r} to {self.to!r} leaves {quoted(old)} without a name")
             if name in taken:
                 raise WeightsError(
-                    f"renaming {self.pattern!r} to {self.to!r} gives {printable(taken[name])!r} and "
-                    f"{printable(old)!r} the same name {printable(name)!r}; choose another replacement"
+                    f"renaming {self.pattern!r} to {self.to!r} gives {quoted(taken[name])} and "
+                    f"{quoted(old)} the same name {quoted(name)}; choose another replacement"
                 )
             taken[name] = old
         items = [replace(item, name=new[name]) for name, item in weights.items()]

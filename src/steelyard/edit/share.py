@@ -17,7 +17,7 @@ from steelyard.core.packed import Packed, Scheme, pack
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
 from steelyard.edit.prune import check_scope, in_scope, scores_of
-from steelyard.errors import CodecError, RecipeError, WeightsError, printable
+from steelyard.errors import CodecError, RecipeError, WeightsError, quoted
 
 POINTS = 1 << 24  # elements that are clustered as they are; more are gathered into bins first
 Points = tuple[np.ndarray, np.ndarray]  # values and what each weighs, both (n,) float64
@@ -85,7 +85,7 @@ class Share(Step):
         values = x.reshape(-1).astype(np.float64)
         mass = np.ones(values.size) if importance is None else importance.array().reshape(-1).astype(np.float64)
         if not (np.isfinite(mass) & (mass >= 0)).all():
-            raise WeightsError(f"the importances of {printable(weight.name)!r} must be finite and >= 0")
+            raise WeightsError(f"the importances of {quoted(weight.name)} must be finite and >= 0")
         wanted = values != 0 if self.keep_zeros else np.ones(values.size, bool)
         return values[wanted], mass[wanted]
 
@@ -121,7 +121,7 @@ def _cluster(values: np.ndarray, mass: np.ndarray, k: int, weight: Weight) -> np
     try:
         return kmeans_1d(values, k, mass)
     except CodecError as error:
-        raise CodecError(f"{weight.origin}: {printable(weight.name)!r}: {error}") from error
+        raise CodecError(f"{weight.origin}: {quoted(weight.name)}: {error}") from error
 
 
 def _nearest(x: np.ndarray, centres: np.ndarray, keep_zeros: bool) -> np.ndarray:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from steelyard.core.spec import Spec
 from steelyard.core.weights import Weight, Weights
-from steelyard.errors import FormatError, printable
+from steelyard.errors import FormatError, printable, quoted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,15 +138,6 @@ def empty(spec: Spec, source: Source, offset: int, name: str) -> np.ndarray:
 def announced(weight: Weight, value: np.ndarray) -> np.ndarray:
     """`value`, checked to be what its weight says; raises WeightsError otherwise."""
     return replace(weight, read=lambda: value).array()
-
-
-def quoted(text: str) -> str:
-    """A name from a file as an error shows it: escaped once, and cut where it is endless.
-
-    >>> print(quoted("a\\n"), quoted("b" * 10**6)[-10:])
-    'a\\n' bbbbbb...'
-    """
-    return f"'{printable(text[:100])}{'...' * (len(text) > 100)}'"
 
 
 def check_text(text: str, what: str, path: Path) -> None:

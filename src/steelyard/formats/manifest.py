@@ -23,8 +23,7 @@ from steelyard.codecs import CODECS
 from steelyard.core.packed import Layout, Packed, dismantle
 from steelyard.core.recipe import Reader
 from steelyard.core.weights import Weight, Weights
-from steelyard.errors import FormatError, SteelyardError, printable
-from steelyard.formats.base import quoted
+from steelyard.errors import FormatError, SteelyardError, printable, quoted
 
 if TYPE_CHECKING:
     import numpy as np

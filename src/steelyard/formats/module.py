@@ -15,8 +15,7 @@ from steelyard.core.spec import DType, Spec
 from steelyard.core.spec import dtype as find_dtype
 from steelyard.core.table import Table
 from steelyard.core.weights import Weight, Weights
-from steelyard.errors import ModelError
-from steelyard.formats.base import quoted
+from steelyard.errors import ModelError, quoted
 
 if TYPE_CHECKING:
     import numpy as np

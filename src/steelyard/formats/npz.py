@@ -24,8 +24,8 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar, cast
 from steelyard.core.packed import Packed
 from steelyard.core.spec import DTYPES, Spec
 from steelyard.core.weights import Weight, Weights
-from steelyard.errors import FormatError, SteelyardError, printable
-from steelyard.formats.base import COPY, Format, Source, announced, check_text, empty, flat_bytes, quoted, replacing
+from steelyard.errors import FormatError, SteelyardError, printable, quoted
+from steelyard.formats.base import COPY, Format, Source, announced, check_text, empty, flat_bytes, replacing
 from steelyard.formats.manifest import Draft, Manifest
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from steelyard.core.packed import Packed
 from steelyard.core.spec import DTYPES, DType, Spec
 from steelyard.core.weights import Weight, Weights
-from steelyard.errors import FormatError
+from steelyard.errors import FormatError, quoted
 from steelyard.formats.base import (
     COPY,
     Format,
@@ -31,7 +31,6 @@ from steelyard.formats.base import (
     check_text,
     empty,
     flat_bytes,
-    quoted,
     replacing,
     spooling,
 )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from steelyard.errors import ModelError, RecipeError, printable, suggestion
+from steelyard.errors import ModelError, RecipeError, printable, quoted, suggestion
 
 
 def locate(path: str) -> Any:
@@ -27,7 +27,7 @@ def locate(path: str) -> Any:
     """
     name, _, attributes = path.partition(":")
     if not name or not attributes:
-        raise ModelError(f"{printable(path)!r} is no 'package.module:attribute'")
+        raise ModelError(f"{quoted(path)} is no 'package.module:attribute'")
     found: Any = _module(name)
     for attribute in attributes.split("."):
         if attribute not in dir(found):
@@ -42,7 +42,7 @@ def check_options(function: Callable[..., Any], options: Mapping[str, Any], name
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY or p.default is not p.empty]
     for option in options:
         if option not in known and all(p.kind is not p.VAR_KEYWORD for p in parameters):
-            raise RecipeError(f"{name} has no option {printable(option)!r}; {suggestion(option, known)}")
+            raise RecipeError(f"{name} has no option {quoted(option)}; {suggestion(option, known)}")
 
 
 def _module(name: str) -> Any:
@@ -53,7 +53,7 @@ def _module(name: str) -> Any:
             if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
                 raise ModelError(f"{name} imports {error.name!r}, which is not installed") from error
             raise ModelError(
-                f"there is no module {printable(name)!r}: looked in the current folder and the installed packages"
+                f"there is no module {quoted(name)}: looked in the current folder and the installed packages"
             ) from error
         except Exception as error:  # the user's own code may raise anything
             last = traceback.extract_tb(error.__traceback__)[-1]

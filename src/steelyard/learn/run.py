@@ -223,7 +223,7 @@ def train(
     """A Run, run to its end; the keywords are those of Run. ``progress``: True shows a bar on a terminal only.
 
     >>> from steelyard.learn.tasks import task
-    >>> run = train(task("breast-cancer"), epochs=5, progress=False)
+    >>> run = train(task("breast-cancer"), epochs=20, progress=False)
     >>> run.history().column("accuracy")[-1] > 0.9
     True
     """

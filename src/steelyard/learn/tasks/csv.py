@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from steelyard.errors import ModelError, UnknownNameError, printable
+from steelyard.errors import ModelError, UnknownNameError, printable, quoted
 from steelyard.learn.data import Examples, stratified
 from steelyard.learn.measures import absolute_error, accuracy, cross_entropy, squared_error
 from steelyard.learn.models import model as build
@@ -61,7 +61,7 @@ def csv(
     _enough(frame, rows)
     inputs, features = _inputs(frame, target, rows["train"])
     if not features:
-        raise ModelError(f"{printable(path)}: {printable(target)!r} is the only column, nothing to predict it from")
+        raise ModelError(f"{printable(path)}: {quoted(target)} is the only column, nothing to predict it from")
     if classification:
         return _classification(frame, target, wanted, inputs, features, rows, seed, batch_size, model)
     return _regression(frame, target, inputs, features, rows, seed, batch_size, model)
@@ -139,7 +139,7 @@ def _read(path: str) -> Frame:
     names = tuple(name.strip() for name in found[0][1])
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise ModelError(f"{printable(path)}, line 1: the column {printable(twice)!r} is named twice")
+        raise ModelError(f"{printable(path)}, line 1: the column {quoted(twice)} is named twice")
     for line, row in found[1:]:
         _check_row(path, line, row, names)
     cells = np.array([[cell.strip() for cell in row] for _, row in found[1:]])
@@ -152,7 +152,7 @@ def _check_row(path: str, line: int, row: Sequence[str], names: Sequence[str]) -
         raise ModelError(f"{where}: expected {len(names)} cells, found {len(row)}")
     for name, cell in zip(names, row, strict=True):
         if not cell.strip():
-            raise ModelError(f"{where}: the column {printable(name)!r} is empty: fill it in, or leave the row out")
+            raise ModelError(f"{where}: the column {quoted(name)} is empty: fill it in, or leave the row out")
 
 
 def _is_classes(wanted: np.ndarray, kind: Kind, frame: Frame, target: str) -> bool:
@@ -162,8 +162,8 @@ def _is_classes(wanted: np.ndarray, kind: Kind, frame: Frame, target: str) -> bo
     if kind == "regression" and numbers is None:
         row = next(i for i, cell in enumerate(wanted) if _number(cell) is None)
         raise ModelError(
-            f"{printable(frame.path)}, line {frame.lines[row]}: the column {printable(target)!r} is "
-            f"{printable(str(wanted[row]))!r}, expected a number"
+            f"{printable(frame.path)}, line {frame.lines[row]}: the column {quoted(target)} is "
+            f"{quoted(str(wanted[row]))}, expected a number"
         )
     if kind != "auto":
         return kind == "classification"
