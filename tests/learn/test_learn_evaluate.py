@@ -12,7 +12,7 @@ from torch import nn
 
 from steelyard.errors import ModelError
 from steelyard.learn.evaluate import compare, evaluate, outcomes
-from steelyard.learn.intervals import paired_proportions, student, wilson
+from steelyard.learn.intervals import _phi, paired_proportions, student, wilson
 from steelyard.learn.measures import absolute_error, squared_error
 from steelyard.learn.task import Task, build_seeded
 
@@ -37,6 +37,12 @@ def test_paired_proportions_gives_the_published_values() -> None:
     a = np.repeat([1.0, 0.0, 1.0, 0.0], [36, 12, 2, 0])
     b = np.repeat([1.0, 1.0, 0.0, 0.0], [36, 12, 2, 0])
     assert paired_proportions(a, b) == pytest.approx((0.0569, 0.3404), abs=6e-5)
+
+
+def test_the_correlation_of_two_outcomes_is_corrected_for_continuity() -> None:
+    assert _phi(20, 3, 2, 25) == pytest.approx((20 * 25 - 3 * 2 - 50 / 2) / (23 * 27 * 22 * 28) ** 0.5)
+    assert _phi(5, 5, 4, 5) == 0  # 0 < 25 - 20 < 19 / 2
+    assert _phi(10, 0, 0, 0) == 0
 
 
 def test_paired_proportions_has_a_width_without_disagreement_and_is_antisymmetric() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,12 @@ def test_the_lstm_starts_with_an_open_forget_gate() -> None:
     assert net.recurrent.bias_ih_l0.tolist() == [0] * 8 + [1] * 8 + [0] * 16
     recurrent = net.recurrent.weight_hh_l0[:8]
     assert torch.allclose(recurrent @ recurrent.T, torch.eye(8), atol=1e-5)
+
+
+def test_the_tables_import_no_torch() -> None:
+    code = "import sys, steelyard.learn as l, steelyard.learn.tasks; list(l.MODELS), list(l.TASKS); print('torch' in sys.modules, 'numpy' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["False", "False"]
 
 
 def test_wrong_names_and_options_say_what_is_right() -> None:

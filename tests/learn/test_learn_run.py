@@ -140,7 +140,9 @@ def test_gradient_norm_is_the_norm_of_all_gradients(task: Task) -> None:
 
 
 def test_best_ends_with_the_epoch_of_the_lowest_validation_loss(task: Task) -> None:
-    run = train(task, epochs=6, rate=1.0, optimizer="sgd", schedule="constant", progress=False)
+    run = Run(task, epochs=6, rate=1.0, optimizer="sgd", schedule="constant")
+    for _ in run:
+        pass
     losses = run.history().column("valid loss")
     assert min(losses) < losses[-1]
     assert mean_outcomes(run.model, task, "valid")["loss"] == min(losses)
@@ -191,6 +193,19 @@ def test_ctrl_c_takes_effect_between_steps(task: Task) -> None:
     clean = Run(task, epochs=5, keep="last")
     next(iter(clean))
     assert bits(clean.model) == bits(model)
+
+
+def test_ctrl_c_while_the_last_epoch_is_measured_is_not_forgotten(task: Task) -> None:
+    def metric(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if run.done == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return (outputs.argmax(1) == targets).float()
+
+    run = Run(replace(task, metrics={"accuracy": metric}), epochs=1)
+    with pytest.raises(KeyboardInterrupt), run:
+        for _ in run:
+            pass
+    assert len(run.epoch_log) == 2
 
 
 def test_a_loop_that_is_left_can_be_taken_up_again(task: Task) -> None:

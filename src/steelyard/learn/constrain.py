@@ -201,24 +201,21 @@ def _repeats(values: Tensor) -> bool:
 
 
 def _refresh_recurrent(model: nn.Module) -> None:
-    """nn.RNN, LSTM and GRU compute with a list of their weights, made once: while constrained, renew it each pass."""
+    """nn.RNN, LSTM and GRU keep a list of their weights, which torch renews before a pass if one of them changed.
+
+    While a weight is computed the list holds a result of autograd, with which no module can be copied: after a
+    pass it is detached.
+    """
     for module in model.modules():
         if not isinstance(module, nn.RNNBase):
             continue
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [key for key, hook in hooks.items() if hook in (_current, _detached)]:
-                del hooks[key]
-        _current(module)
+        for key in [key for key, hook in module._forward_hooks.items() if hook is _detach]:
+            del module._forward_hooks[key]
+        module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
         if parametrize.is_parametrized(module):
-            _detached(module)
-            module.register_forward_pre_hook(_current)
-            module.register_forward_hook(_detached)
+            _detach(module)
+            module.register_forward_hook(_detach)
 
 
-def _current(module: nn.RNNBase, *_: object) -> None:
-    module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
-
-
-def _detached(module: nn.RNNBase, *_: object) -> None:
-    """Between two passes the list holds no computed tensors, so that the module can be copied."""
+def _detach(module: nn.RNNBase, *_: object) -> None:
     module._flat_weights = [weight.detach() for weight in module._flat_weights]

@@ -113,6 +113,8 @@ class Run:
         self._interrupt.release()
         self._steps.close()
         self._restore_best()
+        if kind is None:
+            self._interrupt.check()
 
     def _all_steps(self) -> Generator[Step, None, None]:
         per_epoch = _count(self.task.batches("train", 0), self.task, "train")
@@ -129,6 +131,7 @@ class Run:
                 yield step
                 self._interrupt.check()
             self._end_epoch(epoch + 1, losses)
+            self._interrupt.check()
         self._restore_best()
 
     def _step(self, index: int, epoch: int, batch: Batch) -> Step:

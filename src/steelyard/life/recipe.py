@@ -61,9 +61,9 @@ class Shrink:
     tolerance: float = 0.005  # the loss of the headline metric that is allowed on held-out data
     sparsity: float = 0.93  # of all weights in matrices and filters
     prune_stages: int = 4
-    prune_epochs: int = 8  # after each stage
+    prune_epochs: int = 12  # after each stage
     k: int = 16  # distinct values for each tensor, zero aside
-    share_epochs: int = 6
+    share_epochs: int = 10
     rate: float = 3e-3
 
 

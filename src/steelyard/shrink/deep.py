@@ -46,9 +46,9 @@ class Settings:
     tolerance: float = 0.005  # of the headline metric on the validation split, against the original
     sparsity: float = 0.93
     prune_stages: int = 4
-    prune_epochs: int = 8
+    prune_epochs: int = 12
     k: int = 16
-    share_epochs: int = 6
+    share_epochs: int = 10
     rate: float = 3e-3
     seed: int = 0
 
