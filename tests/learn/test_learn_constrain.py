@@ -135,6 +135,7 @@ def test_recurrent_layers_use_their_constrained_weights(cell: str) -> None:
     assert not net.recurrent.weight_hh_l0[~mask].any()
     assert torch.allclose(net.recurrent.weight_hh_l0, plain.recurrent.weight_hh_l0, atol=1e-6)
     assert not net.recurrent._forward_hooks
+    assert all(w is p for w, p in zip(net.recurrent._flat_weights, net.recurrent.parameters(), strict=True))
     net.load_state_dict({n: t * 0 for n, t in net.state_dict().items()})
     assert not net(x).any()  # the layer computes with its own parameters again
 

@@ -35,6 +35,22 @@ class Frame:
     lines: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Problem:
+    """What is to be predicted from what."""
+
+    frame: Frame
+    target: str
+    wanted: np.ndarray  # (rows,) of text
+    inputs: np.ndarray  # (rows, features) float32
+    features: tuple[str, ...]
+    rows: dict[Split, np.ndarray]
+
+    @property
+    def name(self) -> str:
+        return f"csv:{Path(self.frame.path).name}:{self.target}"
+
+
 def csv(
     *,
     path: str,
@@ -62,63 +78,43 @@ def csv(
     inputs, features = _inputs(frame, target, rows["train"])
     if not features:
         raise ModelError(f"{printable(path)}: {quoted(target)} is the only column, nothing to predict it from")
-    if classification:
-        return _classification(frame, target, wanted, inputs, features, rows, seed, batch_size, model)
-    return _regression(frame, target, inputs, features, rows, seed, batch_size, model)
+    problem = Problem(frame, target, wanted, inputs, tuple(features), rows)
+    return (_classification if classification else _regression)(problem, seed, batch_size, model)
 
 
-def _classification(
-    frame: Frame,
-    target: str,
-    wanted: np.ndarray,
-    inputs: np.ndarray,
-    features: Sequence[str],
-    rows: dict[Split, np.ndarray],
-    seed: int,
-    batch_size: int,
-    model: str,
-) -> Task:
-    classes = sorted(np.unique(wanted).tolist(), key=_natural)
-    labels = np.array([classes.index(value) for value in wanted], np.int64)
-    interface = Interface((len(features),), len(classes))
-    data = _examples(inputs, labels, rows, seed, batch_size)
+def _classification(problem: Problem, seed: int, batch_size: int, model: str) -> Task:
+    classes = sorted(np.unique(problem.wanted).tolist(), key=_natural)
+    labels = np.array([classes.index(value) for value in problem.wanted], np.int64)
+    interface = Interface((len(problem.features),), len(classes))
+    data = _examples(problem, labels, seed, batch_size)
     return Task(
-        name=f"csv:{Path(frame.path).name}:{target}",
+        name=problem.name,
         build=partial(build, model, interface),
         batches=data,
         loss=cross_entropy,
         metrics={"accuracy": accuracy},
         interface=interface,
         classes=tuple(classes),
-        features=tuple(features),
-        about={"seed": seed, "file": frame.path, "target": target, "examples": data.sizes},
+        features=problem.features,
+        about={"seed": seed, "file": problem.frame.path, "target": problem.target, "examples": data.sizes},
     )
 
 
-def _regression(
-    frame: Frame,
-    target: str,
-    inputs: np.ndarray,
-    features: Sequence[str],
-    rows: dict[Split, np.ndarray],
-    seed: int,
-    batch_size: int,
-    model: str,
-) -> Task:
-    values = np.array(_numbers(frame.cells[:, frame.names.index(target)]), np.float64)
-    mean, spread = values[rows["train"]].mean(), values[rows["train"]].std() or 1.0
-    interface = Interface((len(features),), 1)
-    data = _examples(inputs, ((values - mean) / spread).astype(np.float32), rows, seed, batch_size)
+def _regression(problem: Problem, seed: int, batch_size: int, model: str) -> Task:
+    values = np.array(_numbers(problem.wanted), np.float64)
+    mean, spread = values[problem.rows["train"]].mean(), values[problem.rows["train"]].std() or 1.0
+    interface = Interface((len(problem.features),), 1)
+    data = _examples(problem, ((values - mean) / spread).astype(np.float32), seed, batch_size)
     return Task(
-        name=f"csv:{Path(frame.path).name}:{target}",
+        name=problem.name,
         build=partial(build, model, interface),
         batches=data,
         loss=squared_error,
         metrics={"squared error": squared_error, "absolute error": absolute_error},
         interface=interface,
-        features=tuple(features),
+        features=problem.features,
         lower_is_better=("squared error", "absolute error"),
-        about={"seed": seed, "file": frame.path, "target": target, "examples": data.sizes}
+        about={"seed": seed, "file": problem.frame.path, "target": problem.target, "examples": data.sizes}
         | {"mean": float(mean), "spread": float(spread)},  # of the target: errors are in units of the spread
     )
 
@@ -198,11 +194,9 @@ def _enough(frame: Frame, rows: dict[Split, np.ndarray]) -> None:
         )
 
 
-def _examples(
-    inputs: np.ndarray, targets: np.ndarray, rows: dict[Split, np.ndarray], seed: int, batch_size: int
-) -> Examples:
-    x = {split: torch.from_numpy(inputs[rows[split]]) for split in SPLITS}
-    y = {split: torch.from_numpy(targets[rows[split]]) for split in SPLITS}
+def _examples(problem: Problem, targets: np.ndarray, seed: int, batch_size: int) -> Examples:
+    x = {split: torch.from_numpy(problem.inputs[problem.rows[split]]) for split in SPLITS}
+    y = {split: torch.from_numpy(targets[problem.rows[split]]) for split in SPLITS}
     return Examples(x, y, batch_size, seed)
 
 
