@@ -13,7 +13,7 @@ from steelyard.core.weights import Weights
 from steelyard.core.where import where
 from steelyard.errors import UnknownNameError, WeightsError
 from steelyard.formats.module import from_module
-from steelyard.learn.constrain import masked, release, shared
+from steelyard.learn.constrain import Shared, masked, release, shared
 from steelyard.learn.models import model
 from steelyard.learn.run import train
 from steelyard.learn.seeding import seeded
@@ -189,3 +189,21 @@ def test_wrong_names_shapes_and_repetitions_are_refused() -> None:
         masked(net, Weights.of({"0.weight": np.ones((2, 3), bool)}))
     with pytest.raises(WeightsError, match="tied to a parameter that is also given"):
         masked(Tied(), Weights.of({n: np.ones((7, 4), bool) for n in ("embed.weight", "head.weight")}))
+
+
+def test_the_gradient_of_a_codebook_does_not_depend_on_the_threads():
+    """The order of a sum decides its last bits, and bits decide whether a run can be repeated."""
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(16, (128, 1024), generator=generator)
+    scale = torch.randn(codes.shape, generator=generator)
+    threads, found = torch.get_num_threads(), set()
+    try:
+        for count in (1, 2, 2, 2, 2, 2):
+            torch.set_num_threads(count)
+            codebook = torch.linspace(-1, 1, 16, requires_grad=True)
+            step = Shared(codebook.detach(), codes, codes != 3)
+            (step(codebook) * scale).sum().backward()
+            found.add(codebook.grad.numpy().tobytes())
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 1

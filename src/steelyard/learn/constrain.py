@@ -52,7 +52,9 @@ class Shared(nn.Module):
         self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, codebook: Tensor) -> Tensor:
-        values = codebook[self.codes] if len(codebook) else codebook.new_zeros(self.codes.shape)
+        # index_select, because the gradient of codebook[codes] adds up in an order that depends on the threads
+        found = codebook.index_select(0, self.codes.ravel()) if len(codebook) else codebook.new_zeros(self.codes.numel())
+        values = found.view(self.codes.shape)
         return torch.where(self.mask, values, torch.zeros((), dtype=codebook.dtype, device=codebook.device))
 
     def right_inverse(self, x: Tensor) -> Tensor:

@@ -127,7 +127,8 @@ def shrunk(life: Life, model: nn.Module, at_start: Weights) -> nn.Module:
     if loss > told.tolerance:
         life.failures.append(f"small.safetensors loses {loss:.4f} of {life.task.headline} on held-out data, the "
                              f"tolerance is {told.tolerance:g}; lower shrink.sparsity or raise shrink.k")  # fmt: skip
-    text = "; ".join(notes) + ". The last row of the stages is what a fresh process measured on the file alone."
+    text = "\n".join(f"- {note}" for note in notes)
+    text += "\n\nThe last row of the stages is what a fresh process measured on the file alone."
     sizes = bytes_by_tensor({"trained": formats.open(life.out / "weights.safetensors"), "small": formats.open(small)})
     drawn = {
         "bytes": sizes,

@@ -353,7 +353,17 @@ def _axis(table: Table, name: str, log: bool = False, titled: bool = True) -> di
     axis: dict[str, Any] = {"type": "category" if words else "log" if log else "linear"}
     if titled:
         axis["title"] = {"text": _label(name)}
-    return axis | _FORMATS.get(_unit(table, name), {}) | ({"dtick": "D2"} if log and not words else {})
+    unit = _unit(table, name)
+    if log and not words:
+        axis |= {"dtick": 1 if _decades(table.column(name)) >= 2 else "D2"}
+        axis |= {} if unit else {"exponentformat": "power"}
+    return axis | _FORMATS.get(unit, {})
+
+
+def _decades(values: Sequence[Any]) -> float:
+    """How many powers of ten the positive values span: a short axis needs marks between them."""
+    found = [v for v in values if isinstance(v, (int, float)) and 0 < v < math.inf]
+    return math.log10(max(found) / min(found)) if found else 0.0
 
 
 def _on(end: str) -> dict[str, str]:
