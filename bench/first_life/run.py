@@ -33,7 +33,8 @@ def one(seed: int, folder: str) -> dict[str, float]:
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     tables = {t["title"]: t for t in json.loads((out / "tables.json").read_text())}
     stages = tables["Stages"]["rows"]
-    first, last = stages[0], stages[-1]
+    first = next(row for row in stages if row["stage"] == "trained")
+    last = stages[-1]
     big, small = ((out / f"{name}.safetensors").stat().st_size for name in ("weights", "small"))
     return {
         "seed": seed, "status": status, "bytes before": big, "bytes after": small, "ratio": big / small,
