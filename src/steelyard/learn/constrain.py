@@ -53,7 +53,9 @@ class Shared(nn.Module):
 
     def forward(self, codebook: Tensor) -> Tensor:
         # index_select, because the gradient of codebook[codes] adds up in an order that depends on the threads
-        found = codebook.index_select(0, self.codes.ravel()) if len(codebook) else codebook.new_zeros(self.codes.numel())
+        found = (
+            codebook.index_select(0, self.codes.ravel()) if len(codebook) else codebook.new_zeros(self.codes.numel())
+        )
         values = found.view(self.codes.shape)
         return torch.where(self.mask, values, torch.zeros((), dtype=codebook.dtype, device=codebook.device))
 

@@ -52,8 +52,8 @@ def _filters(model: nn.Module, task: Task, said: list[str], tables: list[Table],
         f"it responds most to '{first['class']}', and {first['selectivity']:.0%} of the variance of its response lies "
         f"between the classes. Without filter {worst['filter']} the held-out loss rises by {worst['loss']:.3g} and "
         f"{task.headline} changes by {100 * worst['metric']:+.1f} points, most for '{worst['worst class']}' "
-        f"({100 * worst['worst']:+.1f}). The order of importance and the measured damage agree with a rank correlation "
-        f"of {agreement:.2f}."
+        f"({100 * worst['worst']:+.1f}). The rank correlation of the estimated importance with the damage "
+        f"measured by removal is {agreement:.2f} (1: the same order; 0: none)."
     )
     tables.append(without)
     drawn["filters"] = found
@@ -71,9 +71,9 @@ def _coefficients(model: nn.Module, task: Task, strongest: int, said: list[str],
         f"one near zero hardly matters. Input {up['input']} speaks most for '{up['output']}' (weight "
         f"{up['weight']:+.3f}, effect {up['effect']:+.3f} for one standard deviation); input {down['input']} most "
         f"against '{down['output']}' ({down['weight']:+.3f}, {down['effect']:+.3f}); input {least['input']} says next "
-        f"to nothing about '{least['output']}' ({least['weight']:+.4f}). Holding each input at its mean confirms the "
-        f"order: the rank correlation with the change of the outputs is {agreement:.2f} for effects, {raw:.2f} for raw "
-        f"weights."
+        f"to nothing about '{least['output']}' ({least['weight']:+.3f}, {least['effect']:+.5f}). The check is to hold "
+        f"each input at its mean: the rank correlation with the change of the outputs is {agreement:.2f} for effects, "
+        f"{raw:.2f} for raw weights."
     )
     one = contributions(model, first_batch(task, "test").inputs, found.meta["layer"])
     tables.append(Table(f"{one.title}, for the first held-out example", one.columns, one.rows[:strongest], one.meta))
