@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
-from steelyard.core.packed import Layout, Packed, Scheme, dismantle, nest, pack, smallest
-from steelyard.core.recipe import Reader
+from steelyard.core.packed import Packed, Scheme, nest, pack, smallest
 from steelyard.core.spec import Spec
 from steelyard.errors import CodecError, UnknownNameError
 
@@ -76,63 +73,6 @@ def test_parts_that_do_not_give_what_the_spec_says(codecs, spec):
 
     with pytest.raises(CodecError, match=r"expected float.*decoded float32\[5\]"):
         Packed(spec, Wrong(), {"values": X}).array()
-
-
-def test_taken_apart_and_put_together_again_through_json(codecs):
-    packed = pack(X, nest(codecs["split"](), right=nest(codecs["split"](), right=codecs["scaled"](8))))
-    description, leaves = dismantle("fc.weight", packed)
-    assert list(leaves) == ["fc.weight/left/values", "fc.weight/right/left/values", "fc.weight/right/right/values"]
-    layout = Layout.parse(json.loads(json.dumps(description)), Reader(codecs, {}).codec, "$")
-    assert layout.keys() == list(leaves)
-    assert layout.scheme == packed.scheme
-    assert layout.spec == packed.spec
-    again = layout.assemble(leaves.__getitem__)
-    assert again.array().tobytes() == X.tobytes()
-    assert again.nbytes == packed.nbytes
-
-
-def description(**changes):
-    right = {"shape": [5], "dtype": "float32", "codec": {"scaled": {"factor": 4.0}}, "parts": {"values": "a/values"}}
-    return {**right, **changes}
-
-
-@pytest.mark.parametrize(("data", "message"), [
-    (None, "expected an object of"),
-    ([], "expected an object of"),
-    ({"shape": [5]}, "expected an object of"),
-    ({**description(), "more": 1}, "expected an object of"),
-    (description(shape="5"), "expected a list as shape"),
-    (description(dtype=5), "expected a list as shape"),
-    (description(parts=["values"]), "expected a list as shape"),
-    (description(parts={"wrong": "a/wrong"}), "has no part 'wrong'"),
-    (description(parts={"values": 7}), r"\$\.parts\.values: expected an object"),
-    (description(shape=[-1]), "non-negative"),
-    (description(shape=[True]), "non-negative"),
-    (description(dtype="float31"), "no dtype"),
-    (description(codec="scald"), "did you mean 'scaled'"),
-    (description(codec={"scaled": {"factor": "x"}}), "expected a number"),
-    (description(codec={"scaled": {"factor": 0}}), "must not be 0"),
-    (description(codec={"scaled": {"facto": 1}}), "did you mean 'factor'"),
-    (description(codec={"scaled": 3}), "expected settings"),
-    (description(codec=None), "expected one codec"),
-])  # fmt: skip
-def test_a_description_that_cannot_be_right(codecs, data, message):
-    from steelyard.errors import SteelyardError
-
-    class Table(dict):
-        def __missing__(self, name):
-            raise UnknownNameError("codec", name, self)
-
-    with pytest.raises(SteelyardError, match=message):
-        Layout.parse(data, Reader(Table(codecs), {}).codec, "$")
-
-
-def test_a_hostile_description_of_great_depth_is_an_error_of_ours(codecs):
-    data = description()
-    for _ in range(100_000):
-        data = description(codec="split", parts={"left": data})
-    with pytest.raises(CodecError, match="codecs are nested more than 32 deep"):
-        Layout.parse(data, Reader(codecs, {}).codec, "$")
 
 
 def test_equality_of_schemes_is_by_value(codecs):

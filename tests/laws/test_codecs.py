@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steelyard.codecs import CODECS
-from steelyard.core.packed import Codec, Layout, Packed, Scheme, dismantle, nest, pack, smallest
+from steelyard.core.packed import Codec, Packed, Scheme, nest, pack, smallest
 from steelyard.core.recipe import Reader, parse_call, to_data
 from steelyard.core.spec import DTYPES, Spec
 from steelyard.errors import CodecError
+from steelyard.formats.layout import Layout, dismantle
 
 READER = Reader(CODECS, {})
 
@@ -75,7 +76,7 @@ def same(a: np.ndarray, b: np.ndarray) -> bool:
 def parse(packed: Packed) -> Packed:
     """Through the description and the plain arrays that a file holds."""
     description, leaves = dismantle("w", packed)
-    layout = Layout.parse(json.loads(json.dumps(description)), READER.codec, "w")
+    layout = Layout.parse(json.loads(json.dumps(description)), "w", READER.codec, "w")
     assert sorted(layout.keys()) == sorted(leaves)
     return layout.assemble(leaves.__getitem__)
 

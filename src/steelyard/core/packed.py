@@ -2,25 +2,21 @@
 
 Compression is two halves: a lossy projection and a lossless encoding of what it left. Deep Compression
 is then a nesting (mask, codebook, entropy code), not a class: ``nest(Bitmask(), mask=Entropy(),
-values=nest(Palette(k=16), codes=Entropy()))``. Knows nothing of files; `dismantle` and `assemble` are
-what every container uses to store a nesting as plain arrays and one JSON-able description.
+values=nest(Palette(k=16), codes=Entropy()))``. Knows nothing of files.
 """
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from steelyard.core.spec import Spec
 from steelyard.errors import CodecError, UnknownNameError
 
 if TYPE_CHECKING:
     import numpy as np
-
-MAX_DEPTH = 32  # of codecs in codecs: a hostile file must not exhaust the stack
 
 
 class Codec(ABC):
@@ -120,63 +116,7 @@ def pack(x: np.ndarray, plan: Plan) -> np.ndarray | Packed:
 
 
 def _cost(value: np.ndarray | Packed) -> int:
-    """Bytes in a file: the parts and what describes them (a container needs some 60 bytes an array)."""
+    """Bytes in a file: those of the arrays, some 80 that name each of them and some 40 that describe each codec."""
     if not isinstance(value, Packed):
-        return Spec.like(value).nbytes + 60
-    layout, leaves = dismantle("", value)
-    return value.nbytes + len(json.dumps(layout)) + 60 * len(leaves)
-
-
-def dismantle(name: str, packed: Packed) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """A description that is JSON, and the plain arrays it speaks of by key; `assemble` is the inverse."""
-    from steelyard.core.recipe import to_data
-
-    parts: dict[str, Any] = {}
-    leaves: dict[str, np.ndarray] = {}
-    for part, value in packed.parts.items():
-        key = f"{name}/{part}"
-        if isinstance(value, Packed):
-            parts[part], below = dismantle(key, value)
-            leaves.update(below)
-        else:
-            parts[part], leaves[key] = key, value
-    spec = {"shape": list(packed.spec.shape), "dtype": packed.spec.dtype.name}
-    return {**spec, "codec": to_data(packed.codec), "parts": parts}, leaves
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A parsed description of one packed tensor: all that a file's header tells."""
-
-    spec: Spec
-    scheme: Scheme
-    leaves: Mapping[str, str | Layout]  # part -> the key of its array, or the part's own layout
-
-    @staticmethod
-    def parse(data: object, codec: Callable[[object, str], Codec], at: str) -> Layout:
-        """Read a description; `codec` turns its data into a codec. Raises CodecError naming the place."""
-        if at.count(".parts.") > MAX_DEPTH:
-            raise CodecError(f"{at[:80]}...: codecs are nested more than {MAX_DEPTH} deep")
-        if not isinstance(data, dict) or set(data) != {"shape", "dtype", "codec", "parts"}:
-            raise CodecError(f"{at}: expected an object of shape, dtype, codec and parts")
-        shape, parts = data["shape"], data["parts"]
-        if not isinstance(shape, list) or not isinstance(data["dtype"], str) or not isinstance(parts, dict):
-            raise CodecError(f"{at}: expected a list as shape, a name as dtype and an object as parts")
-        found = codec(data["codec"], f"{at}.codec")
-        leaves: dict[str, str | Layout] = {}
-        for part, below in parts.items():
-            leaves[part] = below if isinstance(below, str) else Layout.parse(below, codec, f"{at}.parts.{part}")
-        inner = {part: below.scheme if isinstance(below, Layout) else None for part, below in leaves.items()}
-        unknown = set(leaves) - set(found.parts)
-        if unknown:
-            raise CodecError(f"{at}: {found.name} has no part {sorted(unknown)[0]!r}")
-        return Layout(Spec.of(tuple(shape), data["dtype"]), Scheme(found, inner), leaves)
-
-    def keys(self) -> list[str]:
-        """The keys of all arrays below, in order."""
-        return [k for v in self.leaves.values() for k in ([v] if isinstance(v, str) else v.keys())]
-
-    def assemble(self, read: Callable[[str], np.ndarray]) -> Packed:
-        """The packed tensor, its arrays fetched by key."""
-        parts = {n: read(v) if isinstance(v, str) else v.assemble(read) for n, v in self.leaves.items()}
-        return Packed(self.spec, self.scheme.codec, parts)
+        return Spec.like(value).nbytes + 80
+    return 40 + sum(_cost(part) for part in value.parts.values())

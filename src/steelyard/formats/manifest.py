@@ -4,9 +4,7 @@ One JSON text under the key ``steelyard``, the same in every container::
 
     {"version": 1, "packed": {name: layout}, "ties": {alias: name}, "order": [name, ...]}
 
-Only what is needed is there; where nothing is needed there is no text. A layout is
-``[codec, dtype, shape, {part: layout or key of an array}]``, in which an empty key stands for the usual
-one, ``name/part/part``: in small files every byte of the header counts. The text is the authority for how
+Only what is needed is there; where nothing is needed there is no text. The text is the authority for how
 arrays belong together, not the spelling of keys. Knows nothing of files.
 """
 
@@ -20,10 +18,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from steelyard.codecs import CODECS
-from steelyard.core.packed import Layout, Packed, dismantle
+from steelyard.core.packed import Packed
 from steelyard.core.recipe import Reader
 from steelyard.core.weights import Weight, Weights
 from steelyard.errors import FormatError, SteelyardError, printable, quoted
+from steelyard.formats.layout import Layout, dismantle
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,9 +122,7 @@ def _parse(data: Any, extra: Container[str]) -> Manifest:
     if any(not isinstance(text, str) for text in (*ties.values(), *(order or ()))):
         raise FormatError("expected names in ties and order")
     codec = Reader(CODECS, {}).codec
-    layouts = {
-        name: Layout.parse(_expanded(name, below), codec, f"packed.{quoted(name)}") for name, below in packed.items()
-    }
+    layouts = {name: Layout.parse(below, name, codec, f"packed.{quoted(name)}") for name, below in packed.items()}
     own = {key: data[key] for key in data if key not in known}
     return Manifest(layouts, ties, None if order is None else tuple(order), own)
 
@@ -141,25 +138,6 @@ def _packed(name: str, layout: Layout, arrays: Mapping[str, Weight], path: objec
     stored = sum(part.stored or 0 for part in parts)
     origin = parts[0].origin if parts else printable(str(path))
     return Weight(name, layout.spec, read, stored, origin, layout.scheme)
-
-
-def _expanded(usual: str, layout: Any) -> Any:
-    """A layout as `Layout.parse` reads it; `usual` is the key that an empty one stands for."""
-    if isinstance(layout, str):
-        return layout or usual
-    if not isinstance(layout, list) or len(layout) != 4 or not isinstance(layout[3], dict):
-        raise FormatError(f"{quoted(usual)}: expected [codec, dtype, shape, parts]")
-    codec, dtype, shape, parts = layout
-    below = {part: _expanded(f"{usual}/{part}", data) for part, data in parts.items()}
-    return {"shape": shape, "dtype": dtype, "codec": codec, "parts": below}
-
-
-def _compact(usual: str, layout: Any) -> Any:
-    """The inverse of `_expanded`."""
-    if isinstance(layout, str):
-        return "" if layout == usual else layout
-    below = {part: _compact(f"{usual}/{part}", data) for part, data in layout["parts"].items()}
-    return [layout["codec"], layout["dtype"], layout["shape"], below]
 
 
 @dataclass
@@ -179,11 +157,11 @@ class Draft:
         """The arrays of a packed tensor by keys that nothing else has."""
         prefix = name
         while True:
-            layout, leaves = dismantle(prefix, packed)
+            layout, leaves = dismantle(prefix, packed, name)
             if not any(key in self.keys or key in self.weights for key in leaves):
                 break
             prefix += "~"
-        self.packed[name] = _compact(name, layout)
+        self.packed[name] = layout
         self.keys.update(dict.fromkeys(leaves, name))
         return leaves
 

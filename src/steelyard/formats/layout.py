@@ -1,0 +1,81 @@
+"""How a packed tensor is described in a file: which codec, and which arrays of the file are its parts.
+
+A layout is ``[codec, dtype, shape, {part: layout or key of an array}]``. An empty key stands for the usual one,
+``name/part/part``: in small files every byte of the header counts. Knows the description, and no container.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from steelyard.core.packed import Codec, Packed, Scheme
+from steelyard.core.recipe import to_data
+from steelyard.core.spec import Spec
+from steelyard.errors import CodecError, quoted
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MAX_DEPTH = 32  # of codecs in codecs: a hostile file must not exhaust the stack
+
+
+def dismantle(name: str, packed: Packed, usual: str | None = None) -> tuple[list[Any], dict[str, np.ndarray]]:
+    """The layout of a packed tensor, and its arrays by key; `Layout.parse` and `assemble` are the inverse.
+
+    Keys begin with `name`; those that would be the same under `usual` (None: `name`) are left empty in the layout.
+    """
+    usual = name if usual is None else usual
+    parts: dict[str, Any] = {}
+    leaves: dict[str, np.ndarray] = {}
+    for part, value in packed.parts.items():
+        key, expected = f"{name}/{part}", f"{usual}/{part}"
+        if isinstance(value, Packed):
+            parts[part], below = dismantle(key, value, expected)
+            leaves.update(below)
+        else:
+            parts[part], leaves[key] = "" if key == expected else key, value
+    return [to_data(packed.codec), packed.spec.dtype.name, list(packed.spec.shape), parts], leaves
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A parsed layout: all that a file's header tells of one packed tensor."""
+
+    spec: Spec
+    scheme: Scheme
+    leaves: Mapping[str, str | Layout]  # part -> the key of its array, or the part's own layout
+
+    @staticmethod
+    def parse(data: object, usual: str, codec: Callable[[object, str], Codec], at: str) -> Layout:
+        """Read a layout; `usual` is what empty keys begin with, `codec` turns its data into a codec.
+
+        Raises CodecError, or what `codec` raises, naming the place.
+        """
+        if at.count(".parts.") > MAX_DEPTH:
+            raise CodecError(f"{at[:80]}...: codecs are nested more than {MAX_DEPTH} deep")
+        if not isinstance(data, list) or len(data) != 4:
+            raise CodecError(f"{at}: expected [codec, dtype, shape, parts]")
+        named, dtype, shape, parts = data
+        if not isinstance(shape, list) or not isinstance(dtype, str) or not isinstance(parts, dict):
+            raise CodecError(f"{at}: expected a name as dtype, a list as shape and an object as parts")
+        found = codec(named, f"{at}.codec")
+        leaves: dict[str, str | Layout] = {}
+        for part, below in parts.items():
+            if part not in found.parts:
+                raise CodecError(f"{at}: {found.name} has no part {quoted(part)}")
+            key = f"{usual}/{part}"
+            parsed = (below or key) if isinstance(below, str) else Layout.parse(below, key, codec, f"{at}.parts.{part}")
+            leaves[part] = parsed
+        inner = {part: below.scheme if isinstance(below, Layout) else None for part, below in leaves.items()}
+        return Layout(Spec.of(tuple(shape), dtype), Scheme(found, inner), leaves)
+
+    def keys(self) -> list[str]:
+        """The keys of all arrays below, in order."""
+        return [k for v in self.leaves.values() for k in ([v] if isinstance(v, str) else v.keys())]
+
+    def assemble(self, read: Callable[[str], np.ndarray]) -> Packed:
+        """The packed tensor, its arrays fetched by key."""
+        parts = {n: read(v) if isinstance(v, str) else v.assemble(read) for n, v in self.leaves.items()}
+        return Packed(self.spec, self.scheme.codec, parts)
