@@ -30,7 +30,6 @@ format: $(VENV)/.ready-dev
 
 docs: $(VENV)/.ready-dev
 	$(BIN)/python docs/generate.py
-	$(BIN)/pdoc --docformat google --output-directory docs/api steelyard
 
 bench: $(VENV)/.ready-dev
 	@set -e; for b in bench/*/run.py; do echo "== $$b"; $(BIN)/python $$b; done

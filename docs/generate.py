@@ -5,11 +5,13 @@ python docs/generate.py [--check]
 
 from __future__ import annotations
 
+import pkgutil
 import sys
 from pathlib import Path
 
 import click
 
+import steelyard
 from steelyard.cli import VERBS
 
 PAGE = Path(__file__).parent / "cli.md"
@@ -34,7 +36,19 @@ def main(arguments: list[str]) -> int:
     if "--check" in arguments:
         return int(not PAGE.exists() or PAGE.read_text() != page())
     PAGE.write_text(page())
+    reference()
     return 0
+
+
+def reference() -> None:
+    """Every module by pdoc. The façade's names are imported first: pdoc sees only what is there."""
+    import pdoc
+
+    for name in steelyard.__all__:
+        setattr(steelyard, name, getattr(steelyard, name))
+    found = [m.name for m in pkgutil.walk_packages(steelyard.__path__, "steelyard.") if "__main__" not in m.name]
+    pdoc.render.configure(docformat="google")
+    pdoc.pdoc("steelyard", *found, output_directory=PAGE.parent / "api")
 
 
 if __name__ == "__main__":

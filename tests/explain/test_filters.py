@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ from torch import nn
 
 from steelyard.errors import ModelError
 from steelyard.explain.filters import filter_removal, filters
-from steelyard.learn.task import Task
+from steelyard.learn.task import Task, build_seeded
+from steelyard.learn.tasks import task as find_task
 
 Learned = tuple[nn.Module, Task]
 
@@ -78,3 +81,10 @@ def test_layers_without_filters(cnn_digits: Learned) -> None:
         filters(model, task, "relu1")
     with pytest.raises(ModelError, match="no convolution"):
         filter_removal(nn.Flatten(), task)
+
+
+def test_a_task_without_one_class_an_example_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("the quick brown fox jumps over the lazy dog. " * 100)
+    text = find_task(f"text:{tmp_path / 'a.txt'}", model="rnn")
+    with pytest.raises(ModelError, match="does not put each example into a class"):
+        filters(build_seeded(text), text)

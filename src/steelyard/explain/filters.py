@@ -43,8 +43,8 @@ def filters(model: nn.Module, task: Task, layer: str | None = None, *, split: Sp
     layer = _layer(model, task, layer)
     taps = _taps(find_layer(model, layer), task)
     _, out, _, targets = collect(model, task, layer, split)
+    names = _classes(task, targets)
     response = out.clamp_min(0).double().reshape(*out.shape[:2], -1).mean(2)  # (examples, filters)
-    names = task.classes or tuple(str(int(c)) for c in targets.unique())
     means = torch.stack([response[targets == k].mean(0) for k in range(len(names))])  # (classes, filters)
     selectivity = _between(response, means, targets)
     importance = _importance(model, task, layer, split)
@@ -89,7 +89,7 @@ def filter_removal(model: nn.Module, task: Task, layer: str | None = None, *, sp
     layer = _layer(model, task, layer)
     _, out, outputs, targets = collect(model, task, layer, split)
     metric = task.metrics[task.headline]
-    names = task.classes or tuple(str(int(c)) for c in targets.unique())
+    names = _classes(task, targets)
     loss, score = task.loss(outputs, targets).double(), metric(outputs, targets).double()
     rows: list[dict[str, Any]] = []
     for f in range(out.shape[1]):
@@ -112,6 +112,13 @@ def filter_removal(model: nn.Module, task: Task, layer: str | None = None, *, sp
     meta["spearman of importance and loss"] = agreement
     rows.sort(key=lambda r: -r["loss"])
     return Table.of(f"removal of the filters of {layer}", columns, rows, meta)
+
+
+def _classes(task: Task, targets: Tensor) -> tuple[str, ...]:
+    """The names of the classes; raises ModelError where an example is not of one class."""
+    if targets.ndim != 1 or targets.is_floating_point():
+        raise ModelError(f"the task {task.name!r} does not put each example into a class that a filter responds to")
+    return task.classes or tuple(str(int(c)) for c in targets.unique())
 
 
 def _layer(model: nn.Module, task: Task, layer: str | None) -> str:
