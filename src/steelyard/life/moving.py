@@ -15,6 +15,7 @@ from steelyard.learn.finetune import finetune
 from steelyard.learn.task import Task
 from steelyard.life.recipe import Move
 from steelyard.life.record import Chapter, Life, fresh_start, make_task, trained_run
+from steelyard.shrink.deep import lost
 
 _WAYS = ("from scratch", "carried over, a new head trained", "carried over, everything trained")
 
@@ -32,7 +33,7 @@ def moved(life: Life, model: nn.Module) -> None:
     target = make_task(told.target, recipe.model, recipe.seed)
     table, account = contest(life, told, from_module(teacher).settle(), target)
     scratch, *carried = table.rows
-    best = max(carried, key=lambda row: row[target.headline])
+    best = min(carried, key=lambda row: lost(target, scratch[target.headline], row[target.headline]))
     reached = f"{best[target.headline]:.4f} ({best['start']}) against {scratch[target.headline]:.4f} from scratch"
     life.say(f"moved: {reached}, {time.perf_counter() - since:.1f} s")
     examples = sum(len(batch) for batch in target.batches("train", 0))

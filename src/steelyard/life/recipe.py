@@ -58,7 +58,7 @@ class Move:
 class Shrink:
     """Prune in stages, share, code; fine-tune in between."""
 
-    tolerance: float = 0.005  # the loss of the headline metric that is allowed on held-out data
+    tolerance: float = 0.005  # how much worse the headline metric may be on held-out data, in its own unit
     sparsity: float = 0.93  # of all weights in matrices and filters
     prune_stages: int = 4
     prune_epochs: int = 12  # after each stage

@@ -109,11 +109,11 @@ def sparse_plan(k: int | None, *, plain: bool = False) -> Plan:
     last = None if plain else Entropy()
     if k is None:
         held: Plan = last
-        return smallest(nest(Bitmask(), mask=Entropy(), values=held), nest(Delta(), gaps=Entropy(), values=held), None)
+        return smallest(nest(Bitmask(), mask=Entropy(), values=held), nest(Delta(8), gaps=Entropy(), values=held), None)
     values = nest(Palette(k), codes=Entropy()) if not plain else Palette(k)
     dense = nest(Palette(k + 1), codes=Entropy()) if not plain else Palette(k + 1)
     mask = nest(Bitmask(), mask=Entropy(), values=values) if not plain else nest(Bitmask(), values=values)
-    gaps = nest(Delta(), gaps=Entropy(), values=values) if not plain else nest(Delta(), values=values)
+    gaps = nest(Delta(8), gaps=Entropy(), values=values) if not plain else nest(Delta(), values=values)
     return smallest(mask, gaps, dense, None)
 
 
