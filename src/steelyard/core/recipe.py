@@ -22,7 +22,6 @@ from steelyard.errors import RecipeError, SteelyardError, suggestion
 
 T = TypeVar("T")
 MAX_DEPTH = 100  # of the places in data
-Hooks = Mapping[Any, Callable[[object, str], Any]]  # how a field of this type is read
 
 
 def to_data(value: Any) -> Any:
@@ -128,7 +127,7 @@ class Reader:
                 return Both(a, b) if key == "both" else Either(a, b)
         return self.build(Match, settings, at)
 
-    def build(self, cls: type[T], data: object, at: str = "$", hooks: Hooks | None = None) -> T:
+    def build(self, cls: type[T], data: object, at: str = "$") -> T:
         """An instance of a dataclass, every key and type checked; errors of its own check get the place."""
         settings = _mapping(data, at)
         known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
@@ -139,21 +138,22 @@ class Reader:
         if missing:
             raise RecipeError(f"the setting {missing[0]!r} is missing", at=at)
         hints = typing.get_type_hints(cls)
-        values = {k: self.value(hints[k], v, f"{at}.{k}", hooks) for k, v in settings.items()}
+        values = {k: self.value(hints[k], v, f"{at}.{k}") for k, v in settings.items()}
         try:
             return cls(**values)
         except SteelyardError as error:
             raise RecipeError(str(error), at=at) from error
 
-    def value(self, hint: Any, data: object, at: str, hooks: Hooks | None = None) -> Any:
+    def value(self, hint: Any, data: object, at: str) -> Any:
         """`data` as the type `hint`, with the few conversions that YAML makes necessary (1e-3 is text there)."""
-        own: Hooks = {Plan: self.plan, Where: self.where, Transform: self.step, Step: self.step}
-        for special, read in {**own, **(hooks or {})}.items():
+        readers: dict[Any, Callable[[object, str], Any]] = {Plan: self.plan, Where: self.where}
+        readers |= {Transform: self.step, Step: self.step}
+        for special, read in readers.items():
             if hint == special:
                 return read(data, at)
         origin, inner = typing.get_origin(hint), typing.get_args(hint)
         if origin in (Union, types.UnionType):
-            return self._union(inner, data, at, hooks)
+            return self._union(inner, data, at)
         if origin is Literal:
             if data not in inner:
                 raise RecipeError(f"{data!r} is not a choice; {suggestion(str(data), map(str, inner))}", at=at)
@@ -163,26 +163,24 @@ class Reader:
             each = inner[:1] * len(items) if inner[-1:] == (Ellipsis,) else inner
             if len(each) != len(items):
                 raise RecipeError(f"expected {len(each)} values, got {len(items)}", at=at)
-            return tuple(
-                self.value(h, d, f"{at}[{i}]", hooks) for i, (h, d) in enumerate(zip(each, items, strict=True))
-            )
+            return tuple(self.value(h, d, f"{at}[{i}]") for i, (h, d) in enumerate(zip(each, items, strict=True)))
         if origin is not None and issubclass(origin, Mapping):
-            return {str(k): self.value(inner[1], v, f"{at}.{k}", hooks) for k, v in _mapping(data, at).items()}
-        return self._scalar(hint, data, at, hooks)
+            return {str(k): self.value(inner[1], v, f"{at}.{k}") for k, v in _mapping(data, at).items()}
+        return self._scalar(hint, data, at)
 
-    def _union(self, options: tuple[Any, ...], data: object, at: str, hooks: Hooks | None) -> Any:
+    def _union(self, options: tuple[Any, ...], data: object, at: str) -> Any:
         if data is None and type(None) in options:
             return None
         tried = [o for o in options if o is not type(None)]
         for position, option in enumerate(tried):
             try:
-                return self.value(option, data, at, hooks)
+                return self.value(option, data, at)
             except SteelyardError:
                 if position == len(tried) - 1:
                     raise
         raise RecipeError(f"did not expect {data!r}", at=at)
 
-    def _scalar(self, hint: Any, data: object, at: str, hooks: Hooks | None) -> Any:
+    def _scalar(self, hint: Any, data: object, at: str) -> Any:
         if hint is Any:
             return data
         if hint is float and isinstance(data, (int, float, str)) and not isinstance(data, bool):
@@ -191,7 +189,7 @@ class Reader:
             except ValueError:
                 raise RecipeError(f"expected a number, got {data!r}", at=at) from None
         if isinstance(hint, type) and is_dataclass(hint):
-            return data if isinstance(data, hint) else self.build(hint, data, at, hooks)
+            return data if isinstance(data, hint) else self.build(hint, data, at)
         if not isinstance(data, hint) or (isinstance(data, bool) and hint is not bool):
             raise RecipeError(f"expected {getattr(hint, '__name__', hint)}, got {data!r}", at=at)
         return data
