@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steelyard.core.spec import DTYPES, Spec
+from steelyard.core.transform import on
 from steelyard.core.weights import Weights
+from steelyard.core.where import where
 from steelyard.edit.cast import Cast
 from steelyard.errors import RecipeError, UnknownNameError, WeightsError
 
@@ -83,7 +85,7 @@ def test_complex_numbers_by_their_parts():
 
 def test_other_families_pass_untouched_and_the_same_dtype_is_the_same_weight():
     w = Weights.of({"f": np.ones(2, np.float32), "i": np.ones(2, np.int64), "b": np.ones(2, bool)})
-    to_half, to_int = Cast("fp16")(w), Cast("int32")(w)
+    to_half, to_int = Cast("fp16")(w), on(~where(dtype="float32"), Cast("int32"))(w)
     assert [item.spec.dtype.name for item in to_half.values()] == ["float16", "int64", "bool"]
     assert [item.spec.dtype.name for item in to_int.values()] == ["float32", "int32", "bool"]
     assert to_half["i"] is w["i"]
@@ -97,3 +99,20 @@ def test_settings():
         Cast("bf61")
     with pytest.raises(RecipeError, match="overflow"):
         Cast("bf16", "ignore")
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint4", "int64"])
+def test_fractions_are_not_cast_to_whole_numbers_and_not_left_in_silence(dtype):
+    for names in ("f", "fi"):
+        w = Weights.of({n: np.ones(2, np.float32 if n == "f" else np.int64) for n in names})
+        with pytest.raises(WeightsError, match=f"'f' is float32.*cast to {dtype} takes whole numbers only.*quantize"):
+            Cast(dtype)(w)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [("bf16", "floating-point tensors"), ("bool", "truth values"), ("complex64", "complex tensors")]
+)
+def test_a_cast_that_no_tensor_is_of_a_kind_for(dtype, kind):
+    with pytest.raises(WeightsError, match=f"changes .*{kind} only, and there are none: 'i' is int64"):
+        Cast(dtype)(Weights.of({"i": np.ones(2, np.int64)}))
+    assert len(Cast(dtype)(Weights([]))) == 0

@@ -58,3 +58,17 @@ def test_a_name_that_would_vanish():
 def test_a_pattern_and_a_replacement_that_do_not_fit(pattern, to, regex):
     with pytest.raises(RecipeError, match="cannot rename"):
         Rename(pattern, to, regex)
+
+
+@pytest.mark.parametrize(("rename", "said"), [
+    (Rename("zz*", "y*"), "glob is for the whole name"), (Rename("a", "b"), "names begin with 'ab', 'c', 'd'$"),
+    (Rename("z+", "y", regex=True), "regular expression is sought inside"),
+])  # fmt: skip
+def test_a_pattern_that_matches_nothing(rename, said):
+    with pytest.raises(WeightsError, match=f"no name matches; .*{said}"):
+        names(rename, "ab c d e")
+    assert names(rename, "") == []
+
+
+def test_a_pattern_that_only_a_tie_matches():
+    assert Rename("h", "k")(Weights.of({"e": np.zeros(1)}, {"h": "e"})).ties == {"k": "e"}

@@ -16,20 +16,29 @@ from steelyard.errors import RecipeError, WeightsError, quoted
 
 _FAMILY = {"float": "float", "int": "int", "uint": "int", "bool": "bool", "complex": "complex"}
 
+_KINDS = {
+    "float": "floating-point tensors",
+    "int": "tensors of whole numbers",
+    "bool": "tensors of truth values",
+    "complex": "complex tensors",
+}
+
 
 @dataclass(frozen=True)
 class Cast(Step):
     """Store numbers in another format of the same family, rounding to nearest.
 
     Floating-point tensors are cast to floating-point formats, whole numbers to whole numbers; tensors of
-    another family pass untouched: ``Cast("bf16")`` of a model leaves its counters alone.
+    another family pass untouched: ``Cast("bf16")`` of a model leaves its counters alone. But a cast to whole
+    numbers refuses fractions, which it could neither keep nor ignore in silence; Quantize rounds them.
 
     Args: `dtype` is a name such as 'float16' or 'bf16'. `overflow` says what becomes of a number beyond
     the largest finite one: 'error' raises WeightsError, 'saturate' takes the nearest finite number,
     'allow' takes what the format gives (an infinity, NaN, or the remainder modulo 2^bits). NaN and
     infinities that were there before are kept, and are an error in a format that has none.
 
-    Raises UnknownNameError for a format that does not exist, RecipeError for another `overflow`.
+    Raises UnknownNameError for a format that does not exist, RecipeError for another `overflow`, and
+    WeightsError where no tensor is of the format's family, or one has fractions and the format has not.
 
     >>> import numpy as np
     >>> w = Weights.of({"a": np.float32([1, 70000])})
@@ -51,7 +60,24 @@ class Cast(Step):
         object.__setattr__(self, "dtype", find_dtype(self.dtype).name)
 
     def __call__(self, weights: Weights) -> Weights:
+        self._check(weights)
         return weights.with_items(self._one(item) for item in weights.values())
+
+    def _check(self, weights: Weights) -> None:
+        """Raise rather than do nothing."""
+        family = _FAMILY[find_dtype(self.dtype).kind]
+        for item in weights.values():
+            if family == "int" and item.spec.dtype.kind in ("float", "complex"):
+                raise WeightsError(
+                    f"{item.origin}: {quoted(item.name)} is {item.spec}, and a cast to {self.dtype} takes whole "
+                    "numbers only; round fractions with quantize, or choose other tensors (where, or --where)"
+                )
+        if len(weights) and not any(_FAMILY[item.spec.dtype.kind] == family for item in weights.values()):
+            first = next(iter(weights.values()))
+            raise WeightsError(
+                f"a cast to {self.dtype} changes {_KINDS[family]} only, and there are none: "
+                f"{quoted(first.name)} is {first.spec}; choose a dtype of its kind"
+            )
 
     def _one(self, weight: Weight) -> Weight:
         new = find_dtype(self.dtype)

@@ -20,7 +20,7 @@ class Rename(Step):
     of a regular expression inside the name is replaced by `to`, in which ``\1`` is the first group.
 
     Raises RecipeError for a pattern or replacement that cannot be read, and WeightsError, naming both,
-    where two names would become the same one or a name would become empty.
+    where the pattern matches no name, two names would become the same one or a name would become empty.
 
     >>> import numpy as np
     >>> w = Weights.of({"module.a.w": np.zeros(1), "module.b.w": np.zeros(1)})
@@ -53,7 +53,12 @@ class Rename(Step):
 
     def __call__(self, weights: Weights) -> Weights:
         rule, to = self._rule()
-        new = {old: rule.sub(to, old) for old in [*weights, *weights.ties]}
+        names = [*weights, *weights.ties]
+        if names and not any(map(rule.search, names)):
+            raise WeightsError(
+                f"renaming {self.pattern!r} to {self.to!r} changes nothing: no name matches; {self._advice(names)}"
+            )
+        new = {old: rule.sub(to, old) for old in names}
         taken: dict[str, str] = {}
         for old, name in new.items():
             if not name:
@@ -66,3 +71,7 @@ class Rename(Step):
             taken[name] = old
         items = [replace(item, name=new[name]) for name, item in weights.items()]
         return Weights(items, {new[alias]: new[name] for alias, name in weights.ties.items()}, weights.meta)
+
+    def _advice(self, names: list[str]) -> str:
+        kind = "a regular expression is sought inside the name" if self.regex else "a glob is for the whole name"
+        return f"{kind}, and the names begin with {', '.join(map(quoted, names[:3]))}"
