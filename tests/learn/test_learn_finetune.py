@@ -59,6 +59,24 @@ def test_nothing_that_fits_is_an_error_and_changes_nothing() -> None:
     assert torch.equal(target.weight, before)
 
 
+def test_a_head_that_is_not_there_is_an_error_and_changes_nothing(task: Task) -> None:
+    target, source = nn.Linear(4, 3), nn.Linear(4, 3)
+    before = target.weight.detach().clone()
+    with pytest.raises(ModelError, match="no head to start anew: none of weight, bias is chosen"):
+        transfer(from_module(source), target, head=where("nosuch*"))
+    assert torch.equal(target.weight, before)
+    given = from_module(build_seeded(task, 5)).settle()
+    for choice in ({"head": where("nosuch*")}, {"head": where("3.*"), "freeze": where("nosuch*")}):
+        with pytest.raises(ModelError, match="is chosen; choose from the names of the model"):
+            finetune(task, given, epochs=1, progress=False, **choice)
+
+
+def test_a_head_may_be_the_second_name_of_a_tied_weight() -> None:
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    net[1].weight = net[0].weight
+    assert account_of(transfer(from_module(net), net, head=where("1.weight")))["0.weight"] == "loaded"
+
+
 def test_freeze_returns_what_it_froze_and_refuses_to_freeze_nothing() -> None:
     net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     assert freeze(net, where("0.*")) == ["0.weight", "0.bias"]

@@ -30,14 +30,20 @@ def transfer(
 
     rename: the names of the weights -> those of the module, as for `into_module`. Returns the account of
     `into_module`: every name on either side with its status, here also "new" for the head.
-    Raises ModelError, with the module untouched, if not one weight fits.
+    Raises ModelError, with the module untouched, if not one weight fits or ``head`` chooses nothing of the module.
     """
+    if head is not None and not _chooses(from_module(module), head):
+        raise ModelError(
+            f"no head to start anew: none of {_some(from_module(module))} is chosen; "
+            "choose from the names of the model, such as those of its last layer"
+        )
     body = weights if head is None else _without(weights, head)
     account = into_module(body, module, partial=True, rename=rename)
     if "loaded" not in account.column("status"):
         raise ModelError(
             f"none of the {len(body)} weights fits {type(module).__name__}: "
-            f"it has {_some(from_module(module))}, given are {_some(body)}; map the names with rename="
+            f"it has {_some(from_module(module))}, given are {_some(body)}; "
+            "map the names (rename=, or steelyard convert --rename)"
         )
     if head is None:
         return account
@@ -62,7 +68,10 @@ def freeze(module: nn.Module, where: Where) -> list[str]:
     """
     names = list(from_module(module, buffers=False).select(where))
     if not names:
-        raise ModelError(f"no parameter to freeze: none of {_some(from_module(module, buffers=False))} is chosen")
+        raise ModelError(
+            f"no parameter to freeze: none of {_some(from_module(module, buffers=False))} is chosen; "
+            "choose from the names of the model"
+        )
     for name in names:
         module.get_parameter(name).requires_grad_(False)
     return names
@@ -136,6 +145,11 @@ def finetune(
 
 
 _freeze = freeze  # finetune has an argument of that name
+
+
+def _chooses(weights: Weights, chosen: Where) -> bool:
+    """Whether any tensor, or further name of one, is chosen."""
+    return any(map(chosen, weights.values())) or any(chosen(replace(weights[a], name=a)) for a in weights.ties)
 
 
 def _without(weights: Weights, head: Where) -> Weights:
