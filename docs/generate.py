@@ -26,7 +26,10 @@ def page() -> str:
     """The text of docs/cli.md."""
     parts = [HEAD]
     for name in VERBS:
-        context = click.Context(VERBS[name], info_name=f"steelyard {name}", terminal_width=100, max_content_width=100)
+        context = click.Context(
+            VERBS[name], info_name=f"steelyard {name}", terminal_width=100, max_content_width=100,
+            help_option_names=["-h", "--help"],
+        )  # fmt: skip
         about = VERBS.rows[name].about
         parts.append(f"## {name}\n\n{about[0].upper()}{about[1:]}.\n\n```\n{VERBS[name].get_help(context)}\n```\n\n")
     return "".join(parts).rstrip() + "\n"

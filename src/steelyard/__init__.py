@@ -129,7 +129,12 @@ def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'steelyard' has no attribute {name!r}")
     module, _, attribute = _EXPORTS[name].partition(":")
-    return getattr(import_module(f"steelyard.{module}"), attribute)
+    try:
+        return getattr(import_module(f"steelyard.{module}"), attribute)
+    except ModuleNotFoundError as error:
+        from steelyard.errors import missing_extra
+
+        raise missing_extra(error, f"steelyard.{name}") or error from error
 
 
 def __dir__() -> list[str]:

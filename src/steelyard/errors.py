@@ -65,6 +65,25 @@ class MissingExtraError(SteelyardError):
         super().__init__(f"{feature} needs the package {package!r}: pip install 'steelyard[{extra}]'")
 
 
+EXTRAS = {  # packages that come with an extra -> that extra
+    "torch": "learn",
+    "sklearn": "learn",
+    "onnx": "deploy",
+    "onnxruntime": "deploy",
+    "onnxscript": "deploy",
+}
+
+
+def missing_extra(error: ModuleNotFoundError, feature: str) -> MissingExtraError | None:
+    """The error that says how to install what is missing; None if no extra brings it.
+
+    >>> print(missing_extra(ModuleNotFoundError(name="torch.nn"), "training"))
+    training needs the package 'torch': pip install 'steelyard[learn]'
+    """
+    package = (error.name or "").partition(".")[0]
+    return MissingExtraError(feature, package, EXTRAS[package]) if package in EXTRAS else None
+
+
 class RecipeError(SteelyardError):
     """A recipe or a configuration does not say something that can be done."""
 
@@ -84,16 +103,19 @@ class VerdictError(SteelyardError):
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """'did you mean ...?' for a near miss, else the list of what there is.
+    """'did you mean ...?' for a near miss, else the list of what there is, cut after a dozen.
 
     >>> suggestion("palete", ["palette", "affine"])
     "did you mean 'palette'?"
     >>> suggestion("x", ["b", "a"])
     'known are a, b'
+    >>> suggestion("x", "abcdefghijklmn")
+    'known are a, b, c, d, e, f, g, h, i, j, k, l, ...'
     """
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names) or '(none)'}"
+    listed = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    return f"did you mean {near[0]!r}?" if near else f"known are {listed or '(none)'}"
 
 
 def printable(text: str) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import small_codecs
 from steelyard.core.packed import pack
+
+import small_codecs
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,12 @@ import json
 import numpy as np
 import pytest
 
-from small_codecs import CODECS, Scaled, Split
 from steelyard.core.packed import nest, pack
 from steelyard.core.recipe import Reader
 from steelyard.errors import CodecError, SteelyardError, UnknownNameError
 from steelyard.formats.layout import Layout, dismantle
+
+from small_codecs import CODECS, Scaled, Split
 
 X = np.float32([1, 2, 3, 4, 5])
 

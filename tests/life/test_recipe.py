@@ -38,7 +38,9 @@ def test_what_was_run_is_written_complete_and_reads_back_the_same():
         ("task: digits\ntrain: {schedule: onecycle}", "did you mean 'one-cycle'?"),
         ("task: digits\ntrain: {rate: .nan}", "$.train.rate: expected more than 0, got nan"),
         ("task: digits\nshrink: {sparsity: 1}", "$.shrink.sparsity: expected 0 <= sparsity < 1, got 1"),
-        ("task: digits\nshrink: {tolerance: 0}", "$.shrink.tolerance: expected 0 < tolerance < 1, got 0"),
+        ("task: digits\nshrink: {tolerance: 0}", "$.shrink.tolerance: expected more than 0, got 0"),
+        ("task: digits\nexplain: {strongest: -1}", "$.explain.strongest: expected more than 0, got -1"),
+        ("task: digits\nthreads: 0", "$.threads: expected more than 0, got 0"),
         ("task: digits\nmove: {}", "$.move: the setting 'target' is missing"),
         ("task: {digits: {}, mnist: {}}", "$.task: expected one name with its options"),
         ("model: cnn", "the setting 'task' is missing"),
@@ -76,3 +78,8 @@ def test_names_with_options():
     assert split_name("digits") == ("digits", {})
     assert split_name({"digits": {"shots": 5}}) == ("digits", {"shots": 5})
     assert split_name({"digits": None}) == ("digits", {})
+
+
+def test_a_key_that_is_given_twice_is_refused():
+    with pytest.raises(RecipeError, match="the key 'seed' is given twice"):
+        parse("task: digits\nseed: 1\nseed: 2", "my.yaml")

@@ -137,6 +137,7 @@ def test_the_documented_example_runs_from_anywhere(tmp_path):
         ("task: digits\nstart: {scheme: hee}", "did you mean 'he'?"),
         ("task: digits\ntrain: {optimizer: adamm}", "did you mean 'adam"),
         ("task: digits\nmove: {target: digist}", "did you mean 'digits'?"),
+        ("task: digits\ntrain: {goal: 98}", "accuracy is a fraction"),
     ],
 )
 def test_a_mistake_ends_in_one_line_and_nothing_is_written(recipe, said, tmp_path, monkeypatch, capsys):
@@ -149,6 +150,30 @@ def test_a_mistake_ends_in_one_line_and_nothing_is_written(recipe, said, tmp_pat
     assert said in err
     assert err.count("\n") == 1
     assert os.listdir() == ["my.yaml"]
+
+
+def test_a_metric_of_unsaid_direction_is_not_taken_for_success(tmp_path):
+    """Less error counts as worse unless the task says otherwise: such a run must not end as if all were well."""
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import replace\n"
+        "from steelyard.learn.measures import cross_entropy\n"
+        "from steelyard.learn.tasks import task\n"
+        "def odd(seed=0):\n"
+        "    return replace(task('breast-cancer', seed=seed), metrics={'surprise': cross_entropy})\n"
+    )
+    (tmp_path / "my.yaml").write_text("task: mine:odd\ntrain: {epochs: 3}")
+    found = steelyard("run", "my.yaml", "--out", "out", cwd=tmp_path)
+    assert found.returncode == 2
+    assert "training made 'surprise' worse" in found.stderr
+    assert "name it in Task(lower_is_better=...)" in found.stderr
+    assert "small.safetensors" not in os.listdir(tmp_path / "out")
+
+
+def test_the_model_of_the_task_is_taken_where_the_recipe_names_none(tmp_path):
+    found = life.run(parse("task: breast-cancer\ntrain: {epochs: 3}\nshrink: null\nship: null", "x"), tmp_path / "out")
+    assert list(formats.open(tmp_path / "out" / "weights.safetensors")) == ["head.weight", "head.bias"]
+    assert load(tmp_path / "out" / "recipe.yaml").model is None
+    assert found.recipe.threads == 1
 
 
 def test_ctrl_c_leaves_no_half_written_file(tmp_path):

@@ -11,13 +11,14 @@ import subprocess
 from dataclasses import dataclass
 from html.parser import HTMLParser
 
-import demo
 import pytest
 
 from steelyard.core.table import Table
 from steelyard.errors import FormatError, RecipeError, UnknownNameError
 from steelyard.report.html import KeyFigure, Page, Section, render, write_html
 from steelyard.report.plots import Bars, Histogram, Images, Line, Picture, Scatter, Treemap
+
+import demo
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&<!--\u2028{{}}`x`"
 VOID = {"meta", "br", "img", "link", "input", "hr"}

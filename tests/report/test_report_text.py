@@ -8,7 +8,6 @@ import json
 import math
 
 import pytest
-from demo import stages_table, tensor_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +15,8 @@ from steelyard.core.table import Column, Table
 from steelyard.report.data import csv_text, json_lines
 from steelyard.report.text import cells, text
 from steelyard.report.units import written
+
+from demo import stages_table, tensor_table
 
 
 def test_text_of_stages(golden):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from steelyard.core.packed import Packed
+from steelyard.core.weights import Weight
 from steelyard.errors import ModelError
 from steelyard.formats.module import from_module, into_module
 from steelyard.learn.models import model
@@ -15,7 +16,7 @@ from steelyard.learn.run import train
 from steelyard.learn.task import build_seeded
 from steelyard.learn.tasks import task as find_task
 from steelyard.shrink import deep
-from steelyard.shrink.deep import Settings, coded, deep_compression, distilled, headline, lost, sparse_plan
+from steelyard.shrink.deep import Settings, coded, deep_compression, distilled, halved, headline, lost, sparse_plan
 
 QUICK = Settings(tolerance=0.05, sparsity=0.8, prune_stages=2, prune_epochs=3, k=8, share_epochs=2)
 
@@ -100,6 +101,20 @@ def test_a_net_without_matrices_is_refused(trained):
     tiny = nn.Sequential(nn.Linear(30, 2))
     with pytest.raises(ModelError, match="no matrix or filter of 64 weights"):
         next(deep_compression(tiny, task, QUICK))
+
+
+def test_half_precision_only_where_it_is_harmless():
+    """A running variance of 880,669 overflows float16, and must neither stop the run nor become infinite."""
+    variance = Weight.of("bn.running_var", np.float32([880669.0, 1.0]))
+    wide = Weight.of("wide", np.float32([1.0, 1e-7, 0.1]))
+    odd = Weight.of("odd", np.float32([1.0, 1.00049]))
+    assert halved(variance).spec.dtype.name == "float32"
+    assert halved(wide).spec.dtype.name == "float16"
+    assert halved(odd).spec.dtype.name == "float16"
+    assert halved(Weight.of("nan", np.float32([np.nan]))).spec.dtype.name == "float32"
+    assert halved(Weight.of("none", np.float32([]))).spec.shape == (0,)
+    deviation = np.abs(halved(wide).array().astype(np.float32) - wide.array())
+    assert (deviation <= np.maximum(np.abs(wide.array()) * 2.0**-11, 2.0**-14)).all()
 
 
 def test_every_plan_is_exact_on_shared_values():

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import click
 
 from steelyard.cli import VERBS
-from steelyard.errors import SteelyardError, printable
+from steelyard.errors import SteelyardError, missing_extra, printable
 
 _REMEDIES = {
     errno.ENOENT: "check the spelling of the path",
@@ -79,6 +79,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     if "_STEELYARD_COMPLETE" in os.environ:  # a shell asks for completions
         steelyard.main(prog_name="steelyard")
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -100,6 +101,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _open_closed_streams() -> None:
+    """Send to nowhere what would go to a stream that the shell has closed (``>&-``): no one wants to read it."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it is open until the process ends
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
 def explain(error: BaseException) -> tuple[int, str]:
     """The exit status and the line for an error.
 
@@ -116,6 +125,8 @@ def explain(error: BaseException) -> tuple[int, str]:
         return 141, ""
     if isinstance(error, OSError):
         return 2, _one_line(_system(error))
+    if isinstance(error, ModuleNotFoundError) and (missing := missing_extra(error, "this verb")) is not None:
+        return missing.status, _one_line(str(missing))
     if isinstance(error, MemoryError):
         return 2, "there is not enough memory for this; choose fewer tensors with --where"
     what = _one_line(f"{type(error).__name__}: {error}")

@@ -48,6 +48,8 @@ def target_argument(function: F) -> F:
     @functools.wraps(function)
     def wrapped(*args: Any, target: str, force: bool, **options: Any) -> Any:
         path = Path(target)
+        if path.exists() and "weights" in options and path.samefile(options["weights"]):
+            raise FormatError("is the source itself; write to another name", path=path)
         if path.is_dir() or (path.exists() and not force):
             kind = (
                 "is a folder; name a file in it" if path.is_dir() else "exists already; choose another name or --force"

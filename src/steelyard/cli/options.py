@@ -56,6 +56,8 @@ def _new_file(ctx: click.Context, option: click.Parameter, path: Path | None) ->
     """A path that can be written to, found out before the work rather than after it."""
     if path is None:
         return None
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise click.BadParameter(f"{str(path)!r} would receive a page; name a file ending in .html", ctx, option)
     folder = path.parent
     if path.is_dir():
         raise click.BadParameter(f"{str(path)!r} is a folder; name a file in it", ctx, option)

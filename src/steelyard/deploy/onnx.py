@@ -5,6 +5,7 @@ Decides how to export and what counts as agreement; knows nothing of tasks. Need
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import shutil
 import tempfile
@@ -53,6 +54,13 @@ def export_onnx(model: nn.Module, inputs: Sequence[Tensor], path: str | Path, *,
     return Table.of("ONNX", units, [row])
 
 
+def require() -> None:
+    """Raise MissingExtraError if a package that the export needs is not installed; imports none of them."""
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError("the export to ONNX", package, "deploy")
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter reports its progress to the log and warns of packages that it does not need."""
@@ -70,11 +78,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _export(model: nn.Module, inputs: tuple[Tensor, ...], path: str) -> None:
-    try:
-        import onnxruntime  # noqa: F401  (the comparison needs it; say so before the long export)
-        import onnxscript  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("the export to ONNX", error.name or "onnx", "deploy") from error
+    require()
     names = ["input"] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]
     free = tuple({0: torch.export.Dim(_AXIS)} for _ in inputs)
     try:

@@ -280,6 +280,7 @@ def _finite(x: float) -> bool:
 _COLUMNS = [
     Column("layer"),
     Column("kind"),
+    Column("verdict"),
     Column("rms", about="root mean square of the activation"),
     Column("mean"),
     Column("spread", about="rms of the activation after the mean over the samples is taken away"),
@@ -287,6 +288,5 @@ _COLUMNS = [
     Column("saturated", "%", "activations at their limits"),
     Column("gradient", about="rms of dL/da"),
     Column("weight gradient", about="rms of dL/dW"),
-    Column("verdict"),
     Column("cause and cure"),
 ]

@@ -21,9 +21,9 @@ def run(
     ``life.failures``; ``life.verdict()`` raises them.
     """
     from steelyard.life.stages import begin, finish, live
-    from steelyard.life.surroundings import importable
+    from steelyard.life.surroundings import computing, importable
 
-    with importable(home):
+    with importable(home), computing(recipe.threads):
         life = begin(recipe, Path(out), say)
         live(life)
         finish(life)

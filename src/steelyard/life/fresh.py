@@ -31,6 +31,8 @@ def measure(recipe: Path, file: Path) -> dict[str, Any]:
 
 def main(recipe: str, file: str) -> None:
     """Print what `measure` returns."""
+    import torch
+
     from steelyard import formats
     from steelyard.formats.module import into_module
     from steelyard.learn.evaluate import evaluate
@@ -39,6 +41,7 @@ def main(recipe: str, file: str) -> None:
     from steelyard.life.record import make_task
 
     told = load(recipe)
+    torch.set_num_threads(told.threads)
     task = make_task(told.task, told.model, told.seed)
     model = build_seeded(task, told.seed + 1)  # another start, so that whatever the file lacks would show
     into_module(formats.open(file), model)

@@ -38,9 +38,9 @@ def moved(life: Life, model: nn.Module) -> None:
     life.say(f"moved: {reached}, {time.perf_counter() - since:.1f} s")
     examples = sum(len(batch) for batch in target.batches("train", 0))
     text = (
-        f"The new task has {examples} training examples. Every tensor of "
-        f"the trained net is accounted for in the second table; its head starts anew. {target.headline} on held-out "
-        f"examples: {reached}. Same data, same seed, same number of epochs."
+        f"The new task has {examples} training examples. Every tensor of the trained net is accounted for in the "
+        f"second table; its head starts anew. On held-out examples {target.headline} is {reached}. Same data, same "
+        "seed, same number of epochs."
     )
     life.chapters.append(Chapter("Move", text, (table, account)))
 

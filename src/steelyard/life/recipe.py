@@ -79,8 +79,9 @@ class Recipe:
     """A run. A section that is null is left out of it."""
 
     task: Named
-    model: Named = "mlp"
+    model: Named | None = None  # None: the task's own
     seed: int = 0
+    threads: int = 1  # more are faster for larger nets; bytes repeat for one seed and one number of threads
     start: Start = field(default_factory=Start)
     train: Train = field(default_factory=Train)
     explain: Explain | None = field(default_factory=Explain)
@@ -122,7 +123,7 @@ def parse(text: str, source: str) -> Recipe:
     import yaml
 
     try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, Loader=_strict_loader())
     except yaml.YAMLError as error:
         problem = " ".join(str(error).split())
         raise RecipeError(f"is not YAML: {problem}", at=source) from error
@@ -134,9 +135,29 @@ def parse(text: str, source: str) -> Recipe:
         raise RecipeError(str(error), at=source) from error
 
 
+def _strict_loader() -> Any:
+    """YAML's safe loader, which also refuses a key that is given twice; plain YAML takes the last one silently."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            for position, key in enumerate(keys):
+                if key in keys[:position]:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key!r} is given twice", node.start_mark
+                    )
+            return super().construct_mapping(node, deep)
+
+    return Loader
+
+
 def _checked(recipe: Recipe) -> Recipe:
     """Ranges that types cannot say."""
-    positive = {"$.train.epochs": recipe.train.epochs, "$.train.rate": recipe.train.rate}
+    positive: dict[str, float] = {"$.train.epochs": recipe.train.epochs, "$.train.rate": recipe.train.rate}
+    positive |= {"$.threads": recipe.threads}
+    if recipe.explain is not None:
+        positive |= {"$.explain.strongest": recipe.explain.strongest}
     if recipe.move is not None:
         positive |= {"$.move.epochs": recipe.move.epochs, "$.move.rate": recipe.move.rate}
         positive |= {"$.move.head_rate": recipe.move.head_rate}
@@ -145,8 +166,7 @@ def _checked(recipe: Recipe) -> Recipe:
         positive |= {"$.shrink.rate": recipe.shrink.rate}
         if not 0 <= recipe.shrink.sparsity < 1:
             raise RecipeError(f"expected 0 <= sparsity < 1, got {recipe.shrink.sparsity:g}", at="$.shrink.sparsity")
-        if not 0 < recipe.shrink.tolerance < 1:
-            raise RecipeError(f"expected 0 < tolerance < 1, got {recipe.shrink.tolerance:g}", at="$.shrink.tolerance")
+        positive |= {"$.shrink.tolerance": recipe.shrink.tolerance}
     for at, value in positive.items():
         if not value > 0:
             raise RecipeError(f"expected more than 0, got {value:g}", at=at)

@@ -17,8 +17,8 @@ from torch import nn
 
 from steelyard import formats
 from steelyard.core.weights import Weights
-from steelyard.deploy.onnx import export_onnx
-from steelyard.errors import RecipeError
+from steelyard.deploy.onnx import export_onnx, require
+from steelyard.errors import ModelError, RecipeError
 from steelyard.explain.inventory import inventory
 from steelyard.explain.layers import first_batch
 from steelyard.explain.sidebyside import bytes_by_tensor, distributions
@@ -29,7 +29,7 @@ from steelyard.init import scheme_of
 from steelyard.learn.evaluate import compare, evaluate
 from steelyard.learn.gauges import update_ratio
 from steelyard.learn.run import Run
-from steelyard.learn.task import build_seeded
+from steelyard.learn.task import Task, build_seeded
 from steelyard.life.fresh import measure
 from steelyard.life.moving import moved
 from steelyard.life.recipe import Recipe, dump
@@ -42,7 +42,11 @@ def begin(recipe: Recipe, out: Path, say: Callable[[str], None]) -> Life:
     """Make everything that the recipe names, so that a mistake in it is found before anything is written."""
     task, told = make_task(recipe.task, recipe.model, recipe.seed), recipe.train
     scheme_of(recipe.start.scheme)
+    if recipe.ship is not None and recipe.ship.onnx:
+        require()
     Run(task, None, optimizer=told.optimizer, rate=told.rate, schedule=told.schedule, weight_decay=told.weight_decay)
+    if told.goal is not None and task.headline == "accuracy" and not told.goal <= 1:
+        raise RecipeError(f"accuracy is a fraction, so expected at most 1, got {told.goal:g}", at="$.train.goal")
     if recipe.move is not None:
         for named in filter(None, (recipe.move.source, recipe.move.target)):
             build_seeded(make_task(named, recipe.model, recipe.seed), recipe.seed)
@@ -92,7 +96,8 @@ def trained(life: Life, model: nn.Module) -> None:
     file = life.out / "weights.safetensors"
     formats.write(from_module(model).with_meta(task=life.task.name, seed=str(life.recipe.seed)), file)
     life.add("trained", file, measured, since)
-    found = life.rows[-1][life.task.headline]
+    found, before = life.rows[-1][life.task.headline], life.rows[-2][life.task.headline]
+    _check_direction(life.task, before, found)
     text = (
         f"{len(run.log):,} updates in {told.epochs} epochs of {told.optimizer}, {told.schedule} schedule, highest rate "
         f"{told.rate:g}. The weights with the lowest validation loss are kept; what follows is measured on "
@@ -168,6 +173,18 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def _check_direction(task: Task, before: float, after: float) -> None:
+    """Training that makes the headline metric worse most likely means that less of it is better, and nobody said so."""
+    if lost(task, before, after) > 0:
+        less = task.headline in task.lower_is_better
+        raise ModelError(
+            f"training made {task.headline!r} worse: {before:.4g} at the start, {after:.4g} trained, and "
+            f"{'less' if less else 'more'} counts as better; if that is wrong, "
+            + ("leave it out of" if less else "name it in")
+            + " Task(lower_is_better=...), and else change how it is trained"
+        )
 
 
 def _make(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where a recipe's own code is found: in this process and in those that it starts."""
+"""What surrounds a run: where the recipe's own code is found, and how many threads compute."""
 
 from __future__ import annotations
 
@@ -26,3 +26,16 @@ def importable(folder: Path | None) -> Iterator[None]:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = before
+
+
+@contextmanager
+def computing(threads: int) -> Iterator[None]:
+    """Within the block torch computes with so many threads; then all is as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

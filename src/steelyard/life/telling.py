@@ -66,7 +66,7 @@ def _coefficients(model: nn.Module, task: Task, strongest: int, said: list[str],
     agreement, raw = (without.meta[f"spearman of {what} and outputs"] for what in ("effect", "|weight|"))
     said.append(
         f"In the linear layer `{found.meta['layer']}` a large weight counts for an output, a negative one against it, "
-        f"one near zero hardly matters. Input {up['input']} speaks most for '{up['output']}' (weight "
+        f"one whose effect is near zero hardly matters. Input {up['input']} speaks most for '{up['output']}' (weight "
         f"{up['weight']:+.3f}, effect {up['effect']:+.3f} for one standard deviation); input {down['input']} most "
         f"against '{down['output']}' ({down['weight']:+.3f}, {down['effect']:+.3f}); input {least['input']} says next "
         f"to nothing about '{least['output']}' ({least['weight']:+.3f}, {least['effect']:+.5f}). The check is to hold "

@@ -13,6 +13,7 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  (the name that everybody uses)
 from torch import Tensor, nn
@@ -22,10 +23,9 @@ from steelyard.codecs.delta import Delta
 from steelyard.codecs.entropy import Entropy
 from steelyard.codecs.palette import Palette
 from steelyard.core.packed import Plan, nest, smallest
-from steelyard.core.transform import Transform, chain, on
-from steelyard.core.weights import Weights
+from steelyard.core.transform import Transform, chain, each, on
+from steelyard.core.weights import Weight, Weights
 from steelyard.core.where import where
-from steelyard.edit.cast import Cast
 from steelyard.edit.pack import Pack
 from steelyard.edit.prune import Prune, mask_of
 from steelyard.edit.share import Share
@@ -118,8 +118,21 @@ def sparse_plan(k: int | None, *, plain: bool = False) -> Plan:
 
 
 def coded(plan: Plan) -> Transform:
-    """Matrices held as `plan` says, everything else in half precision."""
-    return chain(on(_MATRICES, Pack(plan)), on(~_MATRICES & where(dtype="float32"), Cast("float16")))
+    """Matrices held as `plan` says, and what is left in half precision where that changes it by next to nothing."""
+    return chain(on(_MATRICES, Pack(plan)), on(~_MATRICES & where(dtype="float32"), each(halved)))
+
+
+def halved(weight: Weight) -> Weight:
+    """The weight in float16 if no value moves by more than its last bit there, or 2^-14 of the largest; reads it.
+
+    Large running variances, and whatever else float16 cannot hold, stay as they are.
+    """
+    x = weight.array()
+    with np.errstate(over="ignore"):
+        half = x.astype(np.float16)
+    allowed = np.maximum(np.abs(x) * 2.0**-11, np.abs(x).max(initial=0) * 2.0**-14)
+    close = np.isfinite(half).all() and (np.abs(half.astype(np.float32) - x) <= allowed).all()
+    return Weight.of(weight.name, half, weight.origin) if close else weight
 
 
 def distilled(task: Task, teacher: nn.Module) -> Task:
