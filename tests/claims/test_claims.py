@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +81,8 @@ def test_choosing() -> None:
         choose(["A99"], None)
     with pytest.raises(UnknownNameError, match="chapter 'Z'"):
         choose(None, ["Z"])
+    with pytest.raises(UnknownNameError, match=r"chapter 'D'; known are A, B, C, E, F, G$"):
+        choose(None, ["D"])
     with pytest.raises(RecipeError, match="processes"):
         run_claims(["A3"], processes=-1)
 
@@ -115,3 +123,38 @@ def test_the_verb_exits_by_the_verdict(
 def test_the_verb_knows_its_ids(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["claims", "A99"]) == 2
     assert "there is no claim 'A99'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a terminal sends the signal to the whole group of processes")
+@pytest.mark.parametrize("moment", [0.4, 3.0])  # while the processes start, and while they measure
+def test_an_interrupt_ends_everything_at_once_with_one_line(moment: float, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "steelyard", "claims"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 20
+    while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(moment)
+    since = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        out, err = process.communicate(timeout=10)
+        assert (process.returncode, out, err) == (130, b"", b"steelyard: interrupted\n")
+        assert time.monotonic() - since < 3
+        assert list(tmp_path.iterdir()) == []
+        with pytest.raises(ProcessLookupError):  # nobody of the group is left
+            _wait_for_nobody(process.pid)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _wait_for_nobody(group: int) -> None:
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline:
+        os.killpg(group, 0)
+        time.sleep(0.02)

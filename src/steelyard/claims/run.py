@@ -1,7 +1,8 @@
 """Runs claims in several processes and tells the results as one Table.
 
 Decides how the work is spread, and that a crash of one check is a result and not an end. Torch is imported in
-the working processes only, and computes there with one thread each.
+the working processes only, and computes there with one thread each. An interrupt is this process's to handle:
+the others never see it, are ended at once, and what they left of temporary files goes with the folder of this run.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import closing, contextmanager
 from importlib.util import find_spec
-from types import FrameType
+from multiprocessing import resource_tracker
 
 from steelyard.claims import CHAPTERS, CLAIMS
 from steelyard.claims.check import Outcome, run_check
@@ -51,18 +55,20 @@ def run_claims(
         raise RecipeError(f"processes is 0 or more, not {processes}")
     start = time.perf_counter()
     found: dict[str, Outcome] = {}
-    for outcome in _inside(chosen) if processes == 0 else _outside(chosen, processes):
-        found[outcome.id] = outcome
-        if progress is not None:
-            progress(len(found), len(chosen), outcome.id)
+    with closing(_inside(chosen) if processes == 0 else _outside(chosen, processes)) as outcomes:
+        for outcome in outcomes:
+            found[outcome.id] = outcome
+            if progress is not None:
+                progress(len(found), len(chosen), outcome.id)
     return _table([found[name] for name in chosen], time.perf_counter() - start)
 
 
 def choose(ids: Sequence[str] | None, chapters: Sequence[str] | None) -> list[str]:
     """The ids to run, each once, in the order of CLAIMS."""
+    filled = {name[0] for name in CLAIMS}  # a chapter may have no claim
     for letter in chapters or ():
-        if letter.upper() not in CHAPTERS:
-            raise UnknownNameError("chapter", letter, CHAPTERS)
+        if letter.upper() not in filled:
+            raise UnknownNameError("chapter", letter, filled)
     wanted = [name.upper() for name in ids or CLAIMS]
     for name in wanted:
         if name not in CLAIMS:
@@ -80,41 +86,61 @@ def measure(name: str) -> Outcome:
     return run_check(check)
 
 
-def _inside(names: Sequence[str]) -> Iterator[Outcome]:
+def _inside(names: Sequence[str]) -> Generator[Outcome, None, None]:
     return (measure(name) for name in names)
 
 
-def _outside(names: Sequence[str], processes: int) -> Iterator[Outcome]:
+def _outside(names: Sequence[str], processes: int) -> Generator[Outcome, None, None]:
     """Outcomes as they come; later chapters are the longer work and start first."""
     if not names:
         return
     context = multiprocessing.get_context("spawn")
     before = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(min(processes, len(names)), context, initializer=_prepare)
+    with tempfile.TemporaryDirectory(prefix="steelyard-claims-", ignore_cleanup_errors=True) as scratch:
+        pool = ProcessPoolExecutor(min(processes, len(names)), context, initializer=_prepare, initargs=(scratch,))
+        try:
+            with _uninterrupted():  # the processes start here
+                futures = {pool.submit(measure, name): name for name in reversed(names)}
+            for future in as_completed(futures):
+                yield _outcome(future, futures[future])
+        except BaseException:  # interrupted: nothing that was started goes on
+            with _uninterrupted():
+                _end(pool, set(multiprocessing.active_children()) - before)
+            raise
+        pool.shutdown()
+
+
+def _end(pool: ProcessPoolExecutor, children: set[multiprocessing.process.BaseProcess]) -> None:
+    """End the processes wherever they are; a long computation would not notice a gentler request."""
+    pool.shutdown(wait=False, cancel_futures=True)
+    for child in children:
+        child.kill()
+    for child in children:
+        child.join()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold interrupts back until the end; processes that start within never receive one (but see `_prepare`)."""
+    if sys.platform == "win32":  # there is no mask of signals
+        yield
+        return
+    resource_tracker.ensure_running()  # or starting the first process would start it, and lift the mask
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        futures = {pool.submit(measure, name): name for name in reversed(names)}
-        for future in as_completed(futures):
-            yield _outcome(future, futures[future])
-    except BaseException:  # interrupted: nothing that was started goes on
-        pool.shutdown(wait=False, cancel_futures=True)
-        for child in set(multiprocessing.active_children()) - before:
-            child.terminate()
-        raise
-    pool.shutdown()
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _prepare() -> None:
-    """One thread for each process; an interrupt is the parent's to handle, and its end removes temporary files."""
+def _prepare(scratch: str) -> None:
+    """One thread for each process, a folder for temporary files, and no interrupts where there is no mask of them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave)
+    tempfile.tempdir = scratch
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
     torch.set_num_threads(1)
-
-
-def _leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of a signal handler
-    raise SystemExit(1)
 
 
 def _outcome(future: Future[Outcome], name: str) -> Outcome:
