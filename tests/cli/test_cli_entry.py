@@ -94,6 +94,12 @@ def test_a_closed_pipe_ends_quietly(size):
     assert process.returncode == 141
 
 
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-"])
+def test_a_closed_output_ends_quietly(model, closed):
+    found = subprocess.run(["sh", "-c", f'"$0" inspect "$1" {closed}', SCRIPT, model], capture_output=True, check=False)
+    assert (found.returncode, found.stderr) == (0, b"")
+
+
 def test_control_c_is_one_line(tmp_path):
     code = "import sys, time; from steelyard.cli import main, entry\n"
     code += "def slow():\n    print('ready', flush=True)\n    time.sleep(30)\n"
