@@ -173,6 +173,45 @@ def test_bad_tables(tmp_path: Path, content: str, error: type[SteelyardError], m
     assert "\n" not in str(caught.value)
 
 
+MIXED = "a,y\n" + "".join(f"{i / 2},{'no' if i % 2 else 'yes'}\n" for i in range(20))
+UNLIKE = "".join(f"{'x' * (i + 1)},{i % 2}\n" for i in range(60))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            MIXED.replace("1.5", "n/a"),
+            r"line 5: the column 'a' is 'n/a', expected a finite number as in 19 of 20 rows: .*leave",
+        ),
+        (MIXED.replace("1.5", "nan"), r"line 5: the column 'a' is 'nan', expected a finite number"),
+        ("a,y\n" + "nan,1\n1,2\n" * 20, "line 2: the column 'a' is 'nan'"),
+        ("y,a\n" + "1,2\n2,1\n" * 20 + "two,1\n", "line 42: the column 'y' is 'two', .*kind='classification'"),
+        ("a,y\n" + UNLIKE, "'a' has 60 different texts in 60 rows, .*leave the column out"),
+        ("a,y\n" + UNLIKE * 9, "'a' has 60 different texts in 540 rows, expected names that repeat, at most 50"),
+        ("a,y\n" + "".join(UNLIKE.splitlines(True)[:30]), "'a' has 30 different texts in 30 rows"),
+        ("a,y\n" + "1,ham\n2,ham\n" * 20, "'y' is 'ham' in every row, .*at least two classes"),
+        ("a,y\n" + "1,7\n2,7\n" * 20, "'y' is '7' in every row"),
+    ],
+)
+def test_tables_that_nothing_can_be_learned_from(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(content)
+    with pytest.raises(ModelError, match=message) as caught:
+        task(f"csv:{path}:y")
+    assert "\n" not in str(caught.value)
+
+
+def test_tables_near_the_limits_are_taken(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("a,y\n" + "".join(UNLIKE.splitlines(True)[:50]) * 2)
+    assert len(task(f"csv:{path}:y").features) == 50
+    path.write_text("a,y\n" + "4,1\nmany,2\nsome,3\n" * 20)  # a third are numbers: they are names
+    assert task(f"csv:{path}:y").features == ("a=4", "a=many", "a=some")
+    path.write_text("a,y\n" + "1,2\n2,1\n" * 20 + "1,two\n" * 9)
+    assert task(f"csv:{path}:y", kind="classification").classes == ("1", "2", "two")
+
+
 def idx(values: np.ndarray) -> bytes:
     return b"\0\0\x08" + bytes([values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
 

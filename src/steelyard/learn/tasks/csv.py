@@ -23,6 +23,7 @@ from steelyard.learn.models import model as build
 from steelyard.learn.task import SPLITS, Interface, Split, Task
 
 Kind = Literal["auto", "classification", "regression"]
+MOST_VALUES = 50  # of a column of text: each becomes an input of its own
 
 
 @dataclass(frozen=True)
@@ -62,16 +63,22 @@ def csv(
 ) -> Task:
     """Predict the column ``target`` of a CSV file with a header line from all its other columns.
 
-    A column in which every cell is a number is standardised (by the training rows); any other is one-hot, in the
-    order of its sorted values. A target of text, or of at most 20 different whole numbers, is a class ("auto");
+    A column of numbers is standardised (by the training rows); a column of text is one-hot, in the order of its
+    sorted values. A target of text, or of at most 20 different whole numbers, is a class ("auto");
     otherwise it is a number, and its standardised value is learned. Raises ModelError, naming line and column,
-    for a missing file, a ragged row or an empty cell, and UnknownNameError for a target that is no column.
+    for a missing file, a ragged row, an empty cell, text amid numbers, names that hardly repeat or a target of one
+    class, and UnknownNameError for a target that is no column.
     """
     frame = _read(path)
     if target not in frame.names:
         raise UnknownNameError("column", target, frame.names)
     wanted = frame.cells[:, frame.names.index(target)]
     classification = _is_classes(wanted, kind, frame, target)
+    if classification and len(set(wanted.tolist())) < 2:
+        raise ModelError(
+            f"{printable(path)}: the column {quoted(target)} is {quoted(str(wanted[0]))} in every row, nothing to tell "
+            "apart: expected at least two classes, choose another target"
+        )
     labels = np.unique(wanted, return_inverse=True)[1] if classification else np.zeros(len(wanted), np.int64)
     rows = stratified(labels, seed)
     _enough(frame, rows)
@@ -154,6 +161,8 @@ def _check_row(path: str, line: int, row: Sequence[str], names: Sequence[str]) -
 def _is_classes(wanted: np.ndarray, kind: Kind, frame: Frame, target: str) -> bool:
     if kind not in ("auto", "classification", "regression"):
         raise UnknownNameError("kind of target", str(kind), ("auto", "classification", "regression"))
+    if kind == "auto":
+        _check_amid_numbers(frame, target, "give kind='classification' if it is the name of a class")
     numbers = _numbers(wanted)
     if kind == "regression" and numbers is None:
         row = next(i for i, cell in enumerate(wanted) if _number(cell) is None)
@@ -176,14 +185,40 @@ def _inputs(frame: Frame, target: str, train: np.ndarray) -> tuple[np.ndarray, l
         cells = frame.cells[:, index]
         numbers = _numbers(cells)
         if numbers is not None:
-            values = np.array(numbers)
-            columns.append((values - values[train].mean()) / (values[train].std() or 1.0))
+            column = np.array(numbers)
+            columns.append((column - column[train].mean()) / (column[train].std() or 1.0))
             features.append(name)
             continue
-        for value in np.unique(cells).tolist():
+        _check_amid_numbers(frame, name, "if the values are names, let none of them be a number")
+        values = np.unique(cells).tolist()
+        _check_repeats(frame, name, len(values))
+        for value in values:
             columns.append((cells == value).astype(np.float64))
             features.append(f"{name}={value}")
     return np.stack(columns, 1).astype(np.float32) if columns else np.zeros((len(frame.cells), 0)), features
+
+
+def _check_amid_numbers(frame: Frame, name: str, otherwise: str) -> None:
+    """Raise ModelError at the first cell that is no finite number, if half of the column or more are numbers."""
+    cells = frame.cells[:, frame.names.index(name)].tolist()
+    wrong = [row for row, cell in enumerate(cells) if _number(cell) is None]
+    rows = f"{len(cells) - len(wrong)} of {len(cells)} rows"
+    if wrong and 2 * sum(map(_reads_as_number, cells)) >= len(cells):
+        raise ModelError(
+            f"{printable(frame.path)}, line {frame.lines[wrong[0]]}: the column {quoted(name)} is "
+            f"{quoted(cells[wrong[0]])}, expected a finite number as in {rows}: "
+            f"correct it, or leave the row out; {otherwise}"
+        )
+
+
+def _check_repeats(frame: Frame, name: str, different: int) -> None:
+    """Raise ModelError for a column of text with too many values, or nearly as many as rows, to learn from."""
+    if different > MOST_VALUES or (different > 10 and different > 0.9 * len(frame.cells)):
+        raise ModelError(
+            f"{printable(frame.path)}: the column {quoted(name)} has {different} different texts in "
+            f"{len(frame.cells)} rows, expected names that repeat, at most {MOST_VALUES}: leave the column out, "
+            "or join its values into groups"
+        )
 
 
 def _enough(frame: Frame, rows: dict[Split, np.ndarray]) -> None:
@@ -205,6 +240,15 @@ def _numbers(cells: np.ndarray) -> list[float] | None:
     found = [_number(cell) for cell in cells]
     numbers = [number for number in found if number is not None]
     return numbers if len(numbers) == len(found) else None
+
+
+def _reads_as_number(cell: str) -> bool:
+    """Whether it is spelled as a number, nan and infinity included."""
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _number(cell: str) -> float | None:
