@@ -102,6 +102,32 @@ def test_wrong_names_and_options_say_what_is_right() -> None:
         model("rnn", Interface((1, 2, 3, 4), 2))
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("mlp", {"widths": (0,)}, r"widths=\(0,\): expected a list of positive whole numbers"),
+        ("mlp", {"widths": "a"}, "widths='a'"),
+        ("mlp", {"widths": 8}, "widths=8"),
+        ("mlp", {"widths": (8, 2.5)}, "widths="),
+        ("mlp", {"dropout": 1.0}, "dropout=1.0: expected a probability"),
+        ("mlp", {"dropout": float("nan")}, "dropout=nan"),
+        ("cnn", {"channels": (True,)}, "channels="),
+        ("cnn", {"hidden": -1}, "hidden=-1: expected a positive whole number"),
+        ("cnn", {"dropout": -0.1}, "dropout=-0.1"),
+        ("rnn", {"hidden": 0}, "hidden=0"),
+        ("rnn", {"layers": 0}, "layers=0"),
+        ("rnn", {"dropout": "much"}, "dropout='much'"),
+        ("transformer", {"width": "64"}, "width='64'"),
+        ("transformer", {"layers": 1.5}, "layers=1.5"),
+        ("transformer", {"heads": 0}, "heads=0"),
+        ("transformer", {"dropout": 2}, "dropout=2"),
+    ],
+)
+def test_values_of_options_that_cannot_be_are_named(name: str, options: dict, said: str) -> None:
+    with pytest.raises(RecipeError, match=f"^{said}"):
+        model(name, IMAGE, **options)
+
+
 def test_the_users_own_factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("own_models.py").write_text(

@@ -16,7 +16,9 @@ from torch import nn
 
 from steelyard.errors import ModelError
 from steelyard.learn import MODELS
+from steelyard.learn.calling import calling
 from steelyard.learn.locate import check_options, locate
+from steelyard.learn.options import check_counts, check_dropout, check_lists_of_counts
 from steelyard.learn.task import Interface
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
@@ -29,7 +31,8 @@ def model(name: str, interface: Interface, **options: Any) -> nn.Module:
 
     A factory is called with the interface if it takes an argument without a default, and with the options.
     Draws its start from torch's default generator. Raises UnknownNameError for a name that is not there,
-    RecipeError for an option that it does not have, ModelError for a factory that gives no torch module.
+    RecipeError for an option that it does not have or a value that it cannot take, ModelError for a factory that
+    fails or gives no torch module.
 
     >>> [name for name, _ in model("mlp", Interface((4,), 2), widths=(3,)).named_parameters()]
     ['fc1.weight', 'fc1.bias', 'head.weight', 'head.bias']
@@ -40,7 +43,8 @@ def model(name: str, interface: Interface, **options: Any) -> nn.Module:
     check_options(factory, options, name)
     required = [p for p in inspect.signature(factory).parameters.values() if p.default is p.empty]
     positional = [p for p in required if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    built = factory(interface, **options) if positional else factory(**options)
+    with calling(name):
+        built = factory(interface, **options) if positional else factory(**options)
     if not isinstance(built, nn.Module):
         raise ModelError(f"{name} returns a {type(built).__name__}, expected a torch.nn.Module")
     return built
@@ -53,6 +57,8 @@ def linear(interface: Interface) -> nn.Module:
 
 def mlp(interface: Interface, *, widths: Sequence[int] = (128, 64), dropout: float = 0.0) -> nn.Module:
     """Linear layers of the given widths with ReLU between them."""
+    check_lists_of_counts(widths=widths)
+    check_dropout(dropout)
     layers: list[tuple[str, nn.Module]] = [("flatten", nn.Flatten())]
     inputs = _flat(interface)
     for i, width in enumerate(widths, 1):
@@ -98,6 +104,9 @@ def cnn(
 
     A pooling that would leave less than one pixel is left out.
     """
+    check_lists_of_counts(channels=channels)
+    check_counts(hidden=hidden)
+    check_dropout(dropout)
     planes, height, width = _image(interface, "cnn")
     layers: list[tuple[str, nn.Module]] = []
     for i, count in enumerate(channels, 1):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from steelyard.errors import ModelError, UnknownNameError
+from steelyard.learn.options import check_counts, check_dropout
 from steelyard.learn.task import Interface
 
 Cell = Literal["rnn", "lstm", "gru"]
@@ -132,6 +133,8 @@ def rnn(
     interface: Interface, *, cell: Cell = "lstm", hidden: int = 128, layers: int = 1, dropout: float = 0.0
 ) -> nn.Module:
     """A recurrent network over the tokens, the rows of an image, or the steps of a series."""
+    check_counts(hidden=hidden, layers=layers)
+    check_dropout(dropout)
     if cell not in get_args(Cell):
         raise UnknownNameError("cell", str(cell), get_args(Cell))
     return Recurrent(interface, cell, hidden, layers, dropout)
@@ -141,9 +144,11 @@ def transformer(
     interface: Interface, *, width: int = 64, layers: int = 2, heads: int = 4, dropout: float = 0.0
 ) -> nn.Module:
     """A pre-norm transformer over the tokens (causal), the rows of an image, or the steps of a series."""
+    check_counts(width=width, layers=layers, heads=heads)
+    check_dropout(dropout)
     if width % heads:
         raise ModelError(
-            f"width={width} is no multiple of heads={heads}: choose, say, width={heads * (width // heads)}"
+            f"width={width} is no multiple of heads={heads}: choose, say, width={heads * max(1, width // heads)}"
         )
     return Transformer(interface, width, layers, heads, dropout)
 
