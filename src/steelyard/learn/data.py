@@ -16,7 +16,7 @@ from torch import Tensor
 
 from steelyard.errors import ModelError
 from steelyard.learn.seeding import generator
-from steelyard.learn.task import SPLITS, Batch, Split
+from steelyard.learn.task import SPLITS, Batch, Checked, Split
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]  # a batch of inputs -> the same batch, varied
 
@@ -42,7 +42,7 @@ class Batches:
 
 
 @dataclass(frozen=True)
-class Examples:
+class Examples(Checked):
     """Inputs and targets of the three splits. Called with (split, epoch) it gives that epoch's batches."""
 
     inputs: Mapping[Split, Tensor]

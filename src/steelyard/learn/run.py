@@ -6,11 +6,13 @@ or of how its progress is shown.
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from types import FrameType, TracebackType
 from typing import Any, Literal
 
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 
 from steelyard.core.table import Column, Table
 from steelyard.errors import ModelError, UnknownNameError
+from steelyard.learn.calling import calling
 from steelyard.learn.evaluate import mean_outcomes
 from steelyard.learn.optimizers import Optimizers, optimizer_for
 from steelyard.learn.schedules import SCHEDULES, Schedule
@@ -61,9 +64,9 @@ class Run:
     after_step: called with the model after each update. progress: called with the run after each step.
 
     The same seed gives the same bits, and torch's global generators are untouched. Within a ``with`` block Ctrl-C
-    takes effect between two steps, so that the model is whole. Raises ModelError for a loss that is not finite,
-    an empty split or a model without anything to train, UnknownNameError for an optimizer or a schedule that is
-    not there.
+    takes effect between two steps, so that the model is whole. Raises ModelError for a loss that is not finite, code
+    of the task or the model that fails, an empty split or a model without anything to train, UnknownNameError for an
+    optimizer or a schedule that is not there.
     """
 
     def __init__(
@@ -82,8 +85,7 @@ class Run:
         after_step: Callable[[nn.Module], None] | None = None,
         progress: Callable[[Run], None] | None = None,
     ):
-        if epochs < 1 or not rate > 0:
-            raise ModelError(f"epochs={epochs}, rate={rate}: expected at least one epoch and a positive rate")
+        _check_numbers(epochs, rate, weight_decay)
         if keep not in ("best", "last"):
             raise UnknownNameError("way to keep weights", keep, ("best", "last"))
         self.task, self.epochs, self.seed, self.keep = task, epochs, seed, keep
@@ -141,8 +143,10 @@ class Run:
             self.optimizer.zero_grad(set_to_none=True)
             loss = objective(self.task, apply(self.model, batch), batch)
             if not torch.isfinite(loss):
-                raise ModelError(f"the loss is {loss.item()} at step {index} of epoch {epoch}: lower the learning rate")
-            loss.backward()
+                reason = _reason(self.model, batch, index)
+                raise ModelError(f"the loss is {loss.item()} at step {index} of epoch {epoch}: {reason}")
+            with calling("the gradient of the loss"):
+                loss.backward()
             self.optimizer.step()
         if self.after_step is not None:
             self.after_step(self.model)
@@ -278,6 +282,38 @@ class _Interrupt:
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
+
+
+def _check_numbers(epochs: object, rate: object, weight_decay: object) -> None:
+    if isinstance(epochs, bool) or not isinstance(epochs, Integral) or epochs < 1:
+        raise ModelError(f"epochs={epochs!r}: expected a whole number, at least one epoch")
+    if not _is_number(rate) or rate == 0:
+        raise ModelError(f"rate={rate!r}: expected a positive rate, a finite number")
+    if not _is_number(weight_decay):
+        raise ModelError(f"weight_decay={weight_decay!r}: expected a finite number, 0 or more")
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a finite number, 0 or more."""
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf
+
+
+def _reason(model: nn.Module, batch: Batch, index: int) -> str:
+    """Why the loss is not finite, as far as the batch and the weights tell, and what to do."""
+    inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
+    for what, tensors in (("inputs", inputs), ("targets", (batch.targets,))):
+        wrong, numbers = sum(_not_finite(x) for x in tensors), sum(x.numel() for x in tensors)
+        if wrong:
+            return f"{wrong} of the {numbers} numbers in the {what} of its batch are not finite: mend the data"
+    names = [name for name, p in model.named_parameters() if _not_finite(p)]
+    if names and index == 0:
+        return f"the model starts with weights that are not finite, in {names[0]}: start it from others"
+    found = f"the weights are not finite any more, in {names[0]}: " if names else ""
+    return f"{found}lower the learning rate"
+
+
+def _not_finite(x: Tensor) -> int:
+    return int((~torch.isfinite(x.detach())).sum())
 
 
 def _schedule(schedule: str | Schedule) -> Schedule:

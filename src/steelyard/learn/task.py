@@ -5,18 +5,20 @@ Decides what a task is and how its model is built from a seed. Knows nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from steelyard.errors import ModelError
+from steelyard.errors import ModelError, quoted
+from steelyard.learn.calling import calling
 from steelyard.learn.seeding import derive, seeded
 
 Split = Literal["train", "valid", "test"]  # train: adjust weights; valid: search and stop; test: prove
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+_END = object()  # of an iterator
 PerExample = Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) -> one number per example
 
 
@@ -38,6 +40,88 @@ class Batch:
         return Batch(inputs, self.targets.to(device), weight)
 
 
+class Checked:
+    """A source of batches that gives nothing but a Batch."""
+
+
+@dataclass(frozen=True)
+class Served(Checked):
+    """The user's function that gives the batches; what it raises or gives instead of a Batch is a ModelError."""
+
+    name: str  # of the task
+    source: Callable[[Split, int], Iterable[Any]]
+
+    def __call__(self, split: Split, epoch: int) -> Iterable[Batch]:
+        with _serving(self.name, split):
+            found = self.source(split, epoch)
+        return (_SizedServing if isinstance(found, Sized) else _Serving)(self.name, split, found)
+
+
+@dataclass(frozen=True)
+class _Serving:
+    """The batches of one epoch, each one looked at as it is served."""
+
+    name: str
+    split: Split
+    found: Any
+
+    def __iter__(self) -> Iterator[Batch]:
+        what = _serving(self.name, self.split)
+        with what:
+            batches = iter(self.found)
+        while True:
+            with what:
+                batch = next(batches, _END)
+            if batch is _END:
+                return
+            yield _as_batch(batch, self.name)
+
+
+@dataclass(frozen=True)
+class _SizedServing(_Serving):
+    def __len__(self) -> int:
+        with _serving(self.name, self.split):
+            return len(self.found)
+
+
+def _serving(name: str, split: Split) -> calling:
+    return calling(f"serving the {split} batches of the task {quoted(name)}")
+
+
+def _as_batch(found: Any, name: str) -> Batch:
+    """A Batch as it is, a pair of (inputs, targets) as a Batch; raises ModelError for anything else."""
+    if isinstance(found, (tuple, list)) and len(found) == 2:
+        found = Batch(*found)
+    inputs = getattr(found, "inputs", None)
+    if not isinstance(found, Batch):
+        wrong = _kind(found)
+    elif not all(isinstance(x, Tensor) for x in (inputs if isinstance(inputs, tuple) else (inputs,))):
+        wrong = f"inputs that are {_kind(inputs)}"
+    elif not isinstance(found.targets, Tensor) or not found.targets.ndim:
+        wrong = f"targets that are {_kind(found.targets)}"
+    elif not isinstance(found.weight, (Tensor, type(None))):
+        wrong = f"weights that are {_kind(found.weight)}"
+    else:
+        return found
+    raise ModelError(
+        f"the task {quoted(name)} gives {wrong}: expected a Batch of a tensor, or a tuple of tensors, and its targets"
+    )
+
+
+def _kind(found: Any) -> str:
+    """What something is, in the words of an error."""
+    if isinstance(found, Tensor) and not found.ndim:
+        return "a tensor without axes"
+    if isinstance(found, (tuple, list)):
+        inner = ", ".join(dict.fromkeys(type(x).__name__ for x in found))
+        return f"a {type(found).__name__} of {len(found)} ({inner})" if found else f"an empty {type(found).__name__}"
+    return f"a {type(found).__name__}"
+
+
+def _shapes(tensors: tuple[Tensor, ...]) -> str:
+    return " and ".join(str(tuple(x.shape)) for x in tensors)
+
+
 @dataclass(frozen=True)
 class Interface:
     """What goes into a model and what comes out, for one example.
@@ -57,7 +141,7 @@ class Task:
 
     name: str
     build: Callable[[], nn.Module]  # a new model; draws from torch's default generator only
-    batches: Callable[[Split, int], Iterable[Batch]]  # (split, epoch)
+    batches: Callable[[Split, int], Iterable[Batch]]  # (split, epoch); a pair (inputs, targets) becomes a Batch
     loss: PerExample  # training minimises its mean over examples, weighted where a batch has weights
     metrics: Mapping[str, PerExample]  # the first one is the headline
     interface: Interface | None = None
@@ -69,6 +153,8 @@ class Task:
     def __post_init__(self) -> None:
         if not self.metrics:
             raise ModelError(f"the task {self.name!r} has no metric: give at least one function of (outputs, targets)")
+        if not isinstance(self.batches, Checked):
+            object.__setattr__(self, "batches", Served(self.name, self.batches))
 
     @property
     def headline(self) -> str:
@@ -85,7 +171,7 @@ def build_seeded(task: Task, seed: int = 0) -> nn.Module:
 
     Raises ModelError if the task builds something that is no torch module.
     """
-    with seeded(derive(seed, "build")):
+    with seeded(derive(seed, "build")), calling(f"building the model of the task {quoted(task.name)}"):
         model = task.build()
     if not isinstance(model, nn.Module):
         raise ModelError(f"the task {task.name!r} builds a {type(model).__name__}, expected a torch.nn.Module")
@@ -93,8 +179,10 @@ def build_seeded(task: Task, seed: int = 0) -> nn.Module:
 
 
 def apply(model: nn.Module, batch: Batch) -> Tensor:
-    """The outputs of the model for a batch."""
-    outputs = model(*batch.inputs) if isinstance(batch.inputs, tuple) else model(batch.inputs)
+    """The outputs of the model for a batch; raises ModelError if the model fails, or returns anything but a tensor."""
+    inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
+    with calling(f"{type(model).__name__}, called with {_shapes(inputs)},"):
+        outputs = model(*inputs)
     if not isinstance(outputs, Tensor):
         raise ModelError(
             f"the model returns a {type(outputs).__name__}, expected one tensor: wrap it to return its logits"
@@ -103,8 +191,9 @@ def apply(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def per_example(function: PerExample, outputs: Tensor, batch: Batch, name: str) -> Tensor:
-    """One number per example, checked; raises ModelError if the function returns anything else."""
-    values = function(outputs, batch.targets)
+    """One number per example, checked; raises ModelError if the function fails or returns anything else."""
+    with calling(f"{quoted(name)}, called with {tuple(outputs.shape)} and {tuple(batch.targets.shape)},"):
+        values = function(outputs, batch.targets)
     if not isinstance(values, Tensor) or values.shape != (len(batch),):
         found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ModelError(f"{name!r} returns {found}, expected one number per example: shape ({len(batch)},)")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from steelyard.errors import ModelError, RecipeError, UnknownNameError
 from steelyard.learn import TASKS
+from steelyard.learn.calling import calling
 from steelyard.learn.locate import check_options, locate
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def _users(name: str, options: dict[str, Any]) -> Task:
         if not callable(found):
             raise ModelError(f"{name} is a {type(found).__name__}, expected a Task or a function that returns one")
         check_options(found, options, name)
-        found = found(**options)
+        with calling(name):
+            found = found(**options)
     elif options:
         raise RecipeError(f"{name} is a finished Task and takes no options: make it a function that returns one")
     if not isinstance(found, Task):
