@@ -176,6 +176,27 @@ def test_the_model_of_the_task_is_taken_where_the_recipe_names_none(tmp_path):
     assert found.recipe.threads == 1
 
 
+def test_a_net_of_bare_parameters_lives_too(tmp_path, monkeypatch):
+    """It has no layer whose signal or coefficients could be shown, and the report says so."""
+    (tmp_path / "bare.py").write_text(
+        "import torch\n"
+        "class Bare(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.w = torch.nn.Parameter(torch.zeros(30, 2))\n"
+        "    def forward(self, x):\n"
+        "        return x @ self.w\n"
+    )
+    text = (
+        "task: breast-cancer\nmodel: bare:Bare\ntrain: {epochs: 5}\nship: null\nshrink: {tolerance: 0.1, sparsity: 0.3}"
+    )
+    found = life.run(parse(text, "x"), tmp_path / "out", tmp_path)
+    said = {chapter.name: chapter.text for chapter in found.chapters}
+    assert "No signal is shown: no layer with weights runs" in said["Start"]
+    assert "No coefficients are shown" in said["Explain"]
+    assert found.stages.rows[-1]["stage"] == "re-read"
+
+
 def test_ctrl_c_leaves_no_half_written_file(tmp_path):
     command = [sys.executable, "-m", "steelyard", "run", "--out", "out"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)

@@ -73,18 +73,21 @@ def started(life: Life) -> nn.Module:
     """Build the model, start its weights by the scheme, and follow one batch through it and back."""
     since, recipe = time.perf_counter(), life.recipe
     model, batch = fresh_start(life.task, recipe.start.scheme, recipe.seed), first_batch(life.task, "train")
-    table = signal(model, (batch.inputs, batch.targets), life.task.loss)
+    text = (
+        f"{from_module(model, buffers=False).size:,} weights of {type(model).__name__} start by the scheme "
+        f"'{recipe.start.scheme}' from seed {recipe.seed}. One batch runs forward and back: the scale of the "
+        "activations and of their gradients says whether the net can learn."
+    )
+    try:
+        tables = (signal(model, (batch.inputs, batch.targets), life.task.loss),)
+        text += f" Verdict: {tables[0].meta['verdict']}."
+    except ModelError as error:  # a net of bare parameters has no layers to follow, and trains all the same
+        tables, text = (), f"{text} No signal is shown: {error}."
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "start.safetensors"
         formats.write(from_module(model), file)
         life.add("started", file, evaluate(model, life.task), since, "(not kept)")
-    count = from_module(model, buffers=False).size
-    text = (
-        f"{count:,} weights of {type(model).__name__} start by the scheme '{recipe.start.scheme}' from seed "
-        f"{recipe.seed}. One batch runs forward and back: the scale of the activations and of their gradients says "
-        f"whether the net can learn. Verdict: {table.meta['verdict']}."
-    )
-    life.chapters.append(Chapter("Start", text, (table,)))
+    life.chapters.append(Chapter("Start", text, tables))
     return model
 
 

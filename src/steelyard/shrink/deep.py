@@ -36,7 +36,7 @@ from steelyard.learn.evaluate import outcomes
 from steelyard.learn.run import train
 from steelyard.learn.task import Batch, Split, Task
 
-_MATRICES = where(min_size=64, min_ndim=2, kind="float")
+_MATRICES = where(min_ndim=2, kind="float")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def deep_compression(model: nn.Module, task: Task, settings: Settings) -> Iterat
 
     student, lesson = copy.deepcopy(model), distilled(task, model)
     if not from_module(student).select(_MATRICES):
-        raise ModelError(f"{type(model).__name__} has no matrix or filter of 64 weights or more to prune")
+        raise ModelError(f"{type(model).__name__} has no matrix or filter to prune; leave shrinking out")
 
     reached = _prune(student, lesson, bearable, settings)
     pruned = from_module(student).settle()
