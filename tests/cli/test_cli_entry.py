@@ -15,6 +15,7 @@ import pytest
 from steelyard import __version__
 from steelyard.cli import VERBS, main
 from steelyard.cli.entry import explain
+from steelyard.cli.models import named
 from steelyard.errors import SteelyardError, VerdictError
 
 SCRIPT = Path(sys.executable).with_name("steelyard")
@@ -131,3 +132,20 @@ def test_a_sign_that_the_encoding_lacks_does_not_break_the_output(model):
     found = subprocess.run(command, capture_output=True, env=environment, check=True)
     assert b"40\xd716" in found.stdout
     assert b"\\u2500" in found.stdout
+
+
+@pytest.mark.parametrize(
+    "text", ["mlp(widths=(64", "mlp(widths=(64)", "mlp(widths=64))", "mlp(64)", "(k=1)", "my.py:f(k=1"]
+)
+def test_a_model_that_cannot_be_read_is_a_mistake_of_form(steelyard, tmp_path, text):
+    result = steelyard("train", "breast-cancer", tmp_path / "w.safetensors", "--model", text)
+    assert (result.status, result.out) == (2, "")
+    assert f"cannot read '{text}': expected a name, or a call such as mlp(widths=(64, 32))" in result.err
+
+
+def test_names_of_models_and_tasks_with_and_without_options():
+    assert named("mlp()") == named("mlp") == "mlp"
+    assert named("mlp(widths=(64, 32))") == {"mlp": {"widths": (64, 32)}}
+    assert named("csv:data (1).csv:y") == "csv:data (1).csv:y"
+    assert named("my (1)/net.py:f") == "my (1)/net.py:f"
+    assert named("text:data(1.txt") == "text:data(1.txt"

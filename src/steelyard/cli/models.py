@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from steelyard.core.recipe import parse_call
-from steelyard.errors import FormatError
+from steelyard.errors import FormatError, RecipeError, quoted
 from steelyard.life.recipe import Named
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from steelyard.core.weights import Weights
     from steelyard.learn.task import Task
 
+_FILES = ("text:", "csv:")  # what follows is a path, and may have brackets of its own
 F = TypeVar("F", bound=Callable[..., Any])
 
 _MODEL = "linear, mlp, lenet-5, cnn, rnn, transformer, ..., or module:factory. Default: the task's own."
@@ -71,12 +72,28 @@ def named(text: str) -> Named:
 
     >>> named("lenet-300-100"), named("breast-cancer(batch_size=16)")
     ('lenet-300-100', {'breast-cancer': {'batch_size': 16}})
+
+    Raises RecipeError for a call that cannot be read.
     """
     name, bracket, rest = text.partition("(")
-    if not bracket or not rest.endswith(")"):
+    path = name.startswith(_FILES) or ":" in rest.rpartition(")")[2]  # the bracket is part of a path
+    if not bracket or (path and not rest.endswith(")")):
         return text
-    options = parse_call(f"options({rest}")
-    return {name: options["options"]} if isinstance(options, dict) else name
+    if not name or not rest.endswith(")"):
+        raise _unreadable(text)
+    try:
+        options = parse_call(f"options({rest}")
+    except RecipeError:
+        raise _unreadable(text) from None
+    if options == "options":
+        return name
+    if not isinstance(options, dict) or not isinstance(options.get("options"), dict):
+        raise _unreadable(text)
+    return {name: options["options"]}
+
+
+def _unreadable(text: str) -> RecipeError:
+    return RecipeError(f"cannot read {quoted(text)}: expected a name, or a call such as mlp(widths=(64, 32))")
 
 
 def loaded(task: Named, model: Named | None, seed: int, weights: Weights) -> tuple[Task, nn.Module]:
