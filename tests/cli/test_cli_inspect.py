@@ -48,6 +48,15 @@ def test_csv_is_the_first_table(steelyard, model):
     assert sum(int(row["bytes"]) for row in rows) == sy.open(model).nbytes
 
 
+def test_names_that_steer_a_terminal_are_escaped_and_stay_different(steelyard, tmp_path):
+    path = tmp_path / "hostile.safetensors"
+    sy.write(sy.Weights.of({name: np.zeros(1, np.float32) for name in ("red", "\x1b[31mred")}), path)
+    rows = csv.DictReader(io.StringIO(steelyard("inspect", path, "--csv").out))
+    assert [row["name"] for row in rows] == ["red", r"\x1b[31mred"]
+    assert json.loads(steelyard("inspect", path, "--json").out.splitlines()[0])["rows"][1]["name"] == "\x1b[31mred"
+    assert r"\x1b[31mred" in steelyard("inspect", path).out
+
+
 def test_where_sort_and_depth(steelyard, model):
     def names(*words):
         return [

@@ -120,10 +120,15 @@ def test_json_has_no_number_that_json_lacks():
 
 def test_csv_reads_back():
     table = Table.of(
-        "t", {"a": "", "b": "B", "c": ""}, [{"a": 'x,"\n', "b": 12345678, "c": [3, 4]}, {"b": 0.1, "c": True}]
+        "t", {"a": "", "b": "B", "c": ""}, [{"a": 'x,"', "b": 12345678, "c": [3, 4]}, {"b": 0.1, "c": True}]
     )
     assert list(csv.reader(io.StringIO(csv_text(table), newline=""))) == [
         ["a", "b", "c"],
-        ['x,"\n', "12345678", "3x4"],
+        ['x,"', "12345678", "3x4"],
         ["", "0.1", "true"],
     ]
+
+
+def test_csv_escapes_what_steers_a_terminal():
+    table = Table.of("t", {"a\r": "", "b": ""}, [{"a\r": "\x1b[31mred\n", "b": ["\x9b1m", "ü"]}])
+    assert csv_text(table) == "a\\r,b\n\\x1b[31mred\\n,\\x9b1m;ü\n"

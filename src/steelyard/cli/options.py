@@ -113,11 +113,11 @@ def show(tables: Table | Sequence[Table], output: Output, page: Page | None = No
     if output.form == "json":
         from steelyard.report.data import json_lines
 
-        click.echo(json_lines(tables), nl=False)
+        click.echo(json_lines(tables), nl=False, color=True)  # data goes out as it is
     elif output.form == "csv":
         from steelyard.report.data import csv_text
 
-        click.echo(csv_text(tables[0]), nl=False)
+        click.echo(csv_text(tables[0]), nl=False, color=True)
     else:
         from steelyard.report.text import text
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from steelyard.core.table import Cell, Table
+from steelyard.errors import printable
 
 
 def json_lines(tables: Iterable[Table]) -> str:
@@ -19,6 +20,8 @@ def json_lines(tables: Iterable[Table]) -> str:
 def csv_text(table: Table) -> str:
     """One table with a header line (RFC 4180, lines end in LF); no value is rounded, a missing one is empty.
 
+    Words are as in every text for people: what could steer a terminal or break a line is escaped.
+
     >>> csv_text(Table.of("sizes", {"name": "", "shape": ""}, [{"name": "a,b", "shape": [2, 3]}]))
     'name,shape\\n"a,b",2x3\\n'
     """
@@ -28,16 +31,18 @@ def csv_text(table: Table) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     names = [column.name for column in table.columns]
-    writer.writerow(names)
+    writer.writerow(map(printable, names))
     writer.writerows([_field(row[name]) for name in names] for row in table.rows)
     return out.getvalue()
 
 
 def _field(value: Cell) -> object:
     """Truth values as in JSON, a list of whole numbers as 2x3, other lists with semicolons."""
+    if isinstance(value, str):
+        return printable(value)
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if isinstance(value, Sequence):
         whole = all(isinstance(v, int) and not isinstance(v, bool) for v in value)
         return ("x" if whole else ";").join(str(_field(v)) for v in value)
     return "" if value is None else value
