@@ -125,6 +125,8 @@ def test_all_or_nothing() -> None:
     assert text.startswith("2 of 8 names do not match Tied")
     assert "wrong shape 'head.weight' (expected float32[7, 4], found float32[5, 4])" in text
     assert "unexpected 'more'" in text
+    assert "steelyard convert --rename" in text
+    assert "steelyard finetune" in text
     assert snapshot(module) == before
 
     def crash() -> np.ndarray:

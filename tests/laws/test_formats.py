@@ -442,7 +442,7 @@ def test_what_is_no_file_of_weights_is_named(make: Callable, message: str, tmp_p
 def test_where_it_cannot_be_written_it_says_so(tmp_path: Path) -> None:
     weights = Weights.of({"a": np.zeros(1)})
     for path, message in [
-        (tmp_path / "a.unknown", "use one of .safetensors"),
+        (tmp_path / "a.unknown", "name ending in .safetensors, .npz or .npy"),
         (tmp_path / "no" / "a.npz", "create it first"),
         (tmp_path / ("x" * 300 + ".npz"), "cannot be written"),
         (Path("/dev/null"), "device"),

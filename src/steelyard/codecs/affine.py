@@ -158,7 +158,7 @@ class _Sharing:
         if self.spec.dtype.name not in _FLOATS:
             raise CodecError(f"affine: cannot hold {self.spec.dtype}, only {', '.join(_FLOATS)}; cast the tensor first")
         if axis is not None and not -rank <= axis < rank:
-            raise CodecError(f"affine: axis {axis} of a tensor with {rank} axes; choose others by where(ndim=...)")
+            raise CodecError(f"affine: axis {axis} of a tensor with {rank} axes; choose others (where, or --where)")
 
     @property
     def one(self) -> bool:

@@ -105,7 +105,7 @@ def scores_of(by: Weights | None, weight: Weight) -> Weight | None:
     if found is None:
         raise WeightsError(
             f"the scores have no tensor {quoted(weight.name)}; "
-            "give one for every weight in scope, or choose fewer weights with on(where(...), ...)"
+            "give one for every weight in scope, or choose fewer weights (where, or --where)"
         )
     if found.spec.shape != weight.spec.shape:
         raise WeightsError(

@@ -72,7 +72,9 @@ def _by_suffix(path: Path) -> str:
     suffixes = {suffix: name for name, format in FORMATS.items() for suffix in format.suffixes}
     found = suffixes.get(path.suffix.lower())
     if found is None:
-        text = f"no format has the suffix {path.suffix!r}; use one of {', '.join(suffixes)} or name the format"
+        *others, last = suffixes
+        endings = f"{', '.join(others)} or {last}"
+        text = f"no format has the suffix {path.suffix!r}; write it under a name ending in {endings}"
         raise FormatError(text, path=path)
     return found
 

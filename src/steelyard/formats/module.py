@@ -234,7 +234,8 @@ class _Plan:
             shown = "; ".join(map(_sentence, bad[:SHOWN])) + ("; ..." if len(bad) > SHOWN else "")
             raise ModelError(
                 f"{len(bad)} of {len(self.rows)} names do not match {model}: {shown}; "
-                "rename them (rename=...) or load what fits (partial=True)"
+                "map the names (rename=, or steelyard convert --rename), or load what fits "
+                "(partial=True, or steelyard finetune)"
             )
 
 
