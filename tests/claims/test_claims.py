@@ -15,7 +15,7 @@ import pytest
 
 from steelyard.claims import CHAPTERS, CLAIMS
 from steelyard.claims.check import Bar, Check, run_check
-from steelyard.claims.run import choose, run_claims
+from steelyard.claims.run import _uninterrupted, choose, run_claims
 from steelyard.cli import main
 from steelyard.core.table import Table
 from steelyard.errors import RecipeError, UnknownNameError
@@ -158,3 +158,18 @@ def _wait_for_nobody(group: int) -> None:
     while time.monotonic() < deadline:
         os.killpg(group, 0)
         time.sleep(0.02)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there is no mask of signals")
+def test_what_starts_uninterrupted_never_gets_an_interrupt_and_its_parent_gets_it_afterwards() -> None:
+    code = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    said = []
+
+    def interrupted() -> None:
+        with _uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            said.append(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert said == ["True\n"]
