@@ -17,7 +17,7 @@ from steelyard.edit.share import Share
 from steelyard.explain import address, affine, counts, gradients, recurrent, signal, signed
 from steelyard.explain.linear import fit_logistic
 from steelyard.init.he import He
-from steelyard.shrink.deep import Settings
+from steelyard.shrink.settings import Settings
 
 Patch = pytest.MonkeyPatch
 

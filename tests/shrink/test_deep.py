@@ -16,7 +16,8 @@ from steelyard.learn.run import train
 from steelyard.learn.task import build_seeded
 from steelyard.learn.tasks import task as find_task
 from steelyard.shrink import deep
-from steelyard.shrink.deep import Settings, coded, deep_compression, distilled, halved, headline, lost, sparse_plan
+from steelyard.shrink.deep import coded, deep_compression, distilled, halved, headline, lost, sparse_plan
+from steelyard.shrink.settings import Settings
 
 QUICK = Settings(tolerance=0.05, sparsity=0.8, prune_stages=2, prune_epochs=3, k=8, share_epochs=2)
 

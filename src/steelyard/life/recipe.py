@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from steelyard.core.recipe import Reader, to_data
 from steelyard.errors import RecipeError, SteelyardError
+from steelyard.shrink.settings import Settings
 
 Named = str | Mapping[str, Any]  # a name, or one name with its options: {digits: {classes: [0, 1]}}
 
@@ -55,19 +56,6 @@ class Move:
 
 
 @dataclass(frozen=True)
-class Shrink:
-    """Prune in stages, share, code; fine-tune in between."""
-
-    tolerance: float = 0.005  # how much worse the headline metric may be on held-out data, in its own unit
-    sparsity: float = 0.93  # of all weights in matrices and filters
-    prune_stages: int = 4
-    prune_epochs: int = 12  # after each stage
-    k: int = 16  # distinct values for each tensor, zero aside
-    share_epochs: int = 10
-    rate: float = 3e-3
-
-
-@dataclass(frozen=True)
 class Ship:
     """What is exported beside the weights."""
 
@@ -86,7 +74,7 @@ class Recipe:
     train: Train = field(default_factory=Train)
     explain: Explain | None = field(default_factory=Explain)
     move: Move | None = None
-    shrink: Shrink | None = field(default_factory=Shrink)
+    shrink: Settings | None = field(default_factory=Settings)
     ship: Ship | None = field(default_factory=Ship)
 
 
@@ -161,12 +149,6 @@ def _checked(recipe: Recipe) -> Recipe:
     if recipe.move is not None:
         positive |= {"$.move.epochs": recipe.move.epochs, "$.move.rate": recipe.move.rate}
         positive |= {"$.move.head_rate": recipe.move.head_rate}
-    if recipe.shrink is not None:
-        positive |= {"$.shrink.k": recipe.shrink.k, "$.shrink.prune_stages": recipe.shrink.prune_stages}
-        positive |= {"$.shrink.rate": recipe.shrink.rate}
-        if not 0 <= recipe.shrink.sparsity < 1:
-            raise RecipeError(f"expected 0 <= sparsity < 1, got {recipe.shrink.sparsity:g}", at="$.shrink.sparsity")
-        positive |= {"$.shrink.tolerance": recipe.shrink.tolerance}
     for at, value in positive.items():
         if not value > 0:
             raise RecipeError(f"expected more than 0, got {value:g}", at=at)

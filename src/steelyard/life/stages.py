@@ -10,7 +10,6 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 
 from torch import nn
@@ -35,7 +34,7 @@ from steelyard.life.moving import moved
 from steelyard.life.recipe import Recipe, dump
 from steelyard.life.record import Chapter, Life, fresh_start, make_task, trained_run
 from steelyard.life.telling import explained
-from steelyard.shrink.deep import Settings, deep_compression, lost
+from steelyard.shrink.deep import deep_compression, lost
 
 
 def begin(recipe: Recipe, out: Path, say: Callable[[str], None]) -> Life:
@@ -116,10 +115,9 @@ def shrunk(life: Life, model: nn.Module, at_start: Weights) -> nn.Module:
     told = life.recipe.shrink
     if told is None:
         return model
-    settings = Settings(**{f.name: getattr(told, f.name) for f in fields(told)}, seed=life.recipe.seed)
     before, reread = from_module(model).settle(), copy.deepcopy(model)
     notes, since, small = [], time.perf_counter(), life.out / "small.safetensors"
-    for stage in deep_compression(model, life.task, settings):
+    for stage in deep_compression(model, life.task, told, life.recipe.seed):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "stage.safetensors"
             formats.write(stage.weights, file)

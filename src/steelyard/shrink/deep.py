@@ -35,22 +35,11 @@ from steelyard.learn.constrain import masked, release, shared
 from steelyard.learn.evaluate import outcomes
 from steelyard.learn.run import train
 from steelyard.learn.task import Batch, Split, Task
+from steelyard.shrink.settings import Settings
+
+Bearable = Callable[[nn.Module], bool]  # whether validation bears what was done to the student
 
 _MATRICES = where(min_ndim=2, kind="float")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How hard to press, and how long to heal."""
-
-    tolerance: float = 0.005  # of the headline metric on the validation split, against the original
-    sparsity: float = 0.93
-    prune_stages: int = 4
-    prune_epochs: int = 12
-    k: int = 16
-    share_epochs: int = 10
-    rate: float = 3e-3
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,7 +52,7 @@ class Stage:
     valid: float  # the headline metric on the validation split
 
 
-def deep_compression(model: nn.Module, task: Task, settings: Settings) -> Iterator[Stage]:
+def deep_compression(model: nn.Module, task: Task, settings: Settings, seed: int = 0) -> Iterator[Stage]:
     """Yield the stages 'pruned', 'shared' and 'coded'; `model` is left as it was.
 
     The headline metric on the validation split is compared with the original's. Pruning ends at the sparsest stage
@@ -79,12 +68,12 @@ def deep_compression(model: nn.Module, task: Task, settings: Settings) -> Iterat
     if not from_module(student).select(_MATRICES):
         raise ModelError(f"{type(model).__name__} has no matrix or filter to prune; leave shrinking out")
 
-    reached = _prune(student, lesson, bearable, settings)
+    reached = _prune(student, lesson, bearable, settings, seed)
     pruned = from_module(student).settle()
     note = f"{reached:.1%} of the weights in matrices are zero"
     yield Stage("pruned", coded(sparse_plan(None))(pruned), note, headline(student, task))
 
-    k = _share(student, lesson, bearable, settings)
+    k = _share(student, lesson, bearable, settings, seed)
     held = from_module(student).settle()
     yield Stage("shared", coded(sparse_plan(k, plain=True))(held), f"at most {k} values a tensor, and zero",
                 headline(student, task))  # fmt: skip
@@ -168,7 +157,7 @@ def _is_classification(model: nn.Module, task: Task) -> bool:
     return not batch.targets.is_floating_point() and outputs.ndim == 2 and batch.targets.ndim == 1
 
 
-def _prune(student: nn.Module, lesson: Task, bearable: Callable[[nn.Module], bool], settings: Settings) -> float:
+def _prune(student: nn.Module, lesson: Task, bearable: Bearable, settings: Settings, seed: int) -> float:
     """Prune in cubic stages, then step back to the sparsest that validation bears; returns its sparsity.
 
     A stage that loses too much is not the end: the next one heals on. Only the last gets a second healing.
@@ -181,7 +170,7 @@ def _prune(student: nn.Module, lesson: Task, bearable: Callable[[nn.Module], boo
             weights = on(_MATRICES, Prune(fraction))(from_module(student)).settle()
             into_module(weights, student)
             masked(student, mask_of(weights.select(_MATRICES)))
-            _heal(student, lesson, settings, settings.prune_epochs, 10 * stage + attempt)
+            _heal(student, lesson, settings.prune_epochs, settings.rate, seed + 10 * stage + attempt)
             if bearable(student):
                 break
         reached.append((fraction, copy.deepcopy(student.state_dict())))
@@ -192,23 +181,24 @@ def _prune(student: nn.Module, lesson: Task, bearable: Callable[[nn.Module], boo
     return 0.0
 
 
-def _share(student: nn.Module, lesson: Task, bearable: Callable[[nn.Module], bool], settings: Settings) -> int:
+def _share(student: nn.Module, lesson: Task, bearable: Bearable, settings: Settings, seed: int) -> int:
     """Share values, more of them where validation asks for it; returns how many a tensor may have."""
     before, k = copy.deepcopy(student.state_dict()), settings.k
     while True:
         weights = on(_MATRICES, Share(k))(from_module(student)).settle()
         into_module(weights, student)
         shared(student, weights.select(_MATRICES))
-        _heal(student, lesson, settings, settings.share_epochs, 100)
+        _heal(student, lesson, settings.share_epochs, settings.rate, seed + 100)
         if bearable(student) or k >= 256:
             return k
         student.load_state_dict(before)
         k = min(4 * k, 256)
 
 
-def _heal(student: nn.Module, lesson: Task, settings: Settings, epochs: int, stage: int) -> None:
+def _heal(student: nn.Module, lesson: Task, epochs: int, rate: float, seed: int) -> None:
     """Train under the constraint, then make its result the plain tensors of the module."""
     if epochs:
-        train(lesson, student, epochs=epochs, rate=settings.rate, schedule="cosine", weight_decay=0.0,
-              seed=settings.seed + stage, keep="best", progress=False)  # fmt: skip
+        train(
+            lesson, student, epochs=epochs, rate=rate, schedule="cosine", weight_decay=0.0, seed=seed, progress=False
+        )  # fmt: skip
     release(student)
