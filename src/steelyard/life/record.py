@@ -50,7 +50,6 @@ class Life:
     chapters: list[Chapter] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)  # of the table of stages
     failures: list[str] = field(default_factory=list)  # what was asked for and not reached
-    began: float = field(default_factory=time.perf_counter)
 
     @property
     def stages(self) -> Table:
