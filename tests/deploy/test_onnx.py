@@ -66,3 +66,9 @@ def test_a_model_that_depends_on_its_values_is_refused(tmp_path):
         export_onnx(Fickle(), [torch.randn(3, 4)], tmp_path / "model.onnx")
     assert "\n" not in str(error.value)
     assert os.listdir(tmp_path) == []
+
+
+def test_the_model_stays_in_the_mode_that_it_was_in(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 2)).train()
+    export_onnx(model, [torch.randn(3, 4)], tmp_path / "model.onnx")
+    assert all(module.training for module in model.modules())

@@ -86,7 +86,9 @@ def test_better_and_worse_know_their_direction(trained):
 
 def test_the_teacher_gives_the_targets_of_training_only(trained):
     task, net = trained
+    net.train()
     lesson = distilled(task, net)
+    assert net.training  # the caller's model is left in the mode that it was in
     (soft, *_), (hard, *_) = lesson.batches("train", 0), task.batches("train", 0)
     inputs = soft.inputs
     assert torch.allclose(soft.targets, net.eval()(inputs).softmax(-1))

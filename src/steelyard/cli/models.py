@@ -14,6 +14,7 @@ import click
 
 from steelyard.core.recipe import parse_call
 from steelyard.errors import FormatError, RecipeError, quoted
+from steelyard.formats.base import check_target
 from steelyard.life.recipe import Named
 
 if TYPE_CHECKING:
@@ -48,14 +49,8 @@ def target_argument(function: F) -> F:
     @click.option("--force", is_flag=True, help="Replace TARGET if it exists.")
     @functools.wraps(function)
     def wrapped(*args: Any, target: str, force: bool, **options: Any) -> Any:
-        path = Path(target)
-        if path.exists() and "weights" in options and path.samefile(options["weights"]):
-            raise FormatError("is the source itself; write to another name", path=path)
-        if path.is_dir() or (path.exists() and not force):
-            kind = (
-                "is a folder; name a file in it" if path.is_dir() else "exists already; choose another name or --force"
-            )
-            raise FormatError(kind, path=path)
+        path, source = Path(target), options.get("weights")
+        check_target(path, None if source is None else Path(source), force=force)
         if not path.parent.is_dir():
             raise FormatError(f"there is no folder {str(path.parent)!r}; make it first", path=path)
         return function(*args, target=target, **options)

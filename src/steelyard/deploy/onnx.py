@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from steelyard.core.table import Table
 from steelyard.errors import MissingExtraError, ModelError, VerdictError
 from steelyard.formats.base import replacing
+from steelyard.learn.evaluate import evaluating
 
 _AXIS = "batch"  # the name of the axis that stays free in the file
 
@@ -36,8 +37,7 @@ def export_onnx(model: nn.Module, inputs: Sequence[Tensor], path: str | Path, *,
     more than ``tolerance * max(1, largest |output|)``; in both cases no file is written under `path`.
     """
     path = Path(path)
-    model = model.eval()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, evaluating(model):
         temporary = Path(folder) / "model.onnx"
         _export(model, tuple(inputs), str(temporary))
         difference, scale, agreement = _compare(model, inputs, str(temporary))

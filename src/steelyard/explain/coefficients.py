@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from steelyard.core.table import Column, Table
 from steelyard.errors import ModelError
-from steelyard.explain.layers import collect, execution_order, find_layer, first_batch
+from steelyard.explain.layers import collect, execution_order, find_layer
 from steelyard.explain.ranking import ranks, spearman
 from steelyard.learn.evaluate import outcomes
-from steelyard.learn.task import Split, Task
+from steelyard.learn.task import Split, Task, first_batch
 
 LARGE = 0.5  # of the largest effect on the same output
 NEAR_ZERO = 0.02

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from steelyard.core.table import Column, Table
 from steelyard.errors import ModelError
-from steelyard.explain.layers import collect, execution_order, find_layer, first_batch
+from steelyard.explain.layers import collect, execution_order, find_layer
 from steelyard.explain.ranking import spearman
 from steelyard.learn.evaluate import evaluating
-from steelyard.learn.task import Split, Task, apply
+from steelyard.learn.task import Split, Task, apply, first_batch
 
 
 def filters(model: nn.Module, task: Task, layer: str | None = None, *, split: Split = "train") -> Table:

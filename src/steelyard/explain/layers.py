@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from steelyard.errors import ModelError, UnknownNameError
 from steelyard.learn.evaluate import evaluating
-from steelyard.learn.task import Batch, Split, Task, apply
+from steelyard.learn.task import Split, Task, apply, first_batch
 
 # Layers whose output is a sum of weights times inputs, in whole or in parts.
 WEIGHTED = (
@@ -116,13 +116,6 @@ def execution_order(model: nn.Module, inputs: Any) -> list[str]:
     with watching(model, {name: note(name) for name in weighted_layers(model)}):
         forward(model, inputs)
     return list(order)
-
-
-def first_batch(task: Task, split: Split) -> Batch:
-    """The first batch of a split; raises ModelError for an empty one."""
-    for batch in task.batches(split, 0):
-        return batch
-    raise ModelError(f"the {split} split of the task {task.name!r} is empty")
 
 
 def collect(model: nn.Module, task: Task, layer: str, split: Split) -> tuple[Tensor, Tensor, Tensor, Tensor]:

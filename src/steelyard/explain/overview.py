@@ -9,9 +9,8 @@ from steelyard.errors import UnknownNameError
 from steelyard.explain.coefficients import coefficients, last_dense, removal
 from steelyard.explain.contributions import contributions
 from steelyard.explain.filters import filter_removal, filters
-from steelyard.explain.layers import first_batch
 from steelyard.explain.signal import signal
-from steelyard.learn.task import Task
+from steelyard.learn.task import Task, first_batch
 
 QUESTIONS = ("coefficients", "filters", "contributions", "signal")
 

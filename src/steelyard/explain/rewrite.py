@@ -15,8 +15,9 @@ from steelyard.core.table import Column, Table
 from steelyard.core.transform import Transform, on
 from steelyard.core.weights import Weight, Weights
 from steelyard.core.where import Where
-from steelyard.errors import FormatError, WeightsError
+from steelyard.errors import WeightsError
 from steelyard.explain.inventory import choose, held
+from steelyard.formats.base import check_target
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,12 +33,7 @@ def rewrite(
     """
     source, target = Path(source), Path(target)
     before = formats.open(source)
-    if target.is_dir():
-        raise FormatError("expected a file to write, found a directory; name a file in it", path=target)
-    if target.exists() and source.samefile(target):
-        raise FormatError("is the source itself; write to another name", path=target)
-    if target.exists() and not force:
-        raise FormatError("exists already; choose another name, or replace it with --force", path=target)
+    check_target(target, source, force=force)
     choose(before, where)
     formats.write((on(where, step) if where else step)(before), target)
     after = formats.open(target)

@@ -148,6 +148,16 @@ def check_text(text: str, what: str, path: Path) -> None:
         raise FormatError(f"{what} {quoted(text)} is not Unicode text; rename it", path=path) from error
 
 
+def check_target(target: Path, source: Path | None = None, *, force: bool = False) -> None:
+    """Raise FormatError for a target that is a folder, the source itself, or there already and not to be replaced."""
+    if target.is_dir():
+        raise FormatError("expected a file to write, found a directory; name a file in it", path=target)
+    if source is not None and target.exists() and source.exists() and source.samefile(target):
+        raise FormatError("is the source itself; write to another name", path=target)
+    if target.exists() and not force:
+        raise FormatError("exists already; choose another name, or replace it with --force", path=target)
+
+
 def flat_bytes(array: np.ndarray) -> memoryview:
     """The bytes of an array in C order, little-endian, without a copy where they already lie so."""
     import numpy as np

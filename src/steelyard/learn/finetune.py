@@ -20,7 +20,7 @@ from steelyard.learn.evaluate import evaluating
 from steelyard.learn.optimizers import Optimizers
 from steelyard.learn.run import Gauge, Keep, Run, train
 from steelyard.learn.schedules import Schedule
-from steelyard.learn.task import Task, apply, build_seeded, device_of
+from steelyard.learn.task import Task, apply, build_seeded, device_of, first_batch
 
 
 def transfer(
@@ -79,13 +79,13 @@ def freeze(module: nn.Module, where: Where) -> list[str]:
 
 def find_head(module: nn.Module, task: Task) -> Where:
     """What chooses the weights of the last layer: of those with parameters of their own, the one that runs last."""
+    batch = first_batch(task, "train").to(device_of(module))
     order: list[str] = []
     hooks = [
         child.register_forward_hook(lambda *_, name=name: order.append(name))
         for name, child in module.named_modules()
         if any(True for _ in child.parameters(recurse=False))
     ]
-    batch = next(iter(task.batches("train", 0))).to(device_of(module))
     try:
         with evaluating(module):
             apply(module, batch)

@@ -300,8 +300,7 @@ def _is_number(value: object) -> bool:
 
 def _reason(model: nn.Module, batch: Batch, index: int) -> str:
     """Why the loss is not finite, as far as the batch and the weights tell, and what to do."""
-    inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
-    for what, tensors in (("inputs", inputs), ("targets", (batch.targets,))):
+    for what, tensors in (("inputs", batch.arguments), ("targets", (batch.targets,))):
         wrong, numbers = sum(_not_finite(x) for x in tensors), sum(x.numel() for x in tensors)
         if wrong:
             return f"{wrong} of the {numbers} numbers in the {what} of its batch are not finite: mend the data"

@@ -33,6 +33,11 @@ class Batch:
     def __len__(self) -> int:
         return int(self.targets.shape[0])
 
+    @property
+    def arguments(self) -> tuple[Tensor, ...]:
+        """The inputs as the arguments that a model is called with."""
+        return self.inputs if isinstance(self.inputs, tuple) else (self.inputs,)
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         inputs = tuple(x.to(device) for x in self.inputs) if isinstance(self.inputs, tuple) else self.inputs.to(device)
@@ -178,11 +183,17 @@ def build_seeded(task: Task, seed: int = 0) -> nn.Module:
     return model
 
 
+def first_batch(task: Task, split: Split) -> Batch:
+    """The first batch of a split; raises ModelError for an empty one."""
+    for batch in task.batches(split, 0):
+        return batch
+    raise ModelError(f"the {split} split of the task {task.name!r} is empty")
+
+
 def apply(model: nn.Module, batch: Batch) -> Tensor:
     """The outputs of the model for a batch; raises ModelError if the model fails, or returns anything but a tensor."""
-    inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
-    with calling(f"{type(model).__name__}, called with {_shapes(inputs)},"):
-        outputs = model(*inputs)
+    with calling(f"{type(model).__name__}, called with {_shapes(batch.arguments)},"):
+        outputs = model(*batch.arguments)
     if not isinstance(outputs, Tensor):
         raise ModelError(
             f"the model returns a {type(outputs).__name__}, expected one tensor: wrap it to return its logits"

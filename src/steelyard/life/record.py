@@ -70,6 +70,11 @@ class Life:
         rows = [row | {"ratio": original / row["bytes"] if original else None} for row in self.rows]
         return Table.of("Stages", columns, rows, {"task": self.task.name, "seed": self.recipe.seed})
 
+    def score(self, stage: str) -> float:
+        """The headline metric after a stage, on the test split."""
+        found: float = next(row[self.task.headline] for row in self.rows if row["stage"] == stage)
+        return found
+
     def verdict(self) -> None:
         """Raise VerdictError if something that the recipe asks for was not reached."""
         if self.failures:

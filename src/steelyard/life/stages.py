@@ -19,7 +19,6 @@ from steelyard.core.weights import Weights
 from steelyard.deploy.onnx import export_onnx, require
 from steelyard.errors import ModelError, RecipeError
 from steelyard.explain.inventory import inventory
-from steelyard.explain.layers import first_batch
 from steelyard.explain.sidebyside import bytes_by_tensor, distributions
 from steelyard.explain.signal import signal
 from steelyard.formats.base import replacing
@@ -28,7 +27,7 @@ from steelyard.init import scheme_of
 from steelyard.learn.evaluate import compare, evaluate
 from steelyard.learn.gauges import update_ratio
 from steelyard.learn.run import Run
-from steelyard.learn.task import Task, build_seeded
+from steelyard.learn.task import Task, build_seeded, first_batch
 from steelyard.life.fresh import measure
 from steelyard.life.moving import moved
 from steelyard.life.recipe import Recipe, dump
@@ -98,8 +97,8 @@ def trained(life: Life, model: nn.Module) -> None:
     file = life.out / "weights.safetensors"
     formats.write(from_module(model).with_meta(task=life.task.name, seed=str(life.recipe.seed)), file)
     life.add("trained", file, measured, since)
-    found, before = life.rows[-1][life.task.headline], life.rows[-2][life.task.headline]
-    _check_direction(life.task, before, found)
+    found = life.score("trained")
+    _check_direction(life.task, life.score("started"), found)
     text = (
         f"{len(run.log):,} updates in {told.epochs} epochs of {told.optimizer}, {told.schedule} schedule, highest rate "
         f"{told.rate:g}. The weights with the lowest validation loss are kept; what follows is measured on "
@@ -129,7 +128,7 @@ def shrunk(life: Life, model: nn.Module, at_start: Weights) -> nn.Module:
     life.add("re-read", small, measure(life.out / "recipe.yaml", small), since)
     into_module(formats.open(small), reread)
     versus = compare(model, reread, life.task)
-    loss = lost(life.task, life.rows[1][life.task.headline], life.rows[-1][life.task.headline])
+    loss = lost(life.task, life.score("trained"), life.score("re-read"))
     if loss > told.tolerance:
         life.failures.append(f"small.safetensors loses {loss:.4f} of {life.task.headline} on held-out data, the "
                              f"tolerance is {told.tolerance:g}; lower shrink.sparsity or raise shrink.k")  # fmt: skip
@@ -147,9 +146,7 @@ def shrunk(life: Life, model: nn.Module, at_start: Weights) -> nn.Module:
 def shipped(life: Life, model: nn.Module) -> None:
     """Export to ONNX; ONNX Runtime has to agree on the test examples."""
     since, batch = time.perf_counter(), first_batch(life.task, "test")
-    table = export_onnx(
-        model, batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,), life.out / "model.onnx"
-    )
+    table = export_onnx(model, batch.arguments, life.out / "model.onnx")
     row = table.rows[0]
     seconds = time.perf_counter() - since
     apart = f"ONNX Runtime differs by at most {row['largest difference']:.1g}"

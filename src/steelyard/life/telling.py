@@ -16,8 +16,7 @@ from steelyard.errors import ModelError
 from steelyard.explain.coefficients import coefficients, removal
 from steelyard.explain.contributions import contributions
 from steelyard.explain.filters import filter_removal, filters
-from steelyard.explain.layers import first_batch
-from steelyard.learn.task import Task
+from steelyard.learn.task import Task, first_batch
 from steelyard.life.record import Chapter, Life
 
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 import torch.nn.functional as F  # noqa: N812  (the name that everybody uses)
 from torch import Tensor, nn
 
@@ -32,9 +31,9 @@ from steelyard.edit.share import Share
 from steelyard.errors import ModelError
 from steelyard.formats.module import from_module, into_module
 from steelyard.learn.constrain import masked, release, shared
-from steelyard.learn.evaluate import outcomes
+from steelyard.learn.evaluate import evaluating, outcomes
 from steelyard.learn.run import train
-from steelyard.learn.task import Batch, Split, Task
+from steelyard.learn.task import Batch, Split, Task, apply, first_batch
 from steelyard.shrink.settings import Settings
 
 Bearable = Callable[[nn.Module], bool]  # whether validation bears what was done to the student
@@ -131,14 +130,13 @@ def distilled(task: Task, teacher: nn.Module) -> Task:
     """
     if not _is_classification(teacher, task):
         return task
-    teacher = copy.deepcopy(teacher).eval()
+    teacher = copy.deepcopy(teacher)
 
     def batches(split: Split, epoch: int) -> Iterator[Batch]:
         for batch in task.batches(split, epoch):
             if split == "train":
-                inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
-                with torch.no_grad():
-                    batch = replace(batch, targets=teacher(*inputs).softmax(-1))
+                with evaluating(teacher):
+                    batch = replace(batch, targets=apply(teacher, batch).softmax(-1))
             yield batch
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -150,10 +148,9 @@ def distilled(task: Task, teacher: nn.Module) -> Task:
 
 
 def _is_classification(model: nn.Module, task: Task) -> bool:
-    batch = next(iter(task.batches("valid", 0)))
-    inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
-    with torch.no_grad():
-        outputs = model.eval()(*inputs)
+    batch = first_batch(task, "valid")
+    with evaluating(model):
+        outputs = apply(model, batch)
     return not batch.targets.is_floating_point() and outputs.ndim == 2 and batch.targets.ndim == 1
 
 
