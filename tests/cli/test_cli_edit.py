@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,7 +100,7 @@ def wrong(folder, model):
     (folder / "there.safetensors").write_bytes(b"precious")
     out = folder / "out.safetensors"
     yield [folder / "missing.safetensors", out], "missing.safetensors"
-    yield [folder, out], "directory"
+    yield [Path(__file__).parent, out], "no file of weights"
     yield [folder / "empty.safetensors", out], "empty"
     yield [folder / "cut.safetensors", out], "cut.safetensors"
     yield [folder / "head.safetensors", out], "head.safetensors"

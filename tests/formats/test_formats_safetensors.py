@@ -22,7 +22,7 @@ from steelyard.core.packed import nest, pack
 from steelyard.core.spec import DTYPES
 from steelyard.core.weights import Weights
 from steelyard.errors import FormatError, SteelyardError
-from steelyard.formats import base, open, write
+from steelyard.formats import open, source, write
 
 F32 = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 
@@ -145,11 +145,11 @@ def test_opening_reads_the_length_and_the_header_once(tmp_path: Path, monkeypatc
             reads.append((self.tell(), len(buffer)))
             return super().readinto(buffer)
 
-    monkeypatch.setattr(base.io, "FileIO", Counting)
+    monkeypatch.setattr(source.io, "FileIO", Counting)
     header = struct.unpack("<Q", path.read_bytes()[:8])[0]
     from steelyard.formats.safetensors import Safetensors
 
-    Safetensors().open(path)
+    Safetensors().open(source.LocalFile.of(path))
     assert reads == [(0, 8), (8, header)]
 
 
@@ -281,3 +281,16 @@ def test_the_header_is_small_and_the_data_aligned(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     assert write(Weights.of({"a": np.float32([1])}), path) == 8 + 56 + 4
     assert path.read_bytes()[8:64] == b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}  '
+
+
+def test_blocks_read_a_part_of_a_tensor_into_one_buffer(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    values = np.arange(10, dtype=np.float32).reshape(2, 5)
+    write(Weights.of({"a": np.zeros(3), "b": values, "empty": np.zeros((0, 2)), "f": np.float32(2)}), path)
+    found = open(path)
+    assert [block.tolist() for block in found["b"].blocks(4)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert list(found["empty"].blocks(4)) == []
+    assert [block.tolist() for block in found["f"].blocks(4)] == [[2]]
+    first, second = (block.__array_interface__["data"] for block in found["a"].blocks(2))
+    assert first == second
+    assert [b.tolist() for b in found["b"].then(lambda x: -x).blocks(6)] == [[0, -1, -2, -3, -4, -5], [-6, -7, -8, -9]]

@@ -93,7 +93,8 @@ def _nearest(x: np.ndarray, k: int) -> np.ndarray:
     """Every element of `x` moved to the nearest of k centres."""
     if dtype(x.dtype).kind == "complex":
         raise CodecError(f"palette: {x.dtype} with more than k = {k} distinct values; raise k, or split its parts")
-    values = x.reshape(-1).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN warns as it is cast
+        values = x.reshape(-1).astype(np.float64)
     if not np.isfinite(values).all():
         raise CodecError(f"palette: NaN or infinite among more than k = {k} distinct values; repair them or raise k")
     from steelyard.kernels.kmeans import kmeans_1d

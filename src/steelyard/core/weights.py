@@ -30,6 +30,8 @@ class Weight:
     stored: int | None = None  # bytes in the file it was opened from; None until written
     origin: str = "memory"  # for errors: "model-00002.safetensors @81920"
     scheme: Plan = None  # how read() holds it, as far as that is known before: None = a plain array
+    fill: Callable[[int, np.ndarray], None] | None = None  # puts the elements from an index on, in C order, into a
+    # flat array: a part of a tensor that is larger than memory; None where only the whole can be read
 
     @staticmethod
     def of(name: str, value: np.ndarray | Packed, origin: str = "memory") -> Weight:
@@ -49,9 +51,31 @@ class Weight:
             )
         return array
 
+    def blocks(self, elements: int) -> Iterator[np.ndarray]:
+        """The values in C order as flat arrays of `elements`, the last one shorter.
+
+        Where the file allows it, no more than one block is in memory, and each block is valid only until the
+        next is asked for. Otherwise the tensor is read whole.
+
+        >>> import numpy as np
+        >>> [block.tolist() for block in Weight.of("w", np.arange(5)).blocks(2)]
+        [[0, 1], [2, 3], [4]]
+        """
+        if self.fill is None:
+            flat = self.array().reshape(-1)
+            yield from (flat[at : at + elements] for at in range(0, flat.size, elements))
+            return
+        import numpy as np
+
+        buffer = np.empty(min(elements, self.spec.size), self.spec.dtype.numpy)
+        for at in range(0, self.spec.size, elements):
+            block = buffer[: min(elements, self.spec.size - at)]
+            self.fill(at, block)
+            yield block
+
     def then(self, function: Callable[[np.ndarray], np.ndarray | Packed], **changes: Any) -> Weight:
         """This weight with `function` applied to its values at each read; `changes` are its new fields."""
-        changes = {"stored": None, "scheme": None, **changes}
+        changes = {"stored": None, "scheme": None, "fill": None, **changes}
         return replace(self, read=lambda: function(self.array()), **changes)
 
 

@@ -5,12 +5,15 @@ Decides which container a file is. Importing this imports neither numpy nor torc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from steelyard.core.registry import Registry, Row
 from steelyard.core.weights import Weights
-from steelyard.errors import FormatError
-from steelyard.formats.base import HEAD, Format, Source
+from steelyard.errors import FormatError, quoted
+from steelyard.formats.base import HEAD, Format, Writable
+from steelyard.formats.source import Folder, LocalFile, LocalFolder, Source
 
 FORMATS: Registry[type[Format]] = Registry(
     "format",
@@ -23,31 +26,64 @@ FORMATS: Registry[type[Format]] = Registry(
         "npy": Row("steelyard.formats.npz:Npy", "one array of numpy, named by its file"),
     },
 )
+WRITTEN = ("safetensors", "npz", "npy")  # the rows that are Writable, so that a suffix is found without importing all
 
 
 def open(source: str | Path) -> Weights:
-    """The weights in a file, lazily: only its header is read.
+    """The weights in a file or a folder, lazily: only the header is read.
 
-    The container is told by the content, and by the suffix where the content tells nothing. Raises
-    FormatError naming the file for one that is missing, empty, damaged or of an unknown format.
+    The container is told by the content, and by the suffix where the content tells nothing; a folder is
+    opened by the file in it that speaks for the others. Raises FormatError naming the file for one that is
+    missing, empty, damaged or of an unknown format.
 
     >>> open("nowhere.safetensors")
     Traceback (most recent call last):
     ...
     steelyard.errors.FormatError: nowhere.safetensors: there is no such file; check the path
     """
-    path = Path(source)
-    return FORMATS[detect(path)]().open(path)
+    found = locate(source)
+    return FORMATS[_detect(found)]().open(found)
 
 
-def write(weights: Weights, path: str | Path, format: str | None = None) -> int:
-    """Write `weights` to `path` as `format`, or as the suffix says; the bytes of the finished file.
+def write(weights: Weights, path: str | Path, format: str | Writable | None = None) -> int:
+    """Write `weights` to `path` as `format`, or as the suffix says; the bytes of what was written.
 
-    All or nothing: whatever goes wrong, a file that was there stays whole. Raises FormatError for an
-    unknown suffix and for weights that the container cannot hold.
+    `format` is a name, or a format with its options. All or nothing: whatever goes wrong, a file that was
+    there stays whole. Raises FormatError for an unknown suffix, for a format that is only read and for
+    weights that the container cannot hold.
     """
     path = Path(path)
-    return FORMATS[_by_suffix(path) if format is None else format]().write(weights, path)
+    if not isinstance(format, Writable):
+        name = _by_suffix(path.name, path, WRITTEN) if format is None else format
+        found = FORMATS[name]
+        if not issubclass(found, Writable):
+            raise FormatError(f"{name} is read here and not written; write {_endings(WRITTEN)}", path=path)
+        format = found()
+    return format.write(weights, path)
+
+
+def locate(source: str | Path) -> Source:
+    """The file that `source` means: itself, or the file that speaks for the folder.
+
+    Raises FormatError if there is no such file, or none in the folder is known.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        return LocalFile.of(path)
+    return entry(LocalFolder(path))
+
+
+def entry(folder: Folder) -> Source:
+    """The file by which a folder of weights is opened; raises FormatError where there is none, or no only one."""
+    names = folder.names()
+    for glob in (glob for format in FORMATS.values() for glob in format.entries):
+        found = [name for name in names if fnmatchcase(name, glob)]
+        if len(found) > 1:
+            listed = ", ".join(quoted(name) for name in found[:3])
+            raise FormatError(f"{len(found)} files could be meant ({listed}, ...); name one", path=folder.path)
+        if found:
+            return folder.source(found[0])
+    raise FormatError("no file of weights that is known lies in this folder; name the file", path=folder.path)
 
 
 def detect(path: str | Path) -> str:
@@ -55,28 +91,34 @@ def detect(path: str | Path) -> str:
 
     Raises FormatError if there is no such file or nothing claims it.
     """
-    path = Path(path)
-    source = Source.of(path)
+    return _detect(locate(path))
+
+
+def _detect(source: Source) -> str:
     head = source.bytes(0, min(HEAD, source.size))
     for name, format in FORMATS.items():
-        if format().claims(head, path):
+        if format().claims(head, source):
             return name
     try:
-        return _by_suffix(path)
+        return _by_suffix(source.name, source.path, list(FORMATS))
     except FormatError:
         text = f"unknown format: no container of weights begins with {head!r}; known are {', '.join(FORMATS)}"
-        raise FormatError(text, path=path) from None
+        raise FormatError(text, path=source.path) from None
 
 
-def _by_suffix(path: Path) -> str:
-    suffixes = {suffix: name for name, format in FORMATS.items() for suffix in format.suffixes}
-    found = suffixes.get(path.suffix.lower())
-    if found is None:
-        *others, last = suffixes
-        endings = f"{', '.join(others)} or {last}"
-        text = f"no format has the suffix {path.suffix!r}; write it under a name ending in {endings}"
-        raise FormatError(text, path=path)
-    return found
+def _by_suffix(file: str, path: Path | str, among: Sequence[str]) -> str:
+    """The format whose suffix `file` has, the longest first; raises FormatError."""
+    suffixes = {suffix: name for name in among for suffix in FORMATS[name].suffixes}
+    for suffix in sorted(suffixes, key=len, reverse=True):
+        if file.lower().endswith(suffix):
+            return suffixes[suffix]
+    text = f"no format has the suffix {Path(file).suffix!r}; write it under a name ending in {_endings(among)}"
+    raise FormatError(text, path=path)
 
 
-__all__ = ["FORMATS", "Format", "detect", "open", "write"]
+def _endings(names: Sequence[str]) -> str:
+    *others, last = [suffix for name in names for suffix in FORMATS[name].suffixes]
+    return f"{', '.join(others)} or {last}"
+
+
+__all__ = ["FORMATS", "WRITTEN", "Format", "Writable", "detect", "locate", "open", "write"]

@@ -1,7 +1,7 @@
-"""What every container promises, and the two halves they share: a file that is read, a file that is written.
+"""What every container promises, and the half that they share: a file that is written.
 
-Decides that a file is only ever replaced as a whole, and that nothing is read from a file that changed
-since it was opened. Knows nothing of any particular container.
+Decides that a file is only ever replaced as a whole. Knows nothing of any particular container; what they
+share in reading is in ``source``.
 """
 
 from __future__ import annotations
@@ -15,113 +15,47 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from steelyard.core.spec import Spec
 from steelyard.core.weights import Weight, Weights
-from steelyard.errors import FormatError, printable, quoted
+from steelyard.errors import FormatError, quoted
+from steelyard.formats.source import Source
 
 if TYPE_CHECKING:
     import numpy as np
-    from _typeshed import ReadableBuffer, WriteableBuffer
+    from _typeshed import ReadableBuffer
 
 HEAD = 16  # bytes that `Format.claims` gets to see
 COPY = 1 << 20  # bytes that are copied at a time between files
 
 
 class Format(ABC):
-    """One container. Final subclasses are frozen dataclasses without fields, one row each in FORMATS."""
+    """One container that can be read. Final subclasses are frozen dataclasses, one row each in FORMATS."""
 
     name: ClassVar[str]  # its row in the table of formats
-    suffixes: ClassVar[tuple[str, ...]]  # in lower case, with the dot
-    dtypes: ClassVar[frozenset[str]]  # the names of the dtypes that it holds plain
+    suffixes: ClassVar[tuple[str, ...]] = ()  # in lower case, with the dot
+    entries: ClassVar[tuple[str, ...]] = ()  # globs: the file by which a whole folder of this format is opened
 
     @abstractmethod
-    def claims(self, head: bytes, path: Path, /) -> bool:
+    def claims(self, head: bytes, source: Source, /) -> bool:
         """Whether the content, of which `head` is the beginning, is of this format."""
 
     @abstractmethod
-    def open(self, path: Path) -> Weights:
+    def open(self, source: Source, /) -> Weights:
         """The weights in a file; reads its header only. Raises FormatError for a file that breaks the rules."""
 
+
+class Writable(Format):
+    """One container that can also be written; its fields, if it has any, say how."""
+
+    dtypes: ClassVar[frozenset[str]]  # the names of the dtypes that it holds plain
+
     @abstractmethod
-    def write(self, weights: Weights, path: Path) -> int:
-        """Write all of `weights` or nothing; the bytes of the finished file. Raises FormatError."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file as it was when it was opened. Every read opens it anew and checks that it is still the same."""
-
-    path: Path
-    size: int
-    stamp: tuple[int, int, int]  # device, inode, time of the last change in ns
-
-    @staticmethod
-    def of(path: Path) -> Source:
-        """The file at `path`; raises FormatError if it is not a regular file that can be read."""
-        try:
-            status = os.stat(path)
-        except (OSError, ValueError) as error:
-            raise FormatError(_unreadable(error), path=path) from error
-        if stat.S_ISDIR(status.st_mode):
-            raise FormatError("expected a file, found a directory; name the file in it", path=path)
-        if not stat.S_ISREG(status.st_mode):
-            raise FormatError("expected a regular file, found a device, a pipe or a socket", path=path)
-        if status.st_size == 0:
-            raise FormatError("expected weights, found an empty file; write or download it again", path=path)
-        return Source(path, status.st_size, _stamp(status))
-
-    @contextmanager
-    def reading(self) -> Iterator[io.FileIO]:
-        """The open file; raises FormatError if it changed since this Source was made."""
-        try:
-            file = io.FileIO(self.path, "r")
-        except OSError as error:
-            raise FormatError(_unreadable(error), path=self.path) from error
-        with file:
-            status = os.fstat(file.fileno())
-            if (status.st_size, _stamp(status)) != (self.size, self.stamp):
-                raise FormatError("the file was changed since it was opened; open it again", path=self.path)
-            yield file
-
-    def fill(self, file: io.FileIO, offset: int, buffer: WriteableBuffer) -> None:
-        """Fill `buffer` with the bytes from `offset` on; raises FormatError if the file ends before."""
-        if not memoryview(buffer).nbytes:
-            return
-        rest = memoryview(buffer).cast("B")
-        try:
-            file.seek(offset)
-            while len(rest):
-                count = file.readinto(rest)
-                if not count:
-                    raise FormatError(f"the file ends {len(rest)} bytes too early", path=self.path, offset=offset)
-                rest = rest[count:]
-        except OSError as error:
-            raise FormatError(_unreadable(error), path=self.path, offset=offset) from error
-
-    def bytes(self, offset: int, count: int) -> bytes:
-        """`count` bytes from `offset` on."""
-        buffer = bytearray(count)
-        with self.reading() as file:
-            self.fill(file, offset, buffer)
-        return bytes(buffer)
-
-    def origin(self, offset: int) -> str:
-        """What an error says of a tensor whose bytes begin at `offset`."""
-        return f"{printable(str(self.path))} @{offset}"
-
-
-def _stamp(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_dev, status.st_ino, status.st_mtime_ns
-
-
-def _unreadable(error: OSError | ValueError) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file; check the path"
-    return f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    def write(self, weights: Weights, path: Path, /) -> int:
+        """Write all of `weights` or nothing; the bytes of what was written. Raises FormatError."""
 
 
 def empty(spec: Spec, source: Source, offset: int, name: str) -> np.ndarray:
@@ -140,7 +74,7 @@ def announced(weight: Weight, value: np.ndarray) -> np.ndarray:
     return replace(weight, read=lambda: value).array()
 
 
-def check_text(text: str, what: str, path: Path) -> None:
+def check_text(text: str, what: str, path: Path | str) -> None:
     """Raise FormatError for half a surrogate pair, which no file can hold as UTF-8."""
     try:
         text.encode()

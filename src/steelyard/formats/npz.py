@@ -18,15 +18,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, ClassVar, cast
 
 from steelyard.core.packed import Packed
 from steelyard.core.spec import DTYPES, Spec
 from steelyard.core.weights import Weight, Weights
 from steelyard.errors import FormatError, SteelyardError, printable, quoted
-from steelyard.formats.base import COPY, Format, Source, announced, check_text, empty, flat_bytes, replacing
+from steelyard.formats.base import COPY, Writable, announced, check_text, empty, flat_bytes, replacing
 from steelyard.formats.manifest import Draft, Manifest
+from steelyard.formats.source import Source
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,26 +49,26 @@ DESCRIPTIONS = {name: code for code, name in NATIVE.items()}
 
 
 @dataclass(frozen=True)
-class Npz(Format):
+class Npz(Writable):
     """A zip archive of .npy members, stored or deflated."""
 
     name: ClassVar[str] = "npz"
     suffixes: ClassVar[tuple[str, ...]] = (".npz",)
     dtypes: ClassVar[frozenset[str]] = frozenset(DTYPES)
 
-    def claims(self, head: bytes, path: Path, /) -> bool:
+    def claims(self, head: bytes, source: Source, /) -> bool:
         """A zip archive whose members are all arrays."""
         if head[:4] not in (b"PK\x03\x04", b"PK\x05\x06"):
             return False
         try:
-            with zipfile.ZipFile(path) as archive:
+            with source.reading() as file, zipfile.ZipFile(file) as archive:
                 return all(name.endswith(".npy") or name == MANIFEST for name in archive.namelist())
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
             return False
 
-    def open(self, path: Path) -> Weights:
+    def open(self, source: Source, /) -> Weights:
         """The weights in an archive: reads its directory and the header of each member."""
-        source = Source.of(path)
+        path = source.path
         with _archive(source) as archive:
             members = _members(archive, path)
             headers = {key: _member_header(archive, info, path) for key, info in members.items()}
@@ -84,7 +85,7 @@ class Npz(Format):
             arrays[key] = Weight(key, spec, read, info.compress_size, source.origin(info.header_offset))
         return manifest.collect(arrays, meta, path)
 
-    def write(self, weights: Weights, path: Path) -> int:
+    def write(self, weights: Weights, path: Path, /) -> int:
         """Write `weights`, one at a time; the bytes of the finished file."""
         for text in (*weights, *weights.ties, *weights.ties.values(), *weights.meta, *weights.meta.values()):
             check_text(text, "the text", path)
@@ -104,20 +105,20 @@ class Npz(Format):
 
 
 @dataclass(frozen=True)
-class Npy(Format):
+class Npy(Writable):
     """One array in one .npy file; its name is the stem of the file."""
 
     name: ClassVar[str] = "npy"
     suffixes: ClassVar[tuple[str, ...]] = (".npy",)
     dtypes: ClassVar[frozenset[str]] = frozenset(DESCRIPTIONS)
 
-    def claims(self, head: bytes, _path: Path, /) -> bool:
+    def claims(self, head: bytes, _source: Source, /) -> bool:
         """The magic bytes."""
         return head.startswith(MAGIC)
 
-    def open(self, path: Path) -> Weights:
+    def open(self, source: Source, /) -> Weights:
         """The one tensor of a file: reads its header."""
-        source = Source.of(path)
+        path, stem = source.path, PurePosixPath(source.name).stem
         with source.reading() as file:
             header = _header(partial(_exactly, file, path), path, "array")
         spec = header.spec(None, "array", path)
@@ -125,9 +126,9 @@ class Npy(Format):
             text = f"{spec} takes {spec.nbytes} bytes, {source.size - header.length} follow the header; fetch it again"
             raise FormatError(text, path=path, offset=header.length)
         read = partial(_read_file, source, header, spec)
-        return Weights([Weight(path.stem, spec, read, spec.nbytes, source.origin(header.length))])
+        return Weights([Weight(stem, spec, read, spec.nbytes, source.origin(header.length))])
 
-    def write(self, weights: Weights, path: Path) -> int:
+    def write(self, weights: Weights, path: Path, /) -> int:
         """Write the one tensor of `weights`; raises FormatError for more than the file can say."""
         items = list(weights.values())
         if len(items) != 1 or weights.ties or weights.meta or items[0].scheme is not None:
@@ -162,7 +163,7 @@ class _Header:
     def count(self) -> int:
         return Spec(self.shape, DTYPES["uint8"]).size
 
-    def spec(self, dtype: str | None, what: str, path: Path) -> Spec:
+    def spec(self, dtype: str | None, what: str, path: Path | str) -> Spec:
         """The spec; `dtype` is the name of the type where the header has opaque bytes."""
         if (dtype is None) == (self.code[1] == "V"):
             found = f"opaque bytes ({self.code})" if dtype is None else f"{self.code} and the dtype {dtype!r} beside it"
@@ -173,7 +174,7 @@ class _Header:
         return Spec(self.shape, row)
 
 
-def _header(take: Any, path: Path, what: str) -> _Header:
+def _header(take: Any, path: Path | str, what: str) -> _Header:
     """Parse the header that `take(count)` returns piece by piece; raises FormatError."""
 
     def wrong(text: str, offset: int = 10) -> FormatError:
@@ -208,7 +209,7 @@ def _header(take: Any, path: Path, what: str) -> _Header:
     return _Header(shape, fortran, "<" + code[1:] if code[0] == "=" else code, 8 + width + count)
 
 
-def _exactly(file: IO[bytes], path: Path, count: int) -> bytes:
+def _exactly(file: IO[bytes], path: Path | str, count: int) -> bytes:
     """`count` bytes of `file`; raises FormatError if it ends before."""
     found = b""
     while len(found) < count:
@@ -233,7 +234,7 @@ def _values(fill: Any, source: Source, header: _Header, spec: Spec, name: str) -
 
 def _read_file(source: Source, header: _Header, spec: Spec) -> np.ndarray:
     with source.reading() as file:
-        return _values(partial(source.fill, file, header.length), source, header, spec, source.path.stem)
+        return _values(partial(source.fill, file, header.length), source, header, spec, PurePosixPath(source.name).stem)
 
 
 def _read_member(source: Source, info: zipfile.ZipInfo, header: _Header, spec: Spec, key: str) -> np.ndarray:
@@ -264,7 +265,7 @@ def _archive(source: Source) -> Iterator[zipfile.ZipFile]:
         raise FormatError(text, path=source.path) from error
 
 
-def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
+def _members(archive: zipfile.ZipFile, path: Path | str) -> dict[str, zipfile.ZipInfo]:
     """The members that are arrays, by the name of the tensor."""
     found: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
@@ -282,7 +283,7 @@ def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]
     return found
 
 
-def _check_size(key: str, info: zipfile.ZipInfo, expected: int, path: Path) -> None:
+def _check_size(key: str, info: zipfile.ZipInfo, expected: int, path: Path | str) -> None:
     """The sizes in the directory must be possible, before memory is asked for."""
     stored = info.compress_type == zipfile.ZIP_STORED
     possible = info.compress_size == info.file_size if stored else info.file_size <= DEFLATE_LIMIT * info.compress_size
@@ -291,12 +292,12 @@ def _check_size(key: str, info: zipfile.ZipInfo, expected: int, path: Path) -> N
         raise FormatError(text, path=path, offset=info.header_offset)
 
 
-def _member_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> _Header:
+def _member_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path | str) -> _Header:
     with archive.open(info) as file:
         return _header(partial(_exactly, file, path), path, f"member {quoted(info.filename)}")
 
 
-def _manifest(archive: zipfile.ZipFile, path: Path) -> tuple[Manifest, Mapping[str, str], Mapping[str, str]]:
+def _manifest(archive: zipfile.ZipFile, path: Path | str) -> tuple[Manifest, Mapping[str, str], Mapping[str, str]]:
     """The manifest of an archive, its metadata, and its dtypes by key."""
     if MANIFEST not in archive.namelist():
         return Manifest(), {}, {}

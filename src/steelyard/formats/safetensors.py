@@ -24,9 +24,8 @@ from steelyard.core.weights import Weight, Weights
 from steelyard.errors import FormatError, quoted
 from steelyard.formats.base import (
     COPY,
-    Format,
     Sink,
-    Source,
+    Writable,
     announced,
     check_text,
     empty,
@@ -35,6 +34,7 @@ from steelyard.formats.base import (
     spooling,
 )
 from steelyard.formats.manifest import KEY, Draft, Manifest, compact_json, load_json
+from steelyard.formats.source import Source
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,20 +46,21 @@ CODES: dict[str, DType] = {row.safetensors: row for row in DTYPES.values() if ro
 
 
 @dataclass(frozen=True)
-class Safetensors(Format):
+class Safetensors(Writable):
     """The container of https://github.com/huggingface/safetensors."""
 
     name: ClassVar[str] = "safetensors"
     suffixes: ClassVar[tuple[str, ...]] = (".safetensors",)
+    entries: ClassVar[tuple[str, ...]] = ("model.safetensors", "*.safetensors")
     dtypes: ClassVar[frozenset[str]] = frozenset(row.name for row in CODES.values()) - UNREADABLE
 
-    def claims(self, head: bytes, _path: Path, /) -> bool:
+    def claims(self, head: bytes, _source: Source, /) -> bool:
         """A length within the limit, then an opening brace."""
         return len(head) > 8 and 2 <= int.from_bytes(head[:8], "little") <= HEADER_LIMIT and head[8:9] == b"{"
 
-    def open(self, path: Path) -> Weights:
+    def open(self, source: Source, /) -> Weights:
         """The weights in a file: reads the header and not one byte more."""
-        source = Source.of(path)
+        path = source.path
         text, start = _header(source)
         try:
             header = load_json(text)
@@ -75,7 +76,7 @@ class Safetensors(Format):
         manifest = Manifest() if own is None else Manifest.parse(own, path)
         return manifest.collect(arrays, meta, path)
 
-    def write(self, weights: Weights, path: Path) -> int:
+    def write(self, weights: Weights, path: Path, /) -> int:
         """Write `weights`, plain tensors one at a time; the bytes of the finished file."""
         _check(weights, path)
         packed = {name for name, item in weights.items() if item.scheme is not None}
@@ -114,7 +115,7 @@ def _header(source: Source) -> tuple[str, int]:
         raise FormatError("the header is not UTF-8", path=source.path, offset=8 + error.start) from error
 
 
-def _metadata(data: Any, path: Path) -> dict[str, str]:
+def _metadata(data: Any, path: Path | str) -> dict[str, str]:
     if not isinstance(data, dict) or any(not isinstance(value, str) for value in data.values()):
         raise FormatError("header: expected text under text in '__metadata__'", path=path, offset=8)
     for text in (*data, *data.values()):
@@ -131,7 +132,7 @@ class _Tensor:
     end: int
 
     @staticmethod
-    def parse(name: str, entry: Any, path: Path, start: int) -> _Tensor:
+    def parse(name: str, entry: Any, path: Path | str, start: int) -> _Tensor:
         def wrong(text: str) -> FormatError:
             return FormatError(f"tensor {quoted(name)}: {text}", path=path, offset=8)
 
@@ -154,7 +155,8 @@ class _Tensor:
 
     def weight(self, name: str, source: Source) -> Weight:
         read = partial(_read, name, self, source)
-        return Weight(name, self.spec, read, self.end - self.begin, source.origin(self.begin))
+        fill = partial(_fill, self, source) if self.spec.dtype.bits >= 8 else None
+        return Weight(name, self.spec, read, self.end - self.begin, source.origin(self.begin), fill=fill)
 
 
 def _counts(data: Any) -> bool:
@@ -184,15 +186,25 @@ def _read(name: str, tensor: _Tensor, source: Source) -> np.ndarray:
         text = f"tensor {quoted(name)}: no standard says how {spec.dtype} lies; convert it where it was made"
         raise FormatError(text, path=source.path, offset=tensor.begin)
     array = empty(spec, source, tensor.begin, name)
-    with source.reading() as file:
-        if spec.dtype.bits < 8:
+    if spec.dtype.bits < 8:
+        with source.reading() as file:
             raw = np.empty(tensor.end - tensor.begin, np.uint8)
             source.fill(file, tensor.begin, raw.data)
             nibbles = np.stack((raw & 15, raw >> 4), axis=-1)  # (bytes, 2): the low half comes first
             array.reshape(-1).view(np.uint8)[:] = nibbles.reshape(-1)
-            return array
-        source.fill(file, tensor.begin, array.reshape(-1).view(np.uint8).data)
-    return array if sys.byteorder == "little" else array.byteswap()
+        return array
+    _fill(tensor, source, 0, array.reshape(-1))
+    return array
+
+
+def _fill(tensor: _Tensor, source: Source, first: int, flat: np.ndarray) -> None:
+    """Read the elements from `first` on into `flat`."""
+    import numpy as np
+
+    with source.reading() as file:
+        source.fill(file, tensor.begin + first * flat.itemsize, flat.view(np.uint8).data)
+    if sys.byteorder == "big":
+        flat.byteswap(inplace=True)
 
 
 def _data(array: np.ndarray) -> memoryview:

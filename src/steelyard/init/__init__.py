@@ -88,4 +88,4 @@ def _drawn(weight: Weight, init: Init, seed: int) -> Weight:
     def draw() -> np.ndarray:
         return init(weight.spec, generator(seed, weight.name))
 
-    return replace(weight, read=draw, stored=None, scheme=None, origin=f"start(seed={seed})")
+    return replace(weight, read=draw, stored=None, scheme=None, fill=None, origin=f"start(seed={seed})")
