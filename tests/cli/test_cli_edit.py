@@ -11,7 +11,7 @@ import pytest
 
 import steelyard as sy
 from steelyard.errors import WeightsError
-from steelyard.explain.rewrite import account
+from steelyard.explain.account import account
 
 EDITS = {
     "convert": ["--dtype", "bf16"],
@@ -171,3 +171,18 @@ def test_the_account_of_awkward_numbers():
         account(a, b.select(sy.where("x")))
     with pytest.raises(WeightsError, match="cannot be compared"):
         account(b, sy.Weights([b["x"], b["e"], b["z"]]))
+
+
+def test_what_cannot_change_a_value_is_not_read_again(steelyard, model):
+    target = model.with_name("out.npz")
+    result = steelyard("convert", model, target, "--json")
+    tensors, total = (json.loads(line) for line in result.out.splitlines())
+    assert [row["error"] for row in tensors["rows"]] == [None] * 4
+    assert [row["after"] for row in tensors["rows"]] == [item.stored for item in sy.open(target).values()]
+    assert (total["rows"][0]["tensors"], total["rows"][0]["changed"]) == (4, None)
+    result = steelyard("convert", model, target, "--force", "--dtype", "f64", "--verify", "--json")
+    assert json.loads(result.out.splitlines()[1])["rows"][0]["verified"] == 4
+    result = steelyard(
+        "convert", model, target, "--force", "--codec", "affine(bits=4)", "--where", "*layer.weight", "--json"
+    )
+    assert json.loads(result.out.splitlines()[1])["rows"][0]["changed"] == 1

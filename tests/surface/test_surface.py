@@ -30,8 +30,8 @@ BESIDES = {  # files of a folder that are no entries of its table
     "formats": {"base", "layout", "manifest", "module", "source"},
     "codecs": set(),
     "init": {"base"},
-    "edit": set(),
-    "cli": {"entry", "options", "models"},
+    "edit": {"transfer"},
+    "cli": {"entry", "options", "models", "progress"},
 }
 HEAVY = ("torch", "numpy", "click", "numba", "rich", "plotly", "sklearn", "yaml", "ml_dtypes")
 OWN = [(table, name) for table, registry in TABLES.items() for name in registry._own]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from steelyard.cli.options import Output, codec_option, output, show, source_and_target, where_option
+from steelyard.cli.progress import watching
 from steelyard.core.transform import Step, chain
 from steelyard.core.where import Where
 
@@ -22,6 +23,7 @@ from steelyard.core.where import Where
 @click.option(
     "--rename", "renames", metavar="PATTERN=NEW", multiple=True, help="Rename by glob; '*' stays '*'. Repeatable."
 )
+@click.option("--verify", is_flag=True, help="Read TARGET back before it gets its name, and compare it bit for bit.")
 @codec_option(None, "How to hold the tensors, such as entropy, or plain to decode.")
 @where_option
 @output
@@ -32,11 +34,15 @@ def verb(
     dtype: str | None,
     overflow: str,
     renames: tuple[str, ...],
+    verify: bool,
     codec: Step | None,
     where: Where | None,
     output: Output,
 ) -> None:
     """Write the weights of SOURCE to TARGET; the suffix of TARGET says the format.
+
+    TARGET appears under its name when it is complete, and with --verify only if what is read back is what was to
+    be written: each tensor as the source and the options give it.
 
     With --where, only the tensors that match are cast, renamed or encoded; the others are copied.
 
@@ -53,7 +59,9 @@ def verb(
         steps.insert(0, Cast(dtype, overflow))  # type: ignore[arg-type]
     if codec is not None:
         steps.append(codec)
-    show(rewrite(source, target, chain(*steps), where, force), output)
+    with watching() as watch:
+        tables = rewrite(source, target, chain(*steps), where, force, verified=verify, values=False, watch=watch)
+    show(tables, output)
 
 
 def _pair(text: str) -> tuple[str, str]:

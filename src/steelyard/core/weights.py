@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -73,10 +74,35 @@ class Weight:
             self.fill(at, block)
             yield block
 
-    def then(self, function: Callable[[np.ndarray], np.ndarray | Packed], **changes: Any) -> Weight:
-        """This weight with `function` applied to its values at each read; `changes` are its new fields."""
-        changes = {"stored": None, "scheme": None, "fill": None, **changes}
+    def then(
+        self, function: Callable[[np.ndarray], np.ndarray | Packed], *, elementwise: bool = False, **changes: Any
+    ) -> Weight:
+        """This weight with `function` applied to its values at each read; `changes` are its new fields.
+
+        `elementwise` promises that each element of the result, an array of the same shape, depends on the one
+        element at its place alone: then a tensor larger than memory can still be read in blocks.
+
+        >>> import numpy as np
+        >>> w = Weight.of("w", np.arange(4)).then(lambda x: -x, elementwise=True)
+        >>> [block.tolist() for block in w.blocks(3)]
+        [[0, -1, -2], [-3]]
+        """
+        fill = None
+        if elementwise and self.fill is not None:
+            fill = partial(_fill_after, self.fill, self.spec, function)
+        changes = {"stored": None, "scheme": None, "fill": fill, **changes}
         return replace(self, read=lambda: function(self.array()), **changes)
+
+
+def _fill_after(
+    fill: Callable[[int, np.ndarray], None], spec: Spec, function: Callable[[np.ndarray], Any], first: int, flat: Any
+) -> None:
+    """Fill `flat` with what `function` makes of the elements, of the dtype of `spec`, that `fill` reads."""
+    import numpy as np
+
+    before = np.empty(flat.size, spec.dtype.numpy)
+    fill(first, before)
+    flat[:] = function(before)
 
 
 class Weights(Mapping[str, Weight]):
@@ -157,6 +183,14 @@ class Weights(Mapping[str, Weight]):
     def select(self, where: Where | Callable[[Weight], bool]) -> Weights:
         """The weights for which `where` holds, in order, with their ties."""
         return self.with_items(item for item in self.values() if where(item))
+
+    def choose(self, where: Where | None) -> Weights:
+        """Like `select`; raises WeightsError if there are tensors and none matches. None chooses all."""
+        chosen = self if where is None else self.select(where)
+        if self and not chosen:
+            first = ", ".join(quoted(name) for name in list(self)[:3])
+            raise WeightsError(f"none of the {len(self)} tensors matches; the names begin with {first}")
+        return chosen
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Every tensor, read and decoded. The whole collection is in memory after this."""

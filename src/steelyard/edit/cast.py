@@ -83,10 +83,10 @@ class Cast(Step):
         new = find_dtype(self.dtype)
         if weight.spec.dtype == new or _FAMILY[weight.spec.dtype.kind] != _FAMILY[new.kind]:
             return weight
-        return weight.then(lambda x: self._cast(x, new, weight), spec=Spec(weight.spec.shape, new))
+        return weight.then(lambda x: self._cast(x, new, weight), elementwise=True, spec=Spec(weight.spec.shape, new))
 
     def _cast(self, x: np.ndarray, new: DType, weight: Weight) -> np.ndarray:
-        if self.overflow == "allow":
+        if self.overflow == "allow" or np.can_cast(x.dtype, new.numpy, "safe"):
             with np.errstate(over="ignore", invalid="ignore"):
                 return x.astype(new.numpy)
         if new.kind == "complex":  # its real and imaginary parts, one by one
@@ -106,11 +106,12 @@ def _to_float(x: np.ndarray, new: DType, saturate: bool) -> tuple[np.ndarray, np
     """`x` in the format `new`, where it could not be held, and the largest finite number."""
     limits = ml_dtypes.finfo(new.numpy)
     low, high = float(limits.min), float(limits.max)
-    wide = x.astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         y = x.astype(new.numpy)
-        back = y.astype(np.float64)
         has_nan = bool(np.isnan(np.array(np.nan, np.float32).astype(new.numpy).astype(np.float32)))
+    if has_nan and np.isfinite(y).all():  # what cannot be held would show as an infinity or NaN
+        return y, np.zeros(x.shape, bool), high
+    wide, back = x.astype(np.float64), y.astype(np.float64)
     # A format without NaN saturates by itself, unasked; the others show an overflow as an infinity or NaN.
     over = np.isfinite(wide) & (~np.isfinite(back) if has_nan else (wide < low) | (wide > high))
     over |= np.isinf(wide) & ~np.isinf(back)

@@ -12,7 +12,7 @@ from steelyard.core.packed import Codec, Plan, Scheme, Smallest
 from steelyard.core.table import Column, Table
 from steelyard.core.weights import Weight, Weights
 from steelyard.core.where import Where
-from steelyard.errors import RecipeError, UnknownNameError, WeightsError
+from steelyard.errors import RecipeError, UnknownNameError
 
 SORTS: dict[str, Callable[[Weight], Any]] = {
     "name": lambda w: w.name,
@@ -42,7 +42,7 @@ def inventory(weights: Weights, where: Where | None = None, depth: int | None = 
     ``sort`` is a key of SORTS (sizes: largest first); None keeps the order of the file.
     Raises WeightsError if no tensor matches ``where``, UnknownNameError for another ``sort``.
     """
-    chosen = choose(weights, where)
+    chosen = weights.choose(where)
     if sort is not None and sort not in SORTS:
         raise UnknownNameError("order", sort, SORTS)
     items = list(chosen.values())
@@ -67,7 +67,7 @@ def inventory(weights: Weights, where: Where | None = None, depth: int | None = 
 def kinds(weights: Weights, where: Where | None = None) -> Table:
     """One row for each pair of a dtype and an outermost codec, in order of appearance."""
     groups: dict[tuple[str, str], list[Weight]] = {}
-    for item in choose(weights, where).values():
+    for item in weights.choose(where).values():
         groups.setdefault((item.spec.dtype.name, _outermost(item.scheme)), []).append(item)
     columns = [Column("dtype"), Column("held", "", "the outermost codec"), Column("tensors"), *_COUNTS]
     rows = [{"dtype": d, "held": h, "tensors": len(g), **_sizes(g)} for (d, h), g in groups.items()]
@@ -82,7 +82,7 @@ def summary(weights: Weights, where: Where | None = None) -> Table:
     >>> row["tensors"], row["elements"], row["bytes"], row["stored"]
     (1, 6, 12, None)
     """
-    chosen = choose(weights, where)
+    chosen = weights.choose(where)
     sizes = _sizes(chosen.values())
     stored, known = sizes["stored"], sizes["stored"] is not None
     columns = [
@@ -96,17 +96,6 @@ def summary(weights: Weights, where: Where | None = None) -> Table:
     row["ratio"] = sizes["bytes"] / stored if known and stored else None
     row["bits per element"] = 8 * stored / sizes["elements"] if known and sizes["elements"] else None
     return Table.of("total", columns, [row])
-
-
-def choose(weights: Weights, where: Where | None) -> Weights:
-    """The weights that match; raises WeightsError if there are some and none does."""
-    if where is None:
-        return weights
-    chosen = weights.select(where)
-    if weights and not chosen:
-        first = ", ".join(repr(name) for name in list(weights)[:3])
-        raise WeightsError(f"none of the {len(weights)} tensors matches; the names begin with {first}")
-    return chosen
 
 
 def _outermost(plan: Plan) -> str:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 HEADER_LIMIT = 100_000_000  # bytes, as in the reference library
 LARGEST = 2**63 - 1  # of a dimension or an offset
 UNREADABLE = frozenset({"float6_e2m3fn", "float6_e3m2fn"})  # how their bits lie is specified nowhere
+BLOCK = 1 << 20  # bytes of a tensor that are read at a time where it need not be read whole
 CODES: dict[str, DType] = {row.safetensors: row for row in DTYPES.values() if row.safetensors}
 
 
@@ -77,7 +78,7 @@ class Safetensors(Writable):
         return manifest.collect(arrays, meta, path)
 
     def write(self, weights: Weights, path: Path, /) -> int:
-        """Write `weights`, plain tensors one at a time; the bytes of the finished file."""
+        """Write `weights`, plain tensors block by block where they can be read so; the bytes of the finished file."""
         _check(weights, path)
         packed = {name for name, item in weights.items() if item.scheme is not None}
         with replacing(path) as sink:
@@ -261,6 +262,10 @@ def _write(weights: Weights, path: Path, sink: Sink, encoded: set[str]) -> bool:
             if piece.weight is None:
                 spool.seek(piece.at)
                 _copy(spool, sink, piece.spec.nbytes)
+                continue
+            if piece.weight.fill is not None:
+                for block in piece.weight.blocks(max(1, BLOCK // piece.spec.dtype.numpy.itemsize)):
+                    sink.write(_data(block))
                 continue
             value = piece.weight.read()
             if isinstance(value, Packed):
