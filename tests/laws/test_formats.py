@@ -27,6 +27,7 @@ from steelyard.formats import FORMATS, WRITTEN, Writable, detect, manifest, open
 
 ONE_TENSOR = {"npy"}  # formats whose file is one plain tensor and nothing else
 FULL = [name for name in WRITTEN if name not in ONE_TENSOR]
+SEVERAL = [name for name in WRITTEN if FORMATS[name].several]  # the path is that of an index beside the other files
 LAW = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -110,6 +111,15 @@ def target(format: str, folder: Path) -> Path:
     return folder / f"sample{FORMATS[format].suffixes[0]}"
 
 
+def files(format: str, path: Path) -> list[Path]:
+    """The files that hold what was written to `path`, which is the last of them."""
+    return [*sorted(other for other in path.parent.iterdir() if format in SEVERAL and other != path), path]
+
+
+def bytes_of(paths: list[Path]) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in paths}
+
+
 def same(found: Weights, expected: Weights) -> None:
     """Names, order, specs, values bit for bit, ties, metadata, and how each tensor is held."""
     assert list(found) == list(expected)
@@ -130,13 +140,13 @@ def test_the_list_of_what_is_written_is_that_of_the_classes() -> None:
 def test_what_is_written_is_what_is_opened(format: str, tmp_path: Path) -> None:
     weights, path = sample(format), target(format, tmp_path)
     count = write(weights, path)
-    assert count == path.stat().st_size
+    assert count == sum(file.stat().st_size for file in files(format, path))
     assert detect(path) == format
     found = open(path)
     same(found, weights)
     same(open(path), found)
     for item in found.values():
-        assert item.origin.startswith(f"{path} @") or item.name == "zeros"
+        assert any(item.origin.startswith(f"{file} @") for file in files(format, path)) or item.name == "zeros"
         assert isinstance(item.read(), Packed) == (item.scheme is not None)
 
 
@@ -144,11 +154,11 @@ def test_what_is_written_is_what_is_opened(format: str, tmp_path: Path) -> None:
 def test_a_second_generation_is_the_same_file(format: str, tmp_path: Path) -> None:
     path = target(format, tmp_path)
     write(sample(format), path)
-    first = path.read_bytes()
+    first = bytes_of(files(format, path))
     write(open(path), path)  # onto the file that is being read
-    assert path.read_bytes() == first
+    assert bytes_of(files(format, path)) == first
     write(sample(format), path)
-    assert path.read_bytes() == first
+    assert bytes_of(files(format, path)) == first
 
 
 @pytest.mark.parametrize("format", WRITTEN)
@@ -157,7 +167,7 @@ def test_a_second_generation_is_the_same_file(format: str, tmp_path: Path) -> No
 def test_every_dtype_comes_back_or_is_refused(format: str, dtype: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     path = target(format, tmp_path)
     weights = Weights.of({"sample": bits(DTYPES[dtype], shape)})
-    odd = FORMATS[format].name == "safetensors" and weights["sample"].spec.size * DTYPES[dtype].bits % 8
+    odd = format in ("safetensors", "sharded") and weights["sample"].spec.size * DTYPES[dtype].bits % 8
     if dtype in FORMATS[format].dtypes and not odd:
         write(weights, path)
         same(open(path), weights)
@@ -169,12 +179,12 @@ def test_every_dtype_comes_back_or_is_refused(format: str, dtype: str, shape: tu
 
 @pytest.mark.parametrize("format", FULL)
 def test_the_stored_bytes_are_those_in_the_file(format: str, tmp_path: Path) -> None:
-    small, large = target(format, tmp_path), target(format, tmp_path / "..")
+    (tmp_path / "large").mkdir()
+    small, large = target(format, tmp_path), target(format, tmp_path / "large")
     codes = np.arange(64, dtype=np.uint16)
     count = write(Weights.of({"w": pack(codes, Planes())}), small)
     more = write(Weights.of({"w": pack(np.tile(codes, 1000), Planes())}), large)
     grown = (open(large)["w"].stored or 0) - (open(small)["w"].stored or 0)
-    large.unlink()
     assert abs((more - count) - grown) <= 64
     assert grown == 2 * 64 * 999
 
@@ -216,29 +226,32 @@ def test_nothing_is_read_before_it_is_needed_and_one_at_a_time(format: str, tmp_
 def test_every_truncation_is_an_error_that_names_the_file(format: str, tmp_path: Path) -> None:
     path = target(format, tmp_path)
     write(Weights.of({"sample": np.float32([1, 2])}, meta={} if format in ONE_TENSOR else {"k": "v"}), path)
-    whole = path.read_bytes()
-    for count in range(len(whole)):
-        path.write_bytes(whole[:count])
-        with pytest.raises(SteelyardError) as caught:
-            open(path).arrays()
-        assert str(path) in str(caught.value), count
-        assert "\n" not in str(caught.value)
+    for file, whole in bytes_of(files(format, path)).items():
+        for count in range(len(whole.rstrip(b"\n"))):  # nobody misses the end of the last line of JSON
+            file.write_bytes(whole[:count])
+            with pytest.raises(SteelyardError) as caught:
+                open(path).arrays()
+            assert str(file) in str(caught.value), count
+            assert "\n" not in str(caught.value)
+        file.write_bytes(whole)
 
 
 @pytest.mark.parametrize("format", WRITTEN)
 def test_a_mutated_file_is_refused_or_valid(format: str, tmp_path: Path) -> None:
     path = target(format, tmp_path)
     write(sample(format), path)
-    whole = path.read_bytes()
+    written = bytes_of(files(format, path))
     rng = random.Random(1)
     refused: list[str] = []
-    for _ in range(500):
+    for file in rng.choices(list(written), k=500):
+        whole = written[file]
         at = rng.randrange(len(whole))
-        path.write_bytes(whole[:at] + bytes([rng.randrange(256)]) + whole[at + 1 :])
+        file.write_bytes(whole[:at] + bytes([rng.randrange(256)]) + whole[at + 1 :])
         try:
             open(path).arrays()
         except SteelyardError as error:
             refused.append(str(error))
+        file.write_bytes(whole)
     assert len(refused) > 50
     assert not [text for text in refused if "\n" in text or len(text) > 1000]
 
@@ -250,7 +263,7 @@ def test_a_crash_while_writing_leaves_the_old_file_whole(
 ) -> None:
     path = target(format, tmp_path)
     write(sample(format), path)
-    before = path.read_bytes()
+    before = bytes_of(files(format, path))
 
     def crash() -> np.ndarray:
         raise error("in the middle")
@@ -260,8 +273,8 @@ def test_a_crash_while_writing_leaves_the_old_file_whole(
         last = Weight("sample", Spec.of((2,), "int8"), crash, scheme=None if format in ONE_TENSOR else scheme)
         with pytest.raises(error, match="in the middle"):
             write(Weights([*items, last]), path)
-        assert path.read_bytes() == before
-        assert os.listdir(tmp_path) == [path.name]
+        assert bytes_of(files(format, path)) == before
+        assert sorted(tmp_path.iterdir()) == sorted(before)
 
 
 @pytest.mark.parametrize("format", WRITTEN)
@@ -270,17 +283,18 @@ def test_a_full_disk_is_an_error_that_names_the_file(format: str, tmp_path: Path
     plain = Weights.of({"sample": np.zeros(100_000, np.float32)})
     packed = Weights.of({"sample": pack(np.zeros(50_000, np.uint16), Planes(key=1))})
     write(sample(format), path)
-    before = path.read_bytes()
+    before = bytes_of(files(format, path))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
         for weights in (plain,) if format in ONE_TENSOR else (plain, packed):
-            with pytest.raises(FormatError, match=f"{path}: cannot be written"):
+            with pytest.raises(FormatError, match=r": cannot be written") as caught:
                 write(weights, path)
+            assert any(str(caught.value).startswith(f"{file}: ") for file in before)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == [path.name]
+    assert bytes_of(files(format, path)) == before
+    assert sorted(tmp_path.iterdir()) == sorted(before)
 
 
 @pytest.mark.parametrize("format", WRITTEN)
@@ -290,7 +304,8 @@ def test_the_bytes_are_on_the_disk_before_the_old_file_goes(
     path, synced = target(format, tmp_path), []
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append((os.fstat(fd).st_ino, os.fstat(fd).st_size)))
     count = write(sample(format), path)
-    assert synced == [(path.stat().st_ino, count)]
+    assert synced == [(file.stat().st_ino, file.stat().st_size) for file in files(format, path)]
+    assert count == sum(size for _, size in synced)
 
 
 @pytest.mark.parametrize("format", WRITTEN)
@@ -322,7 +337,8 @@ def test_a_file_that_changed_after_it_was_opened_is_refused(format: str, tmp_pat
     write(sample(format), path)
     with pytest.raises(FormatError, match="changed since it was opened"):
         next(iter(weights.values())).array()
-    path.unlink()
+    for file in files(format, path):
+        file.unlink()
     with pytest.raises(FormatError, match="no such file"):
         next(iter(weights.values())).array()
 
@@ -408,7 +424,7 @@ def test_a_wrong_manifest_is_an_error_that_names_the_file(
     path = target(format, tmp_path)
     write(rich(), path)
     whole = path.read_bytes()
-    old, new = (text.replace(b'"', b'\\"') if format == "safetensors" else text for text in change)
+    old, new = (text.replace(b'"', b'\\"') if format in ("safetensors", "sharded") else text for text in change)
     assert old in whole
     path.write_bytes(whole.replace(old, new, 1))
     with pytest.raises(FormatError, match=str(path)):
@@ -446,7 +462,7 @@ def test_what_is_no_file_of_weights_is_named(make: Callable, message: str, tmp_p
 def test_where_it_cannot_be_written_it_says_so(tmp_path: Path) -> None:
     weights = Weights.of({"a": np.zeros(1)})
     for path, message in [
-        (tmp_path / "a.unknown", "name ending in .safetensors, .npz or .npy"),
+        (tmp_path / "a.unknown", "name ending in .safetensors"),
         (tmp_path / "no" / "a.npz", "create it first"),
         (tmp_path / ("x" * 300 + ".npz"), "cannot be written"),
         (Path("/dev/null"), "device"),

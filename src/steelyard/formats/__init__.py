@@ -19,6 +19,7 @@ FORMATS: Registry[type[Format]] = Registry(
     "format",
     "formats",
     {
+        "sharded": Row("steelyard.formats.sharded:Sharded", "an index, and the files that it names"),
         "safetensors": Row(
             "steelyard.formats.safetensors:Safetensors", "the open standard for weights; holds everything"
         ),
@@ -26,7 +27,12 @@ FORMATS: Registry[type[Format]] = Registry(
         "npy": Row("steelyard.formats.npz:Npy", "one array of numpy, named by its file"),
     },
 )
-WRITTEN = ("safetensors", "npz", "npy")  # the rows that are Writable, so that a suffix is found without importing all
+WRITTEN = (
+    "safetensors",
+    "sharded",
+    "npz",
+    "npy",
+)  # the rows that are Writable, so that a suffix is found without importing all
 
 
 def open(source: str | Path) -> Weights:
@@ -43,6 +49,14 @@ def open(source: str | Path) -> Weights:
     """
     found = locate(source)
     return FORMATS[_detect(found)]().open(found)
+
+
+def part(source: Source) -> Weights:
+    """The weights in one of several files that another names; raises FormatError if it names others in turn."""
+    name = _detect(source)
+    if FORMATS[name].several:
+        raise FormatError(f"expected a file that holds tensors, found one that names others ({name})", path=source.path)
+    return FORMATS[name]().open(source)
 
 
 def write(weights: Weights, path: str | Path, format: str | Writable | None = None) -> int:
@@ -76,7 +90,8 @@ def locate(source: str | Path) -> Source:
 def entry(folder: Folder) -> Source:
     """The file by which a folder of weights is opened; raises FormatError where there is none, or no only one."""
     names = folder.names()
-    for glob in (glob for format in FORMATS.values() for glob in format.entries):
+    globs = [glob for format in FORMATS.values() for glob in format.entries]
+    for glob in sorted(globs, key=lambda glob: "*" in glob):  # the names in use come before what only looks like one
         found = [name for name in names if fnmatchcase(name, glob)]
         if len(found) > 1:
             listed = ", ".join(quoted(name) for name in found[:3])

@@ -38,6 +38,7 @@ class Format(ABC):
     name: ClassVar[str]  # its row in the table of formats
     suffixes: ClassVar[tuple[str, ...]] = ()  # in lower case, with the dot
     entries: ClassVar[tuple[str, ...]] = ()  # globs: the file by which a whole folder of this format is opened
+    several: ClassVar[bool] = False  # whether its file names others, which hold the tensors
 
     @abstractmethod
     def claims(self, head: bytes, source: Source, /) -> bool:
@@ -135,6 +136,10 @@ class Sink:
     def flush(self) -> None:
         """Nothing to do: there is no buffer."""
 
+    def fileno(self) -> int:
+        """The number that the system gave to the file."""
+        return self._file.fileno()
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Sink]:
@@ -146,20 +151,27 @@ def replacing(path: Path) -> Iterator[Sink]:
         target = Path(os.path.realpath(path))
         if target.exists() and not target.is_file():
             raise FormatError("expected a file to write, found a directory or a device", path=path)
+        mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
+    with staging(target, path) as (sink, temporary):
+        yield sink
+        with writing(path):
+            os.fsync(sink.fileno())
+            if mode is not None:
+                temporary.chmod(mode)
+            temporary.replace(target)
+
+
+@contextmanager
+def staging(target: Path, path: Path) -> Iterator[tuple[Sink, Path]]:
+    """A new file in the folder of `target`, and its name, which is gone after the block; errors call it `path`."""
+    with writing(path):
         if not target.parent.is_dir():
             raise FormatError(f"the folder {quoted(str(target.parent))} is not there; create it first", path=path)
-        mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
         temporary = target.parent / f".steelyard-{secrets.token_hex(6)}.tmp"
         file = io.FileIO(temporary, "x+")  # no buffer that could fail once more when it is closed
     try:
         with file:
-            yield Sink(file, path)
-            with writing(path):
-                os.fsync(file.fileno())
-        with writing(path):
-            if mode is not None:
-                temporary.chmod(mode)
-            temporary.replace(target)
+            yield Sink(file, path), temporary
     finally:
         temporary.unlink(missing_ok=True)
 

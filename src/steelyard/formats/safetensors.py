@@ -79,15 +79,19 @@ class Safetensors(Writable):
 
     def write(self, weights: Weights, path: Path, /) -> int:
         """Write `weights`, plain tensors block by block where they can be read so; the bytes of the finished file."""
+        with replacing(path) as sink:
+            return self.stream(weights, path, sink)
+
+    def stream(self, weights: Weights, path: Path, sink: Sink, /) -> int:
+        """Write `weights` into a file that is open, whose name for errors is `path`; its bytes."""
         _check(weights, path)
         packed = {name for name, item in weights.items() if item.scheme is not None}
-        with replacing(path) as sink:
-            if not _write(weights, path, sink, packed):
-                # a tensor announced as plain turned out to be packed, so that no size is known beforehand
-                sink.seek(0)
-                sink.truncate()
-                _write(weights, path, sink, set(weights))
-            return sink.tell()
+        if not _write(weights, path, sink, packed):
+            # a tensor announced as plain turned out to be packed, so that no size is known beforehand
+            sink.seek(0)
+            sink.truncate()
+            _write(weights, path, sink, set(weights))
+        return sink.tell()
 
 
 def _header(source: Source) -> tuple[str, int]:

@@ -1,0 +1,317 @@
+"""Weights in several files, and the index that says which tensor lies in which: ``model.safetensors.index.json``.
+
+Decides that an index and its files must say the same: every tensor is where the index places it, no file has one
+that the index lacks, and the total size is the true one. Each file is opened by its own content, its header
+only. What is written are safetensors files of a bounded size; packed tensors are written as their parts, and
+the text that says how they belong together stands in the index.
+
+An index is what the libraries of Hugging Face write: {"metadata": {"total_size": bytes}, "weight_map": {tensor: file}}.
+Description: https://huggingface.co/docs/transformers/big_models
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from steelyard.core.packed import Packed
+from steelyard.core.spec import Spec
+from steelyard.core.weights import Weight, Weights
+from steelyard.errors import FormatError, RecipeError, quoted
+from steelyard.formats.base import Sink, Writable, announced, check_text, flat_bytes, spooling
+from steelyard.formats.fileset import write_set
+from steelyard.formats.manifest import KEY, Draft, Manifest, compact_json, load_json
+from steelyard.formats.safetensors import Safetensors
+from steelyard.formats.source import Folder, LocalFile, Source
+
+if TYPE_CHECKING:
+    import io
+
+    import numpy as np
+
+INDEX_LIMIT = 50_000_000  # bytes; some 500,000 tensors
+SHARD_LIMIT = 10_000  # files that one index may name
+LOOK = 1 << 16  # bytes in which an index must name its map to be known by its content
+TOTAL = "total_size"
+
+
+@dataclass(frozen=True)
+class Sharded(Writable):
+    """An index, and files of at most `shard_size` bytes of tensors; a larger tensor has a file of its own."""
+
+    shard_size: int = 5_000_000_000
+
+    name: ClassVar[str] = "sharded"
+    suffixes: ClassVar[tuple[str, ...]] = (".safetensors.index.json", ".index.json")
+    entries: ClassVar[tuple[str, ...]] = (
+        "model.safetensors.index.json",
+        "diffusion_pytorch_model.safetensors.index.json",
+        "*.safetensors.index.json",
+        "*.index.json",
+    )
+    several: ClassVar[bool] = True
+    dtypes: ClassVar[frozenset[str]] = Safetensors.dtypes
+
+    def __post_init__(self) -> None:
+        if isinstance(self.shard_size, bool) or not isinstance(self.shard_size, int) or self.shard_size < 1:
+            raise RecipeError(f"a shard size is a number of bytes, at least 1, not {self.shard_size!r}")
+
+    def claims(self, head: bytes, source: Source, /) -> bool:
+        """A JSON object that names its map of weights near the beginning."""
+        if head.lstrip()[:1] != b"{" or b"\0" in head:
+            return False
+        return source.name.endswith(".index.json") or b'"weight_map"' in source.bytes(0, min(LOOK, source.size))
+
+    def open(self, source: Source, /) -> Weights:
+        """The weights of all files that an index names: reads the index and the header of each file."""
+        index = _Index.read(source)
+        arrays, ties, meta = _gather(index, source.folder, source)
+        manifest = Manifest() if index.own is None else Manifest.parse(index.own, source.path)
+        found = manifest.collect(arrays, {**meta, **index.meta}, source.path)
+        found = Weights(found.values(), {**ties, **found.ties}, found.meta)
+        _check_total(index, found, source)
+        return found
+
+    def write(self, weights: Weights, path: Path, /) -> int:
+        """Write `weights` as files beside the index `path`, plain tensors one at a time; the bytes of all files."""
+        _check(weights, path)
+        packed = {name for name, item in weights.items() if item.scheme is not None}
+        try:
+            return _write(weights, path, packed, self.shard_size)
+        except _PackedAfterAllError:
+            return _write(weights, path, set(weights), self.shard_size)
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What an index says."""
+
+    files: Mapping[str, list[str]]  # file -> the tensors in it, in order
+    map: Mapping[str, str]  # tensor -> file
+    total: int | float | None  # bytes of all tensors
+    meta: Mapping[str, str]
+    own: str | None  # the text of ours
+
+    @staticmethod
+    def read(source: Source) -> _Index:
+        """The index in a file; raises FormatError."""
+
+        def wrong(text: str, offset: int = 0) -> FormatError:
+            return FormatError(f"index: {text}", path=source.path, offset=offset)
+
+        if source.size > INDEX_LIMIT:
+            raise wrong(f"it takes {source.size} bytes, the limit is {INDEX_LIMIT}; this is no index of weights")
+        try:
+            data = load_json(source.bytes(0, source.size).decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise wrong("it is not UTF-8", error.start) from error
+        except FormatError as error:
+            raise wrong(str(error)) from error
+        names = data.get("weight_map") if isinstance(data, dict) else None
+        if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
+            raise wrong("expected an object with a 'weight_map' from names of tensors to names of files")
+        metadata = data.get("metadata", {})
+        if not isinstance(metadata, dict):
+            raise wrong("expected an object as 'metadata'")
+        total = metadata.pop(TOTAL, None)
+        if isinstance(total, bool) or not isinstance(total, (int, float, type(None))):
+            raise wrong(f"expected a number of bytes as {TOTAL!r}, found {str(total)[:100]}")
+        own = metadata.pop(KEY, None)
+        if own is not None and not isinstance(own, str):
+            raise wrong(f"expected text as {KEY!r}")
+        meta = {key: value if isinstance(value, str) else compact_json(value) for key, value in metadata.items()}
+        for text in (*names, *meta, *meta.values()):
+            check_text(text, "the text", source.path)
+        return _Index(_by_file(names, source), names, total, meta, own)
+
+
+def _by_file(names: Mapping[str, str], source: Source) -> dict[str, list[str]]:
+    """The tensors of each file, in order; raises FormatError for too many files, or names that clash."""
+    files: dict[str, list[str]] = {}
+    for name, file in names.items():
+        files.setdefault(file, []).append(name)
+    if len(files) > SHARD_LIMIT:
+        raise FormatError(f"index: it names {len(files)} files, the limit is {SHARD_LIMIT}", path=source.path, offset=0)
+    folded: dict[str, str] = {}
+    for file in files:
+        other = folded.setdefault(file.casefold(), file)
+        if other != file:
+            text = f"index: the files {quoted(other)} and {quoted(file)} differ by case only; rename one"
+            raise FormatError(text, path=source.path, offset=0)
+    return files
+
+
+def _gather(index: _Index, folder: Folder, source: Source) -> tuple[dict[str, Weight], dict[str, str], dict[str, str]]:
+    """The tensors of all files in the order of the index, their ties, and the metadata on which the files agree."""
+    from steelyard.formats import part
+
+    found: dict[str, Weight] = {}
+    ties: dict[str, str] = {}
+    metas: list[Mapping[str, str]] = []
+    for file, names in index.files.items():
+        try:
+            shard_source = folder.source(file)
+        except FormatError as error:
+            raise FormatError(f"index: the file {quoted(file)}: {error}", path=source.path) from error
+        shard = part(shard_source)
+        _check_names(index, file, names, shard, source)
+        found.update(shard)
+        ties.update(shard.ties)
+        metas.append(shard.meta)
+    agreed = {key: text for meta in metas[:1] for key, text in meta.items() if all(m.get(key) == text for m in metas)}
+    return {name: found[name] for name in index.map if name in found}, ties, agreed
+
+
+def _check_names(index: _Index, file: str, names: list[str], shard: Weights, source: Source) -> None:
+    """The index and a file must name the same tensors; raises FormatError for the first that one of them lacks."""
+    there = {*shard, *shard.ties}
+    lost = [name for name in names if name not in there]
+    more = [name for name in there if index.map.get(name) != file]
+    if not lost and not more:
+        return
+    if lost:
+        text = f"tensor {quoted(lost[0])} is said to lie in {quoted(file)}, which does not have it"
+    elif more[0] in index.map:
+        text = f"tensor {quoted(more[0])} lies in {quoted(file)} and is said to lie in {quoted(index.map[more[0]])}"
+    else:
+        text = f"tensor {quoted(more[0])} lies in {quoted(file)}, and the index does not name it"
+    raise FormatError(f"index: {text}; fetch the index and its files again", path=source.path)
+
+
+def _check_total(index: _Index, weights: Weights, source: Source) -> None:
+    """The total must be the true one; raises FormatError naming both.
+
+    Writers differ in two ways: a tied tensor counts once or with each of its names, and a bool counts as a
+    byte or as an eighth of one.
+    """
+    if index.total is None:
+        return
+    once = sum(_nbytes(item) for item in weights.values())
+    again = sum(_nbytes(weights[name]) for name in weights.ties)
+    bools = sum(item.spec.size for item in weights.values() if item.spec.dtype.kind == "bool")
+    if any(abs(index.total - total + less) < 1 for total in (once, once + again) for less in (0, bools * 7 / 8)):
+        return
+    text = f"{TOTAL} is {str(index.total)[:30]}, the tensors take {once} bytes"
+    raise FormatError(f"index: {text}; fetch the index and its files again", path=source.path)
+
+
+def _nbytes(item: Weight) -> int:
+    return item.spec.nbytes if item.scheme is None or item.stored is None else item.stored
+
+
+class _PackedAfterAllError(Exception):
+    """A tensor that was announced as plain is packed, so that no size is known beforehand."""
+
+
+def _check(weights: Weights, path: Path) -> None:
+    if path.name.endswith(".bin.index.json"):
+        text = "files are written as safetensors; name the index after them: model.safetensors.index.json"
+        raise FormatError(text, path=path)
+    for key in (KEY, TOTAL):
+        if key in weights.meta:
+            raise FormatError(f"the metadata key {key!r} is reserved; rename it", path=path)
+    for text in (*weights, *weights.meta, *weights.meta.values(), *weights.ties):
+        check_text(text, "the text", path)
+
+
+def _write(weights: Weights, path: Path, encoded: set[str], shard_size: int) -> int:
+    """Write everything; raises _PackedAfterAllError if a weight outside `encoded` turned out to be packed."""
+    draft = Draft(weights)
+    with spooling(path) as spool:
+        pieces = [p for item in weights.values() for p in _pieces(item, draft, spool, path, item.name in encoded)]
+        shards = list(_split(pieces, shard_size))
+        if len(shards) > SHARD_LIMIT:
+            text = f"{len(shards)} files would be needed, the limit is {SHARD_LIMIT}; choose a larger shard size"
+            raise FormatError(text, path=path)
+        common = {key: weights.meta[key] for key in ("format",) if key in weights.meta}  # other readers want it there
+        stem = path.name.removesuffix(".json").removesuffix(".index").removesuffix(".safetensors")
+
+        def called(mark: str) -> list[str]:
+            return [f"{stem}{mark}-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+
+        def write(i: int, final: Path, sink: Sink) -> None:
+            Safetensors().stream(Weights(shards[i], meta=common), final, sink)
+
+        def index(names: Sequence[str]) -> bytes:
+            return _text(weights, draft, shards, names)
+
+        return write_set(path, called, write, index, partial(_named, path, stem))
+
+
+def _pieces(item: Weight, draft: Draft, spool: io.FileIO, path: Path, encoded: bool) -> Iterator[Weight]:
+    """What one weight adds to the files; one of `encoded` is read now, since its sizes are not known before."""
+    if not encoded:
+        yield replace(item, name=draft.plain(item.name), read=partial(_plain, item))
+        return
+    value = item.read()
+    leaves = draft.dismantle(item.name, value) if isinstance(value, Packed) else {draft.plain(item.name): value}
+    for key, array in leaves.items():
+        checked = array if isinstance(value, Packed) else announced(item, array)
+        spec, at = Spec.like(checked), spool.tell()
+        Sink(spool, path).write(flat_bytes(checked))
+        yield Weight(key, spec, partial(_spooled, spool, at, spec), origin=item.origin)
+
+
+def _plain(item: Weight) -> np.ndarray:
+    value = item.read()
+    if isinstance(value, Packed):
+        raise _PackedAfterAllError
+    return value
+
+
+def _spooled(spool: io.FileIO, at: int, spec: Spec) -> np.ndarray:
+    """The array that was put into the spool at `at`."""
+    import numpy as np
+
+    array = np.empty(spec.shape, spec.dtype.numpy)
+    spool.seek(at)
+    rest = array.reshape(-1).view(np.uint8).data
+    while len(rest):
+        count = spool.readinto(rest)
+        if not count:
+            raise FormatError("the file of what waits to be written ends too early", offset=at)
+        rest = rest[count:]
+    return array if sys.byteorder == "little" else array.byteswap()
+
+
+def _split(pieces: Iterable[Weight], shard_size: int) -> Iterator[list[Weight]]:
+    """The tensors in order, as many in one list as `shard_size` bytes hold; at least one."""
+    shard: list[Weight] = []
+    size = 0
+    for piece in pieces:
+        if shard and size + piece.spec.nbytes > shard_size:
+            yield shard
+            shard, size = [], 0
+        shard.append(piece)
+        size += piece.spec.nbytes
+    if shard:
+        yield shard
+
+
+def _text(weights: Weights, draft: Draft, shards: Sequence[Sequence[Weight]], names: Sequence[str]) -> bytes:
+    """The index of `shards` in files called `names`."""
+    total = sum(piece.spec.nbytes for shard in shards for piece in shard)
+    metadata: dict[str, Any] = {TOTAL: total, **weights.meta}
+    own = draft.text()
+    if own is not None:
+        metadata[KEY] = own
+    files = {piece.name: name for name, shard in zip(names, shards, strict=True) for piece in shard}
+    return (json.dumps({"metadata": metadata, "weight_map": files}, ensure_ascii=False, indent=2) + "\n").encode()
+
+
+def _named(path: Path, stem: str) -> set[str]:
+    """The files that the index `path` names and that are called as they are here; none where there is no index."""
+    pattern = re.compile(rf"{re.escape(stem)}(-[0-9a-f]{{8}})?-\d{{5,}}-of-\d{{5,}}\.safetensors")
+    if not path.exists():
+        return set()
+    try:
+        index = _Index.read(LocalFile.of(path))
+    except FormatError:  # what is no index names no files
+        return set()
+    return {file for file in index.files if pattern.fullmatch(file)}
