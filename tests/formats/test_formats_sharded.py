@@ -17,8 +17,9 @@ import safetensors.numpy
 from steelyard.codecs.affine import Affine
 from steelyard.core.packed import pack
 from steelyard.core.weights import Weights
+from steelyard.edit.transfer import transfer
 from steelyard.errors import FormatError, RecipeError
-from steelyard.formats import detect, locate, open, sharded, write
+from steelyard.formats import detect, locate, move, open, sharded, write
 from steelyard.formats.sharded import Sharded
 
 INDEX = "model.safetensors.index.json"
@@ -263,6 +264,26 @@ def test_without_second_names_for_files_the_set_keeps_names_of_its_own(
     write(some(3), tmp_path / INDEX)
     assert same(open(tmp_path), some(3))
     assert sorted(os.listdir(tmp_path)) == ["model-00001-of-00001.safetensors", INDEX]
+
+
+def test_a_set_is_moved_as_a_whole(tmp_path: Path) -> None:
+    (tmp_path / "draft").mkdir()
+    draft, path = tmp_path / "draft" / "x.safetensors.index.json", tmp_path / "out" / INDEX
+    path.parent.mkdir()
+    for factor in (1, 2):  # to a free place, then over the set that is there
+        write(some(factor=factor), draft, Sharded(shard_size=50))
+        move(draft, path)
+        assert same(open(path), some(factor=factor))
+        assert os.listdir(draft.parent) == []
+        assert sorted(os.listdir(path.parent)) == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)] + [INDEX]
+
+
+def test_a_set_is_verified_before_it_gets_its_name(tmp_path: Path) -> None:
+    write(some(), tmp_path / "a.safetensors")
+    done = transfer(tmp_path / "a.safetensors", tmp_path / INDEX, lambda w: w, format=Sharded(50), verified=True)
+    assert done.verified == 5
+    assert same(open(tmp_path / INDEX), some())
+    assert done.files[1] == sum(path.stat().st_size for path in tmp_path.glob("model*"))
 
 
 def test_limits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

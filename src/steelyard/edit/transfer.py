@@ -83,8 +83,7 @@ def transfer(
     with _aside(target) as draft:
         size = formats.write(told(made, tell), draft, format)
         number = verify(formats.open(draft), made, target, watch("verifying", made.nbytes))
-        with writing(target):
-            os.replace(draft, target)
+        formats.move(draft, target)
     return Transferred(before, formats.open(target), (_size(before, source), size), number)
 
 

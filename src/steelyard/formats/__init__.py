@@ -76,6 +76,14 @@ def write(weights: Weights, path: str | Path, format: str | Writable | None = No
     return format.write(weights, path)
 
 
+def move(draft: str | Path, target: str | Path) -> None:
+    """Give what was written to `draft`, on the same disk, the name `target`, as a whole; raises FormatError."""
+    format = FORMATS[detect(draft)]()
+    if not isinstance(format, Writable):
+        raise FormatError(f"{format.name} is read here and not written", path=draft)
+    format.move(Path(draft), Path(target))
+
+
 def locate(source: str | Path) -> Source:
     """The file that `source` means: itself, or the file that speaks for the folder.
 
@@ -136,4 +144,4 @@ def _endings(names: Sequence[str]) -> str:
     return f"{', '.join(others)} or {last}"
 
 
-__all__ = ["FORMATS", "WRITTEN", "Format", "Writable", "detect", "locate", "open", "write"]
+__all__ = ["FORMATS", "WRITTEN", "Format", "Writable", "detect", "locate", "move", "open", "write"]

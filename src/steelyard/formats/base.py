@@ -58,6 +58,11 @@ class Writable(Format):
     def write(self, weights: Weights, path: Path, /) -> int:
         """Write all of `weights` or nothing; the bytes of what was written. Raises FormatError."""
 
+    def move(self, draft: Path, path: Path, /) -> None:
+        """Give what was written to `draft`, on the same disk, the name `path`, as a whole. Raises FormatError."""
+        with writing(path):
+            draft.replace(path)
+
 
 def empty(spec: Spec, source: Source, offset: int, name: str) -> np.ndarray:
     """A fresh array for a tensor of a file; raises FormatError where memory or numpy cannot hold it."""

@@ -23,16 +23,16 @@ from steelyard.formats.base import Sink, replacing, staging, writing
 def write_set(
     index: Path,
     called: Callable[[str], Sequence[str]],
-    write: Callable[[int, Path, Sink], object],
+    put: Callable[[int, Path, Path], int],
     text: Callable[[Sequence[str]], bytes],
     named: Callable[[], Collection[str]],
 ) -> int:
     """Write the files ``called("")`` beside `index`, then the index; the bytes of all of them.
 
-    ``called(mark)`` are names that contain `mark`, all equal but for it; ``write(i, path, sink)`` fills the i-th
-    file; ``text(names)`` is the index of files so named; ``named()`` are the files of this set that the index on
-    the disk names at the moment, none where there is no index. Raises FormatError where a file cannot be written,
-    or is there and is not of the old set.
+    ``called(mark)`` are names that contain `mark`, all equal but for it; ``put(i, place, path)`` puts the i-th file
+    to `place`, with errors that call it `path`, and returns its bytes; ``text(names)`` is the index of files so
+    named; ``named()`` are the files of this set that the index on the disk names at the moment, none where there
+    is no index. Raises FormatError where a file cannot be written, or is there and is not of the old set.
     """
     folder, old, names = index.parent, set(named()), called("")
     taken = [name for name in names if os.path.lexists(folder / name)]
@@ -45,13 +45,7 @@ def write_set(
     with _removing(folder, first, named):
         size = 0
         for i, (name, final) in enumerate(zip(first, names, strict=True)):
-            path = folder / final
-            with staging(path, path) as (sink, temporary):
-                write(i, path, sink)
-                with writing(path):
-                    size += os.fstat(sink.fileno()).st_size
-                    os.fsync(sink.fileno())
-                    temporary.replace(folder / name)
+            size += put(i, folder / name, folder / final)
         size += _write_index(index, text(first))
         if taken and _link(folder, own, names):
             size += len(text(names)) - len(text(first))
@@ -59,6 +53,16 @@ def write_set(
     for name in {*own, *old}.difference(named()):
         (folder / name).unlink(missing_ok=True)
     return size
+
+
+def stream(place: Path, path: Path, fill: Callable[[Sink], object]) -> int:
+    """A new file at `place` that ``fill(sink)`` writes, whole or not there; its bytes. Errors call it `path`."""
+    with staging(path, path) as (sink, temporary):
+        fill(sink)
+        with writing(path):
+            os.fsync(sink.fileno())
+            temporary.replace(place)
+            return os.fstat(sink.fileno()).st_size
 
 
 def _write_index(index: Path, data: bytes) -> int:

@@ -24,8 +24,8 @@ from steelyard.core.packed import Packed
 from steelyard.core.spec import Spec
 from steelyard.core.weights import Weight, Weights
 from steelyard.errors import FormatError, RecipeError, quoted
-from steelyard.formats.base import Sink, Writable, announced, check_text, flat_bytes, spooling
-from steelyard.formats.fileset import write_set
+from steelyard.formats.base import Sink, Writable, announced, check_text, flat_bytes, spooling, writing
+from steelyard.formats.fileset import stream, write_set
 from steelyard.formats.manifest import KEY, Draft, Manifest, compact_json, load_json
 from steelyard.formats.safetensors import Safetensors
 from steelyard.formats.source import Folder, LocalFile, Source
@@ -86,6 +86,11 @@ class Sharded(Writable):
             return _write(weights, path, packed, self.shard_size)
         except _PackedAfterAllError:
             return _write(weights, path, set(weights), self.shard_size)
+
+    def move(self, draft: Path, path: Path, /) -> None:
+        """Give the set whose index is `draft` the names that belong to the index `path`."""
+        _check_name(path)
+        _move(draft, path)
 
 
 @dataclass(frozen=True)
@@ -209,10 +214,14 @@ class _PackedAfterAllError(Exception):
     """A tensor that was announced as plain is packed, so that no size is known beforehand."""
 
 
-def _check(weights: Weights, path: Path) -> None:
+def _check_name(path: Path) -> None:
     if path.name.endswith(".bin.index.json"):
         text = "files are written as safetensors; name the index after them: model.safetensors.index.json"
         raise FormatError(text, path=path)
+
+
+def _check(weights: Weights, path: Path) -> None:
+    _check_name(path)
     for key in (KEY, TOTAL):
         if key in weights.meta:
             raise FormatError(f"the metadata key {key!r} is reserved; rename it", path=path)
@@ -230,18 +239,18 @@ def _write(weights: Weights, path: Path, encoded: set[str], shard_size: int) -> 
             text = f"{len(shards)} files would be needed, the limit is {SHARD_LIMIT}; choose a larger shard size"
             raise FormatError(text, path=path)
         common = {key: weights.meta[key] for key in ("format",) if key in weights.meta}  # other readers want it there
-        stem = path.name.removesuffix(".json").removesuffix(".index").removesuffix(".safetensors")
+        stem = _stem(path)
 
         def called(mark: str) -> list[str]:
             return [f"{stem}{mark}-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
 
-        def write(i: int, final: Path, sink: Sink) -> None:
-            Safetensors().stream(Weights(shards[i], meta=common), final, sink)
+        def put(i: int, place: Path, final: Path) -> int:
+            return stream(place, final, partial(Safetensors().stream, Weights(shards[i], meta=common), final))
 
         def index(names: Sequence[str]) -> bytes:
             return _text(weights, draft, shards, names)
 
-        return write_set(path, called, write, index, partial(_named, path, stem))
+        return write_set(path, called, put, index, partial(_named, path, stem))
 
 
 def _pieces(item: Weight, draft: Draft, spool: io.FileIO, path: Path, encoded: bool) -> Iterator[Weight]:
@@ -302,7 +311,37 @@ def _text(weights: Weights, draft: Draft, shards: Sequence[Sequence[Weight]], na
     if own is not None:
         metadata[KEY] = own
     files = {piece.name: name for name, shard in zip(names, shards, strict=True) for piece in shard}
-    return (json.dumps({"metadata": metadata, "weight_map": files}, ensure_ascii=False, indent=2) + "\n").encode()
+    return _json({"metadata": metadata, "weight_map": files})
+
+
+def _move(draft: Path, path: Path) -> None:
+    """Move the set of the index `draft` to that of `path`."""
+    data = load_json(draft.read_text(encoding="utf-8"))
+    old = list(dict.fromkeys(data["weight_map"].values()))
+    before, stem = _stem(draft), _stem(path)
+
+    def called(mark: str) -> list[str]:
+        return [f"{stem}{mark}{name.removeprefix(before)}" for name in old]
+
+    def put(i: int, place: Path, final: Path) -> int:
+        with writing(final):
+            (draft.parent / old[i]).replace(place)
+            return place.stat().st_size
+
+    def index(names: Sequence[str]) -> bytes:
+        new = dict(zip(old, names, strict=True))
+        return _json({**data, "weight_map": {name: new[file] for name, file in data["weight_map"].items()}})
+
+    write_set(path, called, put, index, partial(_named, path, stem))
+    draft.unlink()
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".json").removesuffix(".index").removesuffix(".safetensors")
+
+
+def _json(data: Any) -> bytes:
+    return (json.dumps(data, ensure_ascii=False, indent=2) + "\n").encode()
 
 
 def _named(path: Path, stem: str) -> set[str]:
