@@ -63,6 +63,7 @@ _EXPORTS: dict[str, str] = {
     "finetune": "learn.finetune:finetune",
     # what weights mean
     "inventory": "explain.inventory:inventory",
+    "spectra": "explain.spectra:spectra",
     "signal": "explain.signal:signal",
     "contributions": "explain.contributions:contributions",
     "coefficients": "explain.coefficients:coefficients",
@@ -105,6 +106,7 @@ if TYPE_CHECKING:
     from steelyard.explain.filters import filters as filters
     from steelyard.explain.inventory import inventory as inventory
     from steelyard.explain.signal import signal as signal
+    from steelyard.explain.spectra import spectra as spectra
     from steelyard.formats import open as open
     from steelyard.formats import write as write
     from steelyard.formats.module import from_module as from_module
