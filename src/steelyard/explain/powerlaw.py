@@ -29,7 +29,7 @@ class PowerLaw:
     @property
     def sigma(self) -> float:
         """The standard error of alpha, (alpha - 1) / sqrt(tail)."""
-        return (self.alpha - 1) / self.tail**0.5
+        return (self.alpha - 1) / float(self.tail) ** 0.5
 
 
 def fit_power_law(values: np.ndarray) -> PowerLaw:
