@@ -20,7 +20,6 @@ from steelyard.core.table import Column, Table
 from steelyard.core.weights import Weight, Weights
 from steelyard.core.where import Where
 from steelyard.errors import RecipeError, WeightsError, quoted
-from steelyard.explain.inventory import choose
 from steelyard.explain.powerlaw import fit_power_law
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def spectra(weights: Weights, where: Where | None = None, exact: int = EXACT, se
     """
     if exact < 0:
         raise RecipeError(f"exact is a number of singular values, at least 0, not {exact}")
-    chosen = [item for item in choose(weights, where).values() if _is_matrix(item)]
+    chosen = [item for item in weights.choose(where).values() if _is_matrix(item)]
     if not chosen:
         raise WeightsError("none of the tensors is a matrix of numbers: a spectrum needs two axes; choose others")
     rows = []
