@@ -108,7 +108,7 @@ def wrong(folder, model):
     yield [model, model, "--force"], "the source itself"
     yield [model, folder / "there.safetensors"], "--force"
     yield [model, folder / "nowhere" / "x.safetensors"], "nowhere"
-    yield [model, folder / "x.unknown"], "'.unknown'; write it under a name ending in .safetensors, .npz or .npy"
+    yield [model, folder / "x.unknown"], "'.unknown'; write it under a name ending in .safetensors"
     yield [model, folder], "director"
     yield [model, out, "--where", "nothing*"], "none of the 4 tensors"
     yield [model, out, "--html", folder / "nowhere" / "x.html"], "make it first"
