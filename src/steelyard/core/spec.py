@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from steelyard.errors import UnknownNameError, WeightsError
@@ -147,12 +147,12 @@ class Spec:
         """The Spec of an array; raises UnknownNameError for object, string and date arrays."""
         return Spec(array.shape, dtype(array.dtype))
 
-    @property
+    @cached_property
     def size(self) -> int:
         """The number of elements."""
-        return math.prod(self.shape)
+        return 0 if 0 in self.shape else math.prod(self.shape)
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """The bytes of the plain values in a file; elements narrower than a byte lie packed."""
         return (self.size * self.dtype.bits + 7) // 8

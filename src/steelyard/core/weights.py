@@ -6,7 +6,7 @@ Weights, too. Nothing here reads a byte before somebody calls ``read()``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -122,16 +122,42 @@ class Weights(Mapping[str, Weight]):
     Raises WeightsError for a name that is given twice or a tie that leads nowhere.
     """
 
-    __slots__ = ("_items", "meta", "ties")
+    __slots__ = ("_items", "_specs", "meta", "ties")
 
     def __init__(
         self, items: Iterable[Weight], ties: Mapping[str, str] | None = None, meta: Mapping[str, str] | None = None
     ):
-        self._items: dict[str, Weight] = {}
+        found: dict[str, Weight] = {}
         for item in items:
-            if item.name in self._items:
+            if item.name in found:
                 raise WeightsError(f"{item.origin}: the name {quoted(item.name)} is given twice")
-            self._items[item.name] = item
+            found[item.name] = item
+        self._settle(found, ties, meta)
+
+    @staticmethod
+    def over(
+        items: Mapping[str, Weight],
+        ties: Mapping[str, str] | None = None,
+        meta: Mapping[str, str] | None = None,
+        specs: Callable[[], Iterable[Spec]] | None = None,
+    ) -> Weights:
+        """Weights whose items stay in a mapping by their names, which may make each one when it is asked for.
+
+        A file of a million tensors then needs no million objects. The mapping must not change. `specs` gives the
+        Spec of every item, in order, where that is quicker than making the items.
+        """
+        weights = Weights.__new__(Weights)
+        weights._settle(items, ties, meta, specs)
+        return weights
+
+    def _settle(
+        self,
+        items: Mapping[str, Weight],
+        ties: Mapping[str, str] | None,
+        meta: Mapping[str, str] | None,
+        specs: Callable[[], Iterable[Spec]] | None = None,
+    ) -> None:
+        self._items, self._specs = items, specs
         self.ties: Mapping[str, str] = MappingProxyType(dict(ties or {}))
         self.meta: Mapping[str, str] = MappingProxyType(dict(meta or {}))
         for alias, name in self.ties.items():
@@ -159,6 +185,14 @@ class Weights(Mapping[str, Weight]):
     def __len__(self) -> int:
         return len(self._items)
 
+    def values(self) -> ValuesView[Weight]:
+        """The weights, in order."""
+        return self._items.values()
+
+    def items(self) -> ItemsView[str, Weight]:
+        """The names and the weights, in order."""
+        return self._items.items()
+
     def find(self, name: str) -> Weight:
         """Like ``weights[name]``, but a wrong name raises UnknownNameError with the nearest right one."""
         try:
@@ -178,7 +212,7 @@ class Weights(Mapping[str, Weight]):
 
     def with_meta(self, **meta: str) -> Weights:
         """The same weights with metadata added or replaced."""
-        return Weights(self.values(), self.ties, {**self.meta, **meta})
+        return Weights.over(self._items, self.ties, {**self.meta, **meta}, self._specs)
 
     def select(self, where: Where | Callable[[Weight], bool]) -> Weights:
         """The weights for which `where` holds, in order, with their ties."""
@@ -200,15 +234,19 @@ class Weights(Mapping[str, Weight]):
         """Read everything once and keep it in memory: the transforms behind it run no more."""
         return Weights([Weight.of(i.name, i.read(), i.origin) for i in self.values()], self.ties, self.meta)
 
+    def specs(self) -> Iterable[Spec]:
+        """The Spec of each weight, in order: quicker than to go through `values` where there are very many."""
+        return (item.spec for item in self.values()) if self._specs is None else self._specs()
+
     @property
     def size(self) -> int:
         """The number of elements; tied tensors count once."""
-        return sum(item.spec.size for item in self.values())
+        return sum(spec.size for spec in self.specs())
 
     @property
     def nbytes(self) -> int:
         """The bytes of all plain values; what a file takes is known when it is written."""
-        return sum(item.spec.nbytes for item in self.values())
+        return sum(spec.nbytes for spec in self.specs())
 
     def __repr__(self) -> str:
         counts = [(len(self), "tensor"), (self.size, "element"), (len(self.ties), "tie")]

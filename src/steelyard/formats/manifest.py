@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -88,11 +88,24 @@ def load_json(text: str) -> Any:
     steelyard.errors.FormatError: the key 'a' is given twice
     """
     try:
-        return json.loads(text, object_pairs_hook=_object, parse_constant=_no_number)
+        return _decoder().decode(text)
     except RecursionError as error:
         raise FormatError("the JSON is nested too deep") from error
     except ValueError as error:
         raise FormatError(f"expected JSON, found otherwise: {str(error)[:100]}") from error
+
+
+def strict_scanner() -> Callable[[str, int], tuple[Any, int]]:
+    """What reads one value that stands at a place of a text, as `load_json` does, and where the value ends.
+
+    It raises StopIteration where there is no value, JSONDecodeError in one, FormatError, and RecursionError.
+    """
+    scan: Callable[[str, int], tuple[Any, int]] = _decoder().scan_once  # type: ignore[attr-defined]
+    return scan
+
+
+def _decoder() -> json.JSONDecoder:
+    return json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_number)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """safetensors: eight bytes of header length, a JSON header, and the bytes of all tensors without a gap.
 
-Decides what is a valid file (stricter than the reference library where the specification is) and how a
-file is laid out: the header in the order of the weights, the data with the widest elements first, so that
-every tensor lies aligned. Packed tensors are written as their parts; any safetensors reader opens them.
+Decides how a file is laid out: the header in the order of the weights, the data with the widest elements
+first, so that every tensor lies aligned. What a valid file is, `_safetensors_header` decides. Packed
+tensors are written as their parts; any safetensors reader opens them.
 Knows nothing of what the tensors mean.
 
 Specification: https://github.com/huggingface/safetensors#format
@@ -13,15 +13,17 @@ from __future__ import annotations
 import io
 import struct
 import sys
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, ValuesView
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from steelyard.core.packed import Packed
-from steelyard.core.spec import DTYPES, DType, Spec
+from steelyard.core.spec import Spec
 from steelyard.core.weights import Weight, Weights
 from steelyard.errors import FormatError, quoted
+from steelyard.formats._safetensors_header import CODES, HEADER_LIMIT, Header, spec_of
 from steelyard.formats.base import (
     COPY,
     Sink,
@@ -33,17 +35,14 @@ from steelyard.formats.base import (
     replacing,
     spooling,
 )
-from steelyard.formats.manifest import KEY, Draft, Manifest, compact_json, load_json
+from steelyard.formats.manifest import KEY, Draft, Manifest, compact_json
 from steelyard.formats.source import Source
 
 if TYPE_CHECKING:
     import numpy as np
 
-HEADER_LIMIT = 100_000_000  # bytes, as in the reference library
-LARGEST = 2**63 - 1  # of a dimension or an offset
 UNREADABLE = frozenset({"float6_e2m3fn", "float6_e3m2fn"})  # how their bits lie is specified nowhere
 BLOCK = 1 << 20  # bytes of a tensor that are read at a time where it need not be read whole
-CODES: dict[str, DType] = {row.safetensors: row for row in DTYPES.values() if row.safetensors}
 
 
 @dataclass(frozen=True)
@@ -61,21 +60,12 @@ class Safetensors(Writable):
 
     def open(self, source: Source, /) -> Weights:
         """The weights in a file: reads the header and not one byte more."""
-        path = source.path
-        text, start = _header(source)
-        try:
-            header = load_json(text)
-        except FormatError as error:
-            raise FormatError(f"header: {error}", path=path, offset=8) from error
-        if not isinstance(header, dict):
-            raise FormatError("header: expected an object", path=path, offset=8)
-        meta = _metadata(header.pop("__metadata__", {}), path)
-        tensors = {name: _Tensor.parse(name, entry, path, start) for name, entry in header.items()}
-        _check_cover(tensors, source, start)
-        arrays = {name: tensor.weight(name, source) for name, tensor in tensors.items()}
+        header = Header.read(source)
+        arrays, meta = Tensors(header, source), dict(header.meta)
         own = meta.pop(KEY, None)
-        manifest = Manifest() if own is None else Manifest.parse(own, path)
-        return manifest.collect(arrays, meta, path)
+        if own is None:
+            return Weights.over(arrays, {}, meta, arrays.specs)
+        return Manifest.parse(own, source.path).collect(arrays, meta, source.path)
 
     def write(self, weights: Weights, path: Path, /) -> int:
         """Write `weights`, plain tensors block by block where they can be read so; the bytes of the finished file."""
@@ -94,120 +84,99 @@ class Safetensors(Writable):
         return sink.tell()
 
 
-def _header(source: Source) -> tuple[str, int]:
-    """The text of the header, and where the data starts."""
-    if source.size < 8:
-        raise FormatError(f"expected 8 bytes of header length, the file has {source.size}", path=source.path, offset=0)
-    with source.reading() as file:
-        length = bytearray(8)
-        source.fill(file, 0, length)
-        (count,) = struct.unpack("<Q", length)
-        if count > HEADER_LIMIT:
-            text = f"the header length is {count}, the limit is {HEADER_LIMIT}; this is no safetensors file"
-            raise FormatError(text, path=source.path, offset=0)
-        if count > source.size - 8:
-            text = f"the header length is {count}, the file has {source.size} bytes; it is cut off: fetch it again"
-            raise FormatError(text, path=source.path, offset=0)
-        raw = bytearray(count)
-        source.fill(file, 8, raw)
-    if raw[:1] != b"{":
-        raise FormatError(
-            f"expected a header that begins with '{{', found {bytes(raw[:1])!r}", path=source.path, offset=8
-        )
-    try:
-        return raw.decode("utf-8"), 8 + count
-    except UnicodeDecodeError as error:
-        raise FormatError("the header is not UTF-8", path=source.path, offset=8 + error.start) from error
+class Tensors(Mapping[str, Weight]):
+    """The tensors of a file by name, each made when it is asked for."""
+
+    def __init__(self, header: Header, source: Source):
+        self._header, self._source = header, source
+        self._origin = source.origin(0).removesuffix("0")
+
+    def __getitem__(self, name: str) -> Weight:
+        header, i = self._header, self._header.names[name]
+        return next(self._made([name], header.kind[i : i + 1], header.begin[i : i + 1]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._header.names)
+
+    def __len__(self) -> int:
+        return len(self._header.names)
+
+    def values(self) -> ValuesView[Weight]:
+        """The tensors, in order."""
+        return _Values(self)
+
+    def items(self) -> ItemsView[str, Weight]:
+        """The names and the tensors, in order."""
+        return _Items(self)
+
+    def specs(self) -> Iterator[Spec]:
+        """What each tensor is, in order."""
+        header = self._header
+        return map(spec_of, map(header.kinds.__getitem__, header.kind))
+
+    def all(self) -> Iterator[Weight]:
+        """Every tensor; quicker than asking for each by its name."""
+        header = self._header
+        return self._made(header.names, header.kind, header.begin)
+
+    def _made(self, names: Iterable[str], kinds: Iterable[int], begins: Iterable[int]) -> Iterator[Weight]:
+        """The tensors of some kinds of the header that begin at some bytes of the data."""
+        texts, sizes, start = self._header.kinds, self._header.sizes, self._header.start
+        source, origin = self._source, self._origin
+        for name, kind, begin in zip(names, kinds, begins, strict=True):
+            spec = spec_of(texts[kind])
+            at = start + begin
+            weight = object.__new__(Weight)
+            weight.__dict__.update(  # what Weight(...) does, in a third of the time: there may be a hundred thousand
+                name=name,
+                spec=spec,
+                read=partial(_read, name, spec, at, source),
+                stored=sizes[kind],
+                origin=f"{origin}{at}",
+                scheme=None,
+                fill=partial(_fill, at, source) if spec.dtype.bits >= 8 else None,
+            )
+            yield weight
 
 
-def _metadata(data: Any, path: Path | str) -> dict[str, str]:
-    if not isinstance(data, dict) or any(not isinstance(value, str) for value in data.values()):
-        raise FormatError("header: expected text under text in '__metadata__'", path=path, offset=8)
-    for text in (*data, *data.values()):
-        check_text(text, "metadata", path)
-    return dict(data)
+class _Values(ValuesView[Weight]):
+    _mapping: Tensors
+
+    def __iter__(self) -> Iterator[Weight]:
+        return self._mapping.all()
 
 
-@dataclass(frozen=True)
-class _Tensor:
-    """One entry of the header; `begin` and `end` count from the start of the file."""
+class _Items(ItemsView[str, Weight]):
+    _mapping: Tensors
 
-    spec: Spec
-    begin: int
-    end: int
-
-    @staticmethod
-    def parse(name: str, entry: Any, path: Path | str, start: int) -> _Tensor:
-        def wrong(text: str) -> FormatError:
-            return FormatError(f"tensor {quoted(name)}: {text}", path=path, offset=8)
-
-        check_text(name, "tensor name", path)
-        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-            raise wrong("expected an object of dtype, shape and data_offsets")
-        code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if not isinstance(code, str) or code not in CODES:
-            raise wrong(f"unknown dtype {quoted(str(code))}; known are {', '.join(CODES)}")
-        if not _counts(shape):
-            raise wrong(f"expected dimensions from 0 to 2^63-1, found {str(shape)[:100]}")
-        if not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-            raise wrong(f"expected data_offsets [begin, end] with begin <= end, found {str(offsets)[:100]}")
-        spec = Spec(tuple(shape), CODES[code])
-        bits, (begin, end) = spec.size * spec.dtype.bits, offsets
-        if bits != 8 * (end - begin):
-            found = f"{bits / 8:.10g}" if bits < 2**50 else "over 2^47"
-            raise wrong(f"{code} of shape {str(shape)[:100]} takes {found} bytes, data_offsets have {end - begin}")
-        return _Tensor(spec, start + begin, start + end)
-
-    def weight(self, name: str, source: Source) -> Weight:
-        read = partial(_read, name, self, source)
-        fill = partial(_fill, self, source) if self.spec.dtype.bits >= 8 else None
-        return Weight(name, self.spec, read, self.end - self.begin, source.origin(self.begin), fill=fill)
+    def __iter__(self) -> Iterator[tuple[str, Weight]]:
+        return zip(self._mapping, self._mapping.all(), strict=True)
 
 
-def _counts(data: Any) -> bool:
-    return isinstance(data, list) and all(type(n) is int and 0 <= n <= LARGEST for n in data)
-
-
-def _check_cover(tensors: dict[str, _Tensor], source: Source, start: int) -> None:
-    """The tensors must cover the data from its start to the end of the file, each byte once."""
-    at = start
-    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
-        if tensor.begin != at:
-            what = "overlaps the one before" if tensor.begin < at else f"leaves a hole of {tensor.begin - at} bytes"
-            raise FormatError(f"tensor {quoted(name)} {what}", path=source.path, offset=tensor.begin)
-        at = tensor.end
-        if at > source.size:
-            text = f"tensor {quoted(name)} ends at byte {at}, the file at {source.size}; fetch it again"
-            raise FormatError(text, path=source.path, offset=tensor.begin)
-    if at != source.size:
-        raise FormatError(f"{source.size - at} bytes follow after the last tensor", path=source.path, offset=at)
-
-
-def _read(name: str, tensor: _Tensor, source: Source) -> np.ndarray:
+def _read(name: str, spec: Spec, begin: int, source: Source) -> np.ndarray:
     import numpy as np
 
-    spec = tensor.spec
     if spec.dtype.name in UNREADABLE:
         text = f"tensor {quoted(name)}: no standard says how {spec.dtype} lies; convert it where it was made"
-        raise FormatError(text, path=source.path, offset=tensor.begin)
-    array = empty(spec, source, tensor.begin, name)
+        raise FormatError(text, path=source.path, offset=begin)
+    array = empty(spec, source, begin, name)
     if spec.dtype.bits < 8:
         with source.reading() as file:
-            raw = np.empty(tensor.end - tensor.begin, np.uint8)
-            source.fill(file, tensor.begin, raw.data)
+            raw = np.empty(spec.nbytes, np.uint8)
+            source.fill(file, begin, raw.data)
             nibbles = np.stack((raw & 15, raw >> 4), axis=-1)  # (bytes, 2): the low half comes first
             array.reshape(-1).view(np.uint8)[:] = nibbles.reshape(-1)
         return array
-    _fill(tensor, source, 0, array.reshape(-1))
+    _fill(begin, source, 0, array.reshape(-1))
     return array
 
 
-def _fill(tensor: _Tensor, source: Source, first: int, flat: np.ndarray) -> None:
-    """Read the elements from `first` on into `flat`."""
+def _fill(begin: int, source: Source, first: int, flat: np.ndarray) -> None:
+    """Read the elements from `first` on into `flat`; the tensor begins at a byte of the file."""
     import numpy as np
 
     with source.reading() as file:
-        source.fill(file, tensor.begin + first * flat.itemsize, flat.view(np.uint8).data)
+        source.fill(file, begin + first * flat.itemsize, flat.view(np.uint8).data)
     if sys.byteorder == "big":
         flat.byteswap(inplace=True)
 

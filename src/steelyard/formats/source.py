@@ -132,6 +132,33 @@ class LocalFile(Source):
 
 
 @dataclass(frozen=True)
+class InMemory(Source):
+    """Bytes that are in memory already, under the name by which errors call them.
+
+    >>> InMemory(b"abc", "made up").bytes(1, 2)
+    b'bc'
+    """
+
+    content: bytes
+    path: Path | str = "memory"
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """The number of bytes."""
+        return len(self.content)
+
+    @contextmanager
+    def reading(self) -> Iterator[io.BytesIO]:
+        """The bytes as a file."""
+        yield io.BytesIO(self.content)
+
+    @property
+    def folder(self) -> Folder:
+        """Raises FormatError: what is in memory lies beside no other file."""
+        raise FormatError("is in memory and beside no other file", path=self.path)
+
+
+@dataclass(frozen=True)
 class LocalFolder(Folder):
     """A folder on this machine."""
 
