@@ -25,6 +25,7 @@ FORMATS: Registry[type[Format]] = Registry(
         ),
         "npz": Row("steelyard.formats.npz:Npz", "the arrays of numpy in a zip archive"),
         "npy": Row("steelyard.formats.npz:Npy", "one array of numpy, named by its file"),
+        "onnx": Row("steelyard.formats.onnx:Onnx", "a graph of operators; its tensors are read, it is not written"),
     },
 )
 WRITTEN = (
