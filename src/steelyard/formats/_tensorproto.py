@@ -312,6 +312,6 @@ def _narrowed(values: np.ndarray, spec: Spec) -> np.ndarray:
     if dtype.bits < 8:
         return _unpacked(values.astype(np.uint8), spec)
     if dtype.kind == "bool":
-        return (values != 0).reshape(spec.shape)
-    lowest: np.ndarray = values.astype(f"u{dtype.numpy.itemsize}").view(dtype.numpy)
-    return lowest.reshape(spec.shape)
+        values = values.astype(np.bool_)
+    found: np.ndarray = values.astype(f"u{dtype.numpy.itemsize}").view(dtype.numpy).reshape(spec.shape)
+    return found
