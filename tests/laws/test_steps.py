@@ -24,6 +24,14 @@ from steelyard.errors import WeightsError
 SETTINGS = {
     "cast": [{"dtype": "bfloat16"}, {"dtype": "float64", "overflow": "saturate"}],
     "rename": [{"pattern": "*.weight", "to": "*.w"}, {"pattern": "^head", "to": "lm_head", "regex": True}],
+    "split": [
+        {"pattern": "conv.*", "into": ("half.a.*", "half.b.*")},
+        {"pattern": "*.bias", "into": ("*.q", "*.k", "*.v"), "shares": (3, 1, 1)},
+        {"pattern": "fc.weight", "into": ("fc.weight", "fc.rest"), "shares": (5, 3), "axis": -1},
+    ],
+    "join": [{"parts": ("e.0.w", "e.1.w"), "into": "e.w"}, {"parts": ("e.1.*", "e.0.*"), "into": "e.*", "axis": 1}],
+    "stack": [{"pattern": "e.#.*", "into": "e.*"}],
+    "unstack": [{"pattern": "conv.weight", "into": "conv.#.weight"}],
     "prune": [{"fraction": 0.5}, {"fraction": 0.3, "scope": "tensor", "min_ndim": 1}],
     "quantize": [{}, {"bits": 4, "symmetric": False, "axis": 0}, {"bits": 3, "group": 4}],
     "share": [{"k": 3}, {"k": 2, "scope": "global", "keep_zeros": False}],
@@ -31,6 +39,8 @@ SETTINGS = {
     "settle": [{}],
 }
 EVERY = [(name, settings) for name in STEPS for settings in SETTINGS[name]]
+PIECES = {"split", "join", "stack", "unstack"}  # the tensors that come of these are others
+NAMING = PIECES | {"rename"}
 EAGER = {"settle"}  # it exists to read everything at once
 
 
@@ -42,6 +52,8 @@ def arrays():
         "fc.bias": rng.normal(size=5).astype(np.float32),
         "conv.weight": rng.normal(size=(4, 2, 3, 3)).astype(np.float32),
         "steps": np.arange(4).reshape(2, 2),
+        "e.1.w": np.ones((2, 3), np.int8),
+        "e.0.w": np.zeros((2, 3), np.int8),
         "mask": np.array([[True, False]]),
     }
 
@@ -81,14 +93,19 @@ def test_every_step_is_in_its_row_and_has_its_settings_here():
 def test_order_ties_and_metadata_survive(name, settings):
     before = Watched().weights()
     after = build(name, settings)(before)
-    assert len(after) == len(before)
     assert after.meta == before.meta
     assert len(after.ties) == 1
     ((alias, target),) = after.ties.items()
     assert list(after).index(target) == 0
-    if name != "rename":
+    if name not in NAMING:
         assert list(after) == list(before)
         assert (alias, target) == ("head.weight", "embed.weight")
+    if name in PIECES:
+        kept = [item for item in before if item in after]
+        assert kept == [item for item in after if item in before]
+        assert after.nbytes == before.nbytes
+        return
+    assert len(after) == len(before)
     assert [item.spec.shape for item in after.values()] == [item.spec.shape for item in before.values()]
 
 
@@ -97,6 +114,13 @@ def test_nothing_is_read_before_a_read_and_then_only_what_it_takes(name, setting
     watched = Watched()
     after = build(name, settings)(watched.weights())
     assert watched.reads == {}
+    if name in PIECES:
+        for item in after.values():
+            watched.reads.clear()
+            item.array()
+            assert set(watched.reads.values()) == {1}
+            assert len(watched.reads) <= 1 or item.name in ("e.w", "e.0.w")
+        return
     after["fc.bias"].array()
     together = settings.get("scope", "global" if name == "prune" else "") == "global"
     assert set(watched.reads) <= {"fc.bias"} or together
@@ -145,8 +169,8 @@ def test_twice_is_once(name, settings):
     """
     step = build(name, settings)
     once = step(STEPS["cast"]("float32")(Watched().weights()))
-    if name == "rename":  # the names have gone, and a step without effect says so
-        with pytest.raises(WeightsError, match="no name matches"):
+    if name in NAMING:  # the names have gone, and a step without effect says so
+        with pytest.raises(WeightsError, match=r"no name matches|cannot be split"):
             step(once)
         return
     assert [x.tobytes() for x in step(once).arrays().values()] == [x.tobytes() for x in once.arrays().values()]
@@ -162,6 +186,8 @@ def test_a_step_is_data_and_back(name, settings):
 @pytest.mark.parametrize(("name", "settings"), EVERY)
 def test_no_weights_are_no_trouble(name, settings):
     assert len(build(name, settings)(Weights([]))) == 0
+    if name in PIECES:
+        return
     empty = Weights.of({"head.weight": np.zeros((0, 3), np.float32)})
     (found,) = build(name, settings)(empty).arrays().values()
     assert found.shape == (0, 3)

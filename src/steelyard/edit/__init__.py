@@ -11,6 +11,10 @@ STEPS: Registry[type[Step]] = Registry(
     {
         "cast": Row("steelyard.edit.cast:Cast", "another number format"),
         "rename": Row("steelyard.edit.rename:Rename", "other names, by glob or regular expression"),
+        "split": Row("steelyard.edit.split:Split", "one tensor into several along an axis, such as q, k and v"),
+        "join": Row("steelyard.edit.split:Join", "several tensors into one along an axis: the inverse of split"),
+        "stack": Row("steelyard.edit.stack:Stack", "numbered tensors, such as experts, along a new axis"),
+        "unstack": Row("steelyard.edit.stack:Unstack", "a tensor into numbered ones: the inverse of stack"),
         "prune": Row("steelyard.edit.prune:Prune", "the least important weights become zero"),
         "quantize": Row("steelyard.edit.quantize:Quantize", "round to uniform levels of few bits"),
         "share": Row("steelyard.edit.share:Share", "few distinct values: the codebook with the least squared error"),
