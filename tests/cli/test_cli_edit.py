@@ -138,6 +138,17 @@ def test_wrong_use_writes_nothing(steelyard, model, tmp_path, verb):
         ("convert", ["--dtype", "bf61"], "there is no dtype"),
         ("convert", ["--rename", "model"], "PATTERN=NEW"),
         ("convert", ["--rename", "model.*=x"], "the same name"),
+        ("convert", ["--shard-size", "5QB"], "expected a size such as 5GB"),
+        ("convert", ["--shard-size", "-1"], "expected a size such as 5GB"),
+        ("convert", ["--shard-size", "0.1B"], "expected a size such as 5GB"),
+        ("convert", ["--shard-size", "nanGB"], "expected a size such as 5GB"),
+        ("convert", ["--shard-size", "1GB"], "expected a folder or a name ending in .safetensors.index.json"),
+        ("convert", ["--split", "*.weight"], "PATTERN=NEW"),
+        ("convert", ["--split", "*.bias=*.a:1,*.b"], "a share for each of the 2 parts"),
+        ("convert", ["--split", "*.bias=*.a:5,*.b:2"], "cannot be split 5:2"),
+        ("convert", ["--split", "*.embed.*=a,b"], "also called 'head.weight'"),
+        ("convert", ["--stack", "*.bias=b"], "one '#'"),
+        ("convert", ["--join", "*.bias=b"], "two or more globs"),
         ("convert", ["--rename", "zz*=y*"], "no name matches"),
         ("convert", ["--dtype", "int8"], "round fractions with quantize"),
         ("convert", ["--dtype", "bf16", "--where", "*.steps"], "there are none"),
@@ -186,3 +197,35 @@ def test_what_cannot_change_a_value_is_not_read_again(steelyard, model):
         "convert", model, target, "--force", "--codec", "affine(bits=4)", "--where", "*layer.weight", "--json"
     )
     assert json.loads(result.out.splitlines()[1])["rows"][0]["changed"] == 1
+
+
+@pytest.mark.parametrize(("size", "files"), [("1 kB", 3), ("2600B", 2), ("2.6KB", 2), ("4MiB", 1), ("5000", 1)])
+def test_shards(steelyard, model, tmp_path, size, files):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    assert steelyard("convert", model, folder, "--shard-size", size, "--verify").status == 0
+    names = sorted(os.listdir(folder))
+    assert len(names) == files + 1
+    assert names[-1] == "model.safetensors.index.json"
+    found, expected = sy.open(folder), sy.open(model)
+    assert {n: x.tobytes() for n, x in found.arrays().items()} == {n: x.tobytes() for n, x in expected.arrays().items()}
+    back = tmp_path / "back.safetensors"
+    result = steelyard("convert", folder, back, "--json")
+    assert back.read_bytes() == model.read_bytes()
+    total = json.loads(result.out.splitlines()[1])["rows"][0]
+    assert total["file before"] == sum(path.stat().st_size for path in folder.iterdir())
+    assert total["file after"] == back.stat().st_size
+
+
+def test_pieces_in_order(steelyard, tmp_path):
+    source, target, back = (tmp_path / f"{name}.safetensors" for name in "abc")
+    x = np.arange(24, dtype=np.float32).reshape(4, 6)
+    sy.write(sy.Weights.of({"l.c@t.w": x, "l.e.0.w": x, "l.e.1.w": x + 1, "l.s": x[:2]}), source)
+    options = ["--split", "*.c@t.w@1=*.q:4,*.k:1,*.v:1", "--stack", "*.e.#.*=*.e.*", "--rename", "l.*=*"]
+    assert steelyard("convert", source, target, *options, "--unstack", "*.s=*.s.#", "--verify").status == 0
+    found = {name: item.array().tolist() for name, item in sy.open(target).items()}
+    expected = {"q": x[:, :4], "k": x[:, 4:5], "v": x[:, 5:], "e.w": np.stack([x, x + 1]), "s.0": x[0], "s.1": x[1]}
+    assert found == {name: value.tolist() for name, value in expected.items()}
+    options = ["--join", "q,k,v=c@t.w@1", "--unstack", "*.w=*.#.w", "--stack", "s.#=s", "--rename", "*=l.*"]
+    assert steelyard("convert", target, back, *options, "--where", "!c@t").status == 0
+    assert back.read_bytes() == source.read_bytes()

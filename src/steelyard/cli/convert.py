@@ -1,6 +1,9 @@
-"""``steelyard convert SOURCE TARGET``: the same weights in another format, dtype, under other names or codecs."""
+"""``steelyard convert SOURCE TARGET``: the same weights in another format, dtype, other pieces, names or codecs."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -8,6 +11,12 @@ from steelyard.cli.options import Output, codec_option, output, show, source_and
 from steelyard.cli.progress import watching
 from steelyard.core.transform import Step, chain
 from steelyard.core.where import Where
+
+if TYPE_CHECKING:
+    from steelyard.formats.sharded import Sharded
+
+_SIZES = {"": 1, "B": 1, **{f"{p}B": 1000**i for i, p in enumerate("KMGT", 1)}}
+_SIZES |= {f"{p}IB": 1024**i for i, p in enumerate("KMGT", 1)}
 
 
 @click.command("convert")
@@ -23,6 +32,40 @@ from steelyard.core.where import Where
 @click.option(
     "--rename", "renames", metavar="PATTERN=NEW", multiple=True, help="Rename by glob; '*' stays '*'. Repeatable."
 )
+@click.option(
+    "--split",
+    "splits",
+    metavar="PATTERN=NEW[:SHARE],...",
+    multiple=True,
+    help="Cut tensors along axis 0 (PATTERN@1: axis 1) into equal parts, or in proportion to shares. Repeatable.",
+)
+@click.option(
+    "--join",
+    "joins",
+    metavar="PATTERN,...=NEW",
+    multiple=True,
+    help="The inverse of --split (NEW@1: axis 1). Repeatable.",
+)
+@click.option(
+    "--stack",
+    "stacks",
+    metavar="PATTERN=NEW",
+    multiple=True,
+    help="Put tensors numbered by '#' in PATTERN along a new axis 0. Repeatable.",
+)
+@click.option(
+    "--unstack",
+    "unstacks",
+    metavar="PATTERN=NEW",
+    multiple=True,
+    help="The inverse of --stack: '#' in NEW. Repeatable.",
+)
+@click.option(
+    "--shard-size",
+    metavar="SIZE",
+    callback=lambda _ctx, option, text: None if text is None else _size(text, option),
+    help="Write an index and files of at most SIZE, such as 5GB or 500MiB; TARGET is the index or a folder.",
+)
 @click.option("--verify", is_flag=True, help="Read TARGET back before it gets its name, and compare it bit for bit.")
 @codec_option(None, "How to hold the tensors, such as entropy, or plain to decode.")
 @where_option
@@ -34,6 +77,11 @@ def verb(
     dtype: str | None,
     overflow: str,
     renames: tuple[str, ...],
+    splits: tuple[str, ...],
+    joins: tuple[str, ...],
+    stacks: tuple[str, ...],
+    unstacks: tuple[str, ...],
+    shard_size: int | None,
     verify: bool,
     codec: Step | None,
     where: Where | None,
@@ -44,30 +92,101 @@ def verb(
     TARGET appears under its name when it is complete, and with --verify only if what is read back is what was to
     be written: each tensor as the source and the options give it.
 
-    With --where, only the tensors that match are cast, renamed or encoded; the others are copied.
+    Steps follow in this order: --dtype, --split, --unstack, --join, --stack, --rename, --codec; patterns speak of
+    the names that the steps before have left. With --where, only the tensors that match take part in them.
 
     \b
-    Example:
+    Examples:
       steelyard convert model.safetensors half.safetensors --dtype bf16 --rename "model.*=*"
+      steelyard convert gpt.safetensors folder/ --shard-size 5GB --split "*.qkv.weight=*.q.weight,*.k.weight,*.v.weight"
+      steelyard convert moe.safetensors stacked.safetensors --stack "*.experts.#.w1=*.experts.w1"
     """
     from steelyard.edit.cast import Cast
     from steelyard.edit.rename import Rename
+    from steelyard.edit.split import Join
+    from steelyard.edit.stack import Stack, Unstack
     from steelyard.explain.rewrite import rewrite
 
-    steps: list[Step] = [Rename(*_pair(text)) for text in renames]
-    if dtype is not None:
-        steps.insert(0, Cast(dtype, overflow))  # type: ignore[arg-type]
+    steps: list[Step] = [] if dtype is None else [Cast(dtype, overflow)]  # type: ignore[arg-type]
+    steps += [_split(text) for text in splits]
+    steps += [Unstack(*_pair(text, "--unstack")) for text in unstacks]
+    for text in joins:
+        parts, new = _pair(text, "--join")
+        new, axis = _axis(new)
+        steps.append(Join(tuple(parts.split(",")), new, axis))
+    steps += [Stack(*_pair(text, "--stack")) for text in stacks]
+    steps += [Rename(*_pair(text, "--rename")) for text in renames]
     if codec is not None:
         steps.append(codec)
+    format, path = _sharded(target, shard_size)
     with watching() as watch:
-        tables = rewrite(source, target, chain(*steps), where, force, verified=verify, values=False, watch=watch)
+        tables = rewrite(
+            source, path, chain(*steps), where, force, format=format, verified=verify, values=False, watch=watch
+        )
     show(tables, output)
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _pair(text: str, option: str) -> tuple[str, str]:
     pattern, sign, new = text.partition("=")
     if not sign or not pattern:
-        raise click.BadParameter(
-            f"expected PATTERN=NEW, got {text!r}", click.get_current_context(), param_hint="--rename"
-        )
+        _wrong(f"expected PATTERN=NEW, got {text!r}", option)
     return pattern, new
+
+
+def _split(text: str) -> Step:
+    from steelyard.edit.split import Split
+
+    pattern, new = _pair(text, "--split")
+    pattern, axis = _axis(pattern)
+    names, shares = [], []
+    for part in new.split(","):
+        name, sign, share = part.rpartition(":")
+        known = bool(sign) and share.isascii() and share.isdigit()
+        names.append(name if known else part)
+        shares += [int(share)] if known else []
+    if shares and len(shares) != len(names):
+        _wrong(f"expected a share for each of the {len(names)} parts or for none, got {text!r}", "--split")
+    return Split(pattern, tuple(names), tuple(shares) or None, axis)
+
+
+def _axis(text: str) -> tuple[str, int]:
+    """The text before '@', and the axis after it; 0 where there is none."""
+    name, sign, axis = text.rpartition("@")
+    known = bool(sign) and axis.removeprefix("-").isdigit() and axis.isascii()
+    return (name, int(axis)) if known else (text, 0)
+
+
+def _size(text: str, option: click.Parameter) -> int:
+    """A number of bytes."""
+    number = text.strip().rstrip("bBkKmMgGtTiI ")
+    unit = text.strip()[len(number) :].strip().upper()
+    try:
+        size = round(float(number) * _SIZES[unit])
+    except (KeyError, ValueError, OverflowError):
+        size = 0
+    if size < 1:
+        raise click.BadParameter(
+            f"expected a size such as 5GB, 500MiB or 1000000, got {text!r}", click.get_current_context(), option
+        )
+    return size
+
+
+def _sharded(target: str, shard_size: int | None) -> tuple[Sharded | None, Path]:
+    """How to write what was asked for, and where: in a folder, the index has its usual name."""
+    path = Path(target)
+    if shard_size is None:
+        return None, path
+    from steelyard.formats.sharded import Sharded
+
+    if path.is_dir() or target.endswith("/"):
+        path /= "model.safetensors.index.json"
+    if not path.name.lower().endswith(Sharded.suffixes):
+        _wrong(
+            f"writes an index: expected a folder or a name ending in {Sharded.suffixes[0]}, got {target!r}",
+            "--shard-size",
+        )
+    return Sharded(shard_size), path
+
+
+def _wrong(text: str, option: str) -> NoReturn:
+    raise click.BadParameter(text, click.get_current_context(), param_hint=option)

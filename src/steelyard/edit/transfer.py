@@ -103,8 +103,8 @@ def _aside(target: Path) -> Iterator[Path]:
 
 def _size(weights: Weights, source: str | Path) -> int | None:
     """The bytes of all files that `weights` were opened from; None where one does not lie on this machine."""
-    paths = {str(source)} | {item.origin.rpartition(" @")[0] for item in weights.values()}
-    sizes = [os.stat(path).st_size if os.path.isfile(path) else None for path in paths if not os.path.isdir(path)]
+    paths = {str(formats.locate(source).path)} | {item.origin.rpartition(" @")[0] for item in weights.values()}
+    sizes = [os.stat(path).st_size if os.path.isfile(path) else None for path in paths]
     return None if None in sizes else sum(size for size in sizes if size is not None)
 
 
