@@ -96,10 +96,9 @@ def verb(
     the names that the steps before have left. With --where, only the tensors that match take part in them.
 
     \b
-    Examples:
+    Example:
       steelyard convert model.safetensors half.safetensors --dtype bf16 --rename "model.*=*"
-      steelyard convert gpt.safetensors folder/ --shard-size 5GB --split "*.qkv.weight=*.q.weight,*.k.weight,*.v.weight"
-      steelyard convert moe.safetensors stacked.safetensors --stack "*.experts.#.w1=*.experts.w1"
+      steelyard convert model.safetensors . --shard-size 5GB --split "*.a.weight=*.q.weight,*.k.weight"
     """
     from steelyard.edit.cast import Cast
     from steelyard.edit.rename import Rename
