@@ -71,6 +71,9 @@ EXTRAS = {  # packages that come with an extra -> that extra
     "onnx": "deploy",
     "onnxruntime": "deploy",
     "onnxscript": "deploy",
+    "fsspec": "remote",
+    "huggingface_hub": "remote",
+    "s3fs": "remote",
 }
 
 

@@ -86,10 +86,15 @@ def move(draft: str | Path, target: str | Path) -> None:
 
 
 def locate(source: str | Path) -> Source:
-    """The file that `source` means: itself, or the file that speaks for the folder.
+    """The file that `source`, a path or an address, means: itself, or the file that speaks for the folder.
 
     Raises FormatError if there is no such file, or none in the folder is known.
     """
+    if isinstance(source, str) and "://" in source:
+        from steelyard.formats import remote
+
+        found = remote.locate(source)
+        return entry(found) if isinstance(found, Folder) else found
     path = Path(source)
     if not path.is_dir():
         return LocalFile.of(path)
