@@ -51,31 +51,44 @@ class Wire:
         while begin < end:
             self._left -= 1
             if self._left < 0:
-                text = f"more than {self._limit} fields; this is no graph of a network"
-                raise self.wrong(at, text, begin)
-            tag, here = self._varint(begin, end, at)
-            number, wire, value = tag >> 3, tag & 7, 0
-            if wire == VARINT:
-                value, stop = self._varint(here, end, at)
-            elif wire == LENGTH:
-                value, here = self._varint(here, end, at)
-                stop = here + value
-            elif wire == FIXED32:
-                stop = here + 4
-            elif wire == FIXED64:
-                stop = here + 8
+                raise self._endless(at, begin)
+            here, data = begin - self._base, self._data
+            if here >= 0 and here + 2 <= len(data) and data[here] < 128 and data[here + 1] < 128:
+                tag, value, here = data[here], data[here + 1], begin + 2  # what nearly all fields are: read in one go
+                wire = tag & 7
+                if wire > LENGTH or wire == FIXED64:
+                    value, here = 0, begin + 1
+            else:
+                tag, here = self._varint(begin, end, at)
+                wire, value = tag & 7, 0
+                if wire in (VARINT, LENGTH):
+                    value, here = self._varint(here, end, at)
+            if wire == LENGTH:
+                stop, value = here + value, 0
+            elif wire == VARINT:
+                stop = here
+            elif wire in (FIXED32, FIXED64):
+                stop = here + (4 if wire == FIXED32 else 8)
             else:
                 text = f"expected a field of wire type 0, 1, 2 or 5, found {wire}"
                 raise self.wrong(at, f"{text} (a group)" if wire in (3, 4) else text, begin)
-            if not number or number >= 1 << 29:
-                raise self.wrong(at, f"expected a field number from 1 to 2^29-1, found {number}", begin)
+            if not 8 <= tag < 1 << 32:
+                raise self.wrong(at, f"expected a field number from 1 to 2^29-1, found {tag >> 3}", begin)
             if stop > end:
-                text = (
-                    f"field {number} takes {value or stop - here} bytes, {max(end - here, 0)} are left of its message"
-                )
+                left = max(end - here, 0)
+                text = f"field {tag >> 3} takes {stop - here} bytes, {left} are left of its message"
                 raise self.wrong(at, text, begin)
-            yield Field(number, wire, value, here, stop)
+            yield tuple.__new__(Field, (tag >> 3, wire, value, here, stop))  # in half the time of Field(...)
             begin = stop
+
+    def charge(self, fields: int, at: str, offset: int) -> None:
+        """Count what takes as long as so many fields; raises FormatError where that is too many."""
+        self._left -= fields
+        if self._left < 0:
+            raise self._endless(at, offset)
+
+    def _endless(self, at: str, offset: int) -> FormatError:
+        return self.wrong(at, f"more than {self._limit} fields; this is no graph of a network", offset)
 
     def text(self, field: Field, at: str) -> str:
         """The text of a field; raises FormatError where it is none, or endless."""
@@ -109,9 +122,7 @@ class Wire:
         self.expect(field, LENGTH, at)
         found, here = [], field.begin
         while here < field.end:
-            self._left -= 1
-            if self._left < 0:
-                raise self.wrong(at, f"more than {self._limit} fields; this is no graph of a network", here)
+            self.charge(1, at, here)
             value, here = self._varint(here, field.end, at)
             found.append(value - (1 << 64) if value >> 63 else value)
         return found

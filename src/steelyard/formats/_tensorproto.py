@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 RANK_LIMIT = 64  # of numpy
+UNPACKED = 10  # fields that take as long as a number that lies alone; nobody writes them so
 STRING = 8  # the data type of text
 TYPES = {  # TensorProto.DataType -> the dtype, and the field that holds its values where they are not raw
     1: ("float32", "float_data"),
@@ -122,7 +123,7 @@ class Tensors:
         if not parts.typed:
             begin, count = parts.raw.begin, parts.raw.end - parts.raw.begin
             if count != spec.nbytes:
-                text = f"{spec} takes {_brief(spec.nbytes)} bytes, the field has {count}"
+                text = f"{str(spec)[:100]} takes {_brief(spec.nbytes)} bytes, the field has {count}"
                 raise wire.wrong(f"{at}.raw_data", text, begin)
             return Tensor(spec, self._source, begin, None, count)
         raise wire.wrong(at, f"values are given twice, as raw_data and {typed}", parts.raw.begin)
@@ -139,7 +140,9 @@ class Tensors:
         low, high = _possible(spec, typed)
         if not low <= stored <= high:
             expected = _brief(low) if low == high else f"{_brief(low)} to {_brief(high)}"
-            raise wire.wrong(f"{at}.{typed}", f"{spec} takes {expected} bytes, the field has {stored}", begin)
+            raise wire.wrong(
+                f"{at}.{typed}", f"{str(spec)[:100]} takes {expected} bytes, the field has {stored}", begin
+            )
         return Tensor(spec, self._source, begin, tuple(parts.typed), stored)
 
     def parts(self, found: Field, at: str) -> Parts:
@@ -179,7 +182,7 @@ class Tensors:
         offset = self._number(parts.external, "offset", 0, at, here)
         length = self._number(parts.external, "length", spec.nbytes, at, here)
         if length != spec.nbytes:
-            text = f"{spec} takes {_brief(spec.nbytes)} bytes, the length is {length}"
+            text = f"{str(spec)[:100]} takes {_brief(spec.nbytes)} bytes, the length is {length}"
             raise self._wire.wrong(at, text, here)
         source = self._files.get(location)
         if source is None:
@@ -217,6 +220,7 @@ def _checked(wire: Wire, piece: Field, at: str) -> Field:
     """A piece of a typed field, packed or one value; raises FormatError for another wire type."""
     single = {"float_data": FIXED32, "double_data": FIXED64}.get(TYPED[piece.number], VARINT)
     if piece.wire != LENGTH:
+        wire.charge(UNPACKED, at, piece.begin)
         wire.expect(piece, single, f"{at}.{TYPED[piece.number]}")
     return piece
 
@@ -300,7 +304,7 @@ def _read_typed(tensor: Tensor, name: str) -> np.ndarray:
         raise wrong(str(error)) from error
     expected = spec.nbytes if spec.dtype.bits < 8 else spec.size
     if rest or len(values) != expected:
-        raise wrong(f"{spec} takes {expected} whole numbers, found {len(values)}")
+        raise wrong(f"{str(spec)[:100]} takes {expected} whole numbers, found {len(values)}")
     return _narrowed(values, spec)
 
 

@@ -25,6 +25,7 @@ from steelyard.formats.base import Format
 from steelyard.formats.source import Source
 
 DEPTH = 32  # of graphs in graphs
+COST = 10  # fields that take as long as what a tensor costs beside its fields
 SKIPPED = 100  # text tensors that the metadata name
 MODEL = {  # the fields of ModelProto: their names and wire types
     1: ("ir_version", VARINT),
@@ -190,6 +191,7 @@ class _Model:
         output = name = kind = None
         for below in wire.fields(found.begin, found.end, at):
             if below.number == 5:
+                wire.charge(1, at, below.begin)
                 attributes.append(below)
             elif below.number == 2 and output is None:
                 output = below
@@ -279,7 +281,8 @@ class _Model:
         """Add the TensorProto `found`; `name` is what it is called, None for its own name."""
         parts = self._parser.parts(found, at)
         name = parts.name if name is None else name
-        tensor = self._parser.locate(found, parts, f"{at} {quoted(name)}")
+        self._wire.charge(COST, at, found.begin)
+        tensor = self._parser.locate(found, parts, f"{at} {name[:100]!r}")
         if tensor is None:
             self._skipped.append(f"{quoted(name)} {parts.dims}")
         else:
