@@ -127,3 +127,53 @@ def test_wrong_arguments_of_the_library():
     with pytest.raises(RecipeError, match="at least 1"):
         inventory(weights, depth=0)
     assert summary(sy.Weights([])).rows[0]["tensors"] == 0
+
+
+def large(path, layers=150):
+    shapes = {f"layers.{i}.{part}.weight": (4, 4) for i in range(layers) for part in ("up", "down")}
+    sy.write(sy.Weights.of({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}), path)
+
+
+def test_many_tensors_stay_readable_as_text_and_complete_as_data(steelyard, tmp_path):
+    path = tmp_path / "large.safetensors"
+    large(path)
+    shown = steelyard("inspect", path).out
+    assert "layers.{0..149}.up.weight" in shown
+    assert len(shown.splitlines()) < 40
+    assert "layers.149.down.weight" in steelyard("inspect", path, "--depth", "0").out
+    for words in (("--csv",), ("--depth", "0", "--csv"), ("--where", "*", "--csv")):
+        assert len(steelyard("inspect", path, *words).out.splitlines()) == 301
+    assert len(json.loads(steelyard("inspect", path, "--json").out.splitlines()[0])["rows"]) == 300
+    assert len(steelyard("inspect", path, "--where", "*.up.weight").out.splitlines()) > 150
+
+
+def test_a_batch_goes_on_after_a_file_that_cannot_be_read(steelyard, model, tmp_path):
+    bad = tmp_path / "bad\x1b[31m.safetensors"
+    bad.write_bytes(b"\x02\0\0\0\0\0\0\0{]")
+    result = steelyard("inspect", bad, model, tmp_path / "nowhere.safetensors", model, "--json")
+    assert result.status == 2
+    errors = result.err.splitlines()
+    assert len(errors) == 2
+    assert errors[0].startswith(f"steelyard: {tmp_path}/bad\\x1b[31m.safetensors, byte 9: ")
+    assert "nowhere.safetensors: there is no such file" in errors[1]
+    tables = [json.loads(line) for line in result.out.splitlines()]
+    assert [table["meta"]["source"] for table in tables] == [str(model)] * len(tables)
+    alone = steelyard("inspect", model, "--json").out.splitlines()
+    assert len(tables) == 2 * len(alone)
+    assert steelyard("inspect", model, model).status == 0
+
+
+def test_a_choice_that_matches_nothing_names_its_file_in_a_batch(steelyard, model, tmp_path):
+    large(tmp_path / "large.safetensors", 1)
+    result = steelyard("inspect", tmp_path / "large.safetensors", model, "--where", "model.*")
+    assert result.status == 2
+    assert result.err.startswith(f"steelyard: {tmp_path}/large.safetensors: none of the 2 tensors matches")
+    assert "model.embed.weight" in result.out
+
+
+def test_the_page_of_a_batch_has_all_tables(steelyard, model, tmp_path):
+    large(tmp_path / "large.safetensors", 1)
+    steelyard("inspect", model, tmp_path / "large.safetensors", "--html", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "model.layer.weight" in page
+    assert "layers.0.up.weight" in page

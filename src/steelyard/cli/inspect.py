@@ -1,43 +1,64 @@
-"""``steelyard inspect SOURCE``: what is in a file, from its header."""
+"""``steelyard inspect SOURCE...``: what is in each file, from its header."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import click
 
-from steelyard.cli.options import Output, output, show, where_option
+from steelyard.cli.options import Output, each, output, show, where_option, write_page
+from steelyard.core.table import Table
 from steelyard.core.where import Where
 
 
 @click.command("inspect")
-@click.argument("source")
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @where_option
 @click.option(
     "--sort",
     type=click.Choice(["name", "elements", "bytes", "stored", "dtype"]),
     help="Order of the rows; sizes largest first. Default: as in the file.",
 )
-@click.option("--depth", type=click.IntRange(min=1), help="One row for each dotted prefix of so many components.")
 @click.option(
-    "--spectra", "wanted", is_flag=True, help="Singular values of every matrix, in figures; reads the values."
+    "--depth",
+    type=click.IntRange(min=0),
+    help="One row for each dotted prefix of so many components; 0: for each tensor, however many there are.",
 )
 @output
-def verb(source: str, where: Where | None, sort: str | None, depth: int | None, wanted: bool, output: Output) -> None:
+def verb(sources: tuple[str, ...], where: Where | None, sort: str | None, depth: int | None, output: Output) -> None:
     """Show what is in SOURCE: its tensors, their types and sizes, and the totals.
 
-    Only the header is read, unless values are asked for. Bytes are those of the plain values; stored bytes are
-    those in the file.
+    Only the header is read. Bytes are those of the plain values; stored bytes are those in the file. As text, more
+    than 200 tensors are shown with repeated layers in one row; --json and --csv have a row for each. Of several
+    sources, each is shown; one that cannot be read is named, and the next one follows.
 
     \b
     Example:
       steelyard inspect model.safetensors --depth 1 --sort stored
     """
+    pages: list[Table] = []
+
+    def one(source: str) -> None:
+        tables = _tables(source, where, sort, depth, output)
+        if len(sources) > 1:
+            tables = [replace(table, meta={"source": source, **table.meta}) for table in tables]
+        show(tables, replace(output, html=None))
+        pages.extend(tables)
+
+    status = each(sources, one)
+    if output.html is not None and pages:
+        write_page(pages, output.html)
+    click.get_current_context().exit(status)
+
+
+def _tables(source: str, where: Where | None, sort: str | None, depth: int | None, output: Output) -> list[Table]:
     from steelyard import formats
     from steelyard.explain.inventory import inventory, kinds, summary
+    from steelyard.explain.repeats import ROWS, repeats
 
-    weights = formats.open(source)
-    tables = [inventory(weights, where, depth, sort), kinds(weights, where), summary(weights, where)]
-    if wanted:
-        from steelyard.explain.spectra import spectra
-
-        tables.append(spectra(weights, where))
-    show(tables, output)
+    weights = formats.open(source).choose(where)
+    if depth is None and output.form == "text" and len(weights) > ROWS:
+        first = repeats(weights, sort=sort)
+    else:
+        first = inventory(weights, depth=depth or None, sort=sort)
+    return [first, kinds(weights), summary(weights)]

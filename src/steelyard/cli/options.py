@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
+from steelyard.cli.entry import explain
 from steelyard.core.table import Table
 from steelyard.core.where import Where, where
+from steelyard.errors import SteelyardError, printable
 
 if TYPE_CHECKING:
     from steelyard.core.transform import Step
@@ -125,7 +127,33 @@ def show(tables: Table | Sequence[Table], output: Output, page: Page | None = No
         colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
         click.echo("\n".join(text(table, width, colour) for table in tables), nl=False)
     if output.html is not None:
-        from steelyard.report.html import Page, write_html
+        write_page(page or tables, output.html)
 
-        write_html(page or Page.of(tables), output.html)
-        click.echo(f"wrote {output.html}", err=True)
+
+def write_page(page: Page | Sequence[Table], path: Path) -> None:
+    """Write a page, or one that is made of tables alone, and say so on standard error."""
+    from steelyard.report.html import Page, write_html
+
+    write_html(page if isinstance(page, Page) else Page.of(page), path)
+    click.echo(f"wrote {path}", err=True)
+
+
+def each(sources: Sequence[str], work: Callable[[str], None]) -> int:
+    """Do `work` for each source in turn, and the exit status of all.
+
+    Of several, one that fails is a line on standard error, and the next one follows; an only one raises.
+    """
+    status = 0
+    for source in sources:
+        try:
+            work(source)
+        except BrokenPipeError:
+            raise
+        except (SteelyardError, OSError, MemoryError) as error:
+            if len(sources) == 1:
+                raise
+            failed, line = explain(error)
+            named = line if printable(source) in line else f"{printable(source)}: {line}"
+            click.echo(f"steelyard: {named}", err=True)
+            status = max(status, failed)
+    return status

@@ -6,6 +6,7 @@ Bytes are those of the plain values; stored bytes are those that the file spends
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from steelyard.core.packed import Codec, Plan, Scheme, Smallest
@@ -22,11 +23,40 @@ SORTS: dict[str, Callable[[Weight], Any]] = {
     "dtype": lambda w: w.spec.dtype.name,
 }
 
-_COUNTS = (
+COUNTS = (
     Column("elements", "", "numbers in the tensor; a tied tensor counts once"),
     Column("bytes", "B", "of the plain values"),
     Column("stored", "B", "in the file"),
 )
+
+
+@dataclass
+class Sums:
+    """Sums over tensors, one at a time; the stored bytes are unknown where those of one are."""
+
+    tensors: int = 0
+    elements: int = 0
+    bytes: int = 0
+    stored: int | None = 0
+
+    def add(self, item: Weight) -> Sums:
+        """Count one more tensor."""
+        self.tensors += 1
+        self.elements += item.spec.size
+        self.bytes += item.spec.nbytes
+        self.stored = None if self.stored is None or item.stored is None else self.stored + item.stored
+        return self
+
+    def join(self, other: Sums) -> None:
+        """Add other sums to these."""
+        self.tensors += other.tensors
+        self.elements += other.elements
+        self.bytes += other.bytes
+        self.stored = None if self.stored is None or other.stored is None else self.stored + other.stored
+
+    def sizes(self) -> dict[str, int | None]:
+        """The cells of the columns COUNTS."""
+        return {"elements": self.elements, "bytes": self.bytes, "stored": self.stored}
 
 
 def inventory(weights: Weights, where: Where | None = None, depth: int | None = None, sort: str | None = None) -> Table:
@@ -45,20 +75,20 @@ def inventory(weights: Weights, where: Where | None = None, depth: int | None = 
     chosen = weights.choose(where)
     if sort is not None and sort not in SORTS:
         raise UnknownNameError("order", sort, SORTS)
-    items = list(chosen.values())
     if depth is not None:
-        return _grouped(items, depth, sort)
+        return _grouped(chosen.values(), depth, sort)
+    items = list(chosen.values())
     if sort is not None:
         items.sort(key=SORTS[sort])
     aliases: dict[str, list[str]] = {}
     for alias, name in chosen.ties.items():
         aliases.setdefault(name, []).append(alias)
-    columns = [Column("name"), Column("shape"), Column("dtype"), *_COUNTS, Column("held", "", "how it is encoded")]
+    columns = [Column("name"), Column("shape"), Column("dtype"), *COUNTS, Column("held", "", "how it is encoded")]
     if aliases:
         columns.append(Column("also", "", "further names of the same tensor"))
     rows = []
     for item in items:
-        row = {"name": item.name, "shape": item.spec.shape, "dtype": item.spec.dtype.name, **_sizes([item])}
+        row = {"name": item.name, "shape": item.spec.shape, "dtype": item.spec.dtype.name, **Sums().add(item).sizes()}
         row["held"] = held(item.scheme)
         rows.append(row | ({"also": ", ".join(aliases.get(item.name, []))} if aliases else {}))
     return Table.of("tensors", columns, rows)
@@ -66,11 +96,11 @@ def inventory(weights: Weights, where: Where | None = None, depth: int | None = 
 
 def kinds(weights: Weights, where: Where | None = None) -> Table:
     """One row for each pair of a dtype and an outermost codec, in order of appearance."""
-    groups: dict[tuple[str, str], list[Weight]] = {}
+    groups: dict[tuple[str, str], Sums] = {}
     for item in weights.choose(where).values():
-        groups.setdefault((item.spec.dtype.name, _outermost(item.scheme)), []).append(item)
-    columns = [Column("dtype"), Column("held", "", "the outermost codec"), Column("tensors"), *_COUNTS]
-    rows = [{"dtype": d, "held": h, "tensors": len(g), **_sizes(g)} for (d, h), g in groups.items()]
+        groups.setdefault((item.spec.dtype.name, _outermost(item.scheme)), Sums()).add(item)
+    columns = [Column("dtype"), Column("held", "", "the outermost codec"), Column("tensors"), *COUNTS]
+    rows = [{"dtype": d, "held": h, "tensors": g.tensors, **g.sizes()} for (d, h), g in groups.items()]
     return Table.of("kinds", columns, rows)
 
 
@@ -83,12 +113,15 @@ def summary(weights: Weights, where: Where | None = None) -> Table:
     (1, 6, 12, None)
     """
     chosen = weights.choose(where)
-    sizes = _sizes(chosen.values())
+    sums = Sums()
+    for item in chosen.values():
+        sums.add(item)
+    sizes = sums.sizes()
     stored, known = sizes["stored"], sizes["stored"] is not None
     columns = [
         Column("tensors"),
         Column("ties", "", "further names of a tensor"),
-        *_COUNTS,
+        *COUNTS,
         Column("ratio", "x", "bytes of the plain values over stored bytes"),
         Column("bits per element", "", "stored bits over elements"),
     ]
@@ -133,28 +166,20 @@ def _call(data: Any) -> str:
     return data if isinstance(data, str) else repr(data)
 
 
-def _grouped(items: list[Weight], depth: int, sort: str | None) -> Table:
+def _grouped(items: Iterable[Weight], depth: int, sort: str | None) -> Table:
     if depth < 1:
         raise RecipeError(f"a depth is a number of name components, at least 1, not {depth}")
-    groups: dict[str, list[Weight]] = {}
+    groups: dict[str, Sums] = {}
+    dtypes: dict[str, dict[str, None]] = {}
     for item in items:
-        groups.setdefault(".".join(item.name.split(".")[:depth]), []).append(item)
-    columns = [Column("name", "", f"the first {depth} components"), Column("tensors"), Column("dtype"), *_COUNTS]
-    rows = []
-    for name, group in groups.items():
-        dtypes = list(dict.fromkeys(item.spec.dtype.name for item in group))
-        rows.append({"name": name, "tensors": len(group), "dtype": " ".join(dtypes), **_sizes(group)})
+        name = ".".join(item.name.split(".")[:depth])
+        groups.setdefault(name, Sums()).add(item)
+        dtypes.setdefault(name, {})[item.spec.dtype.name] = None
+    columns = [Column("name", "", f"the first {depth} components"), Column("tensors"), Column("dtype"), *COUNTS]
+    rows = [
+        {"name": name, "tensors": group.tensors, "dtype": " ".join(dtypes[name]), **group.sizes()}
+        for name, group in groups.items()
+    ]
     if sort is not None:
         rows.sort(key=lambda row: row[sort] if sort in ("name", "dtype") else -(row[sort] or 0))
     return Table.of("groups", columns, rows)
-
-
-def _sizes(items: Iterable[Weight]) -> dict[str, Any]:
-    """Sums over tensors; the stored bytes are unknown where those of one are."""
-    group = list(items)
-    stored = [item.stored for item in group]
-    return {
-        "elements": sum(item.spec.size for item in group),
-        "bytes": sum(item.spec.nbytes for item in group),
-        "stored": None if None in stored else sum(s for s in stored if s is not None),
-    }

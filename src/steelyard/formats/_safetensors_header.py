@@ -53,8 +53,8 @@ class Header:
 
     meta: dict[str, str]
     names: dict[str, int]  # name -> i
-    kind: array[int]
-    begin: array[int]  # bytes from the start of the data
+    kind: array
+    begin: array  # bytes from the start of the data
     kinds: list[str]  # such as 'F32","shape":[2,3'; `spec_of` reads it
     sizes: list[int]  # bytes of a tensor of each kind
     start: int  # where the data starts in the file
