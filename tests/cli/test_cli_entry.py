@@ -38,7 +38,7 @@ def test_version(steelyard):
     ("words", "said"),
     [
         (["inspct", "x"], "did you mean 'inspect'?"),
-        (["inspect"], "Missing argument 'SOURCE'; see 'steelyard inspect --help'"),
+        (["inspect"], "Missing argument 'SOURCE...'; see 'steelyard inspect --help'"),
         (["inspect", "x", "--jsn"], "see 'steelyard inspect --help'"),
         (["inspect", "x", "--json", "--csv"], "exclude each other"),
         (["inspect", "x", "--depth", "0"], "--depth"),
