@@ -41,7 +41,7 @@ def test_version(steelyard):
         (["inspect"], "Missing argument 'SOURCE...'; see 'steelyard inspect --help'"),
         (["inspect", "x", "--jsn"], "see 'steelyard inspect --help'"),
         (["inspect", "x", "--json", "--csv"], "exclude each other"),
-        (["inspect", "x", "--depth", "0"], "--depth"),
+        (["inspect", "x", "--depth", "-1"], "--depth"),
         (["inspect", "x", "--html", "nowhere/x.html"], "make it first"),
         (["--verson"], "see 'steelyard --help'"),
     ],
