@@ -25,6 +25,7 @@ FORMATS: Registry[type[Format]] = Registry(
         ),
         "npz": Row("steelyard.formats.npz:Npz", "the arrays of numpy in a zip archive"),
         "npy": Row("steelyard.formats.npz:Npy", "one array of numpy, named by its file"),
+        "peft": Row("steelyard.formats.peft:Peft", "an adapter of PEFT: its config, and the file beside it"),
         "onnx": Row("steelyard.formats.onnx:Onnx", "a graph of operators; its tensors are read, it is not written"),
     },
 )
@@ -40,16 +41,22 @@ def open(source: str | Path) -> Weights:
     """The weights in a file or a folder, lazily: only the header is read.
 
     The container is told by the content, and by the suffix where the content tells nothing; a folder is
-    opened by the file in it that speaks for the others. Raises FormatError naming the file for one that is
-    missing, empty, damaged or of an unknown format.
+    opened by the file in it that speaks for the others, and described by its config.json. Raises FormatError
+    naming the file for one that is missing, empty, damaged or of an unknown format.
 
     >>> open("nowhere.safetensors")
     Traceback (most recent call last):
     ...
     steelyard.errors.FormatError: nowhere.safetensors: there is no such file; check the path
     """
-    found = locate(source)
-    return FORMATS[_detect(found)]().open(found)
+    place = _place(source)
+    found = entry(place) if isinstance(place, Folder) else place
+    weights = FORMATS[_detect(found)]().open(found)
+    if not isinstance(place, Folder):
+        return weights
+    from steelyard.formats.config import described
+
+    return described(weights, place)
 
 
 def part(source: Source) -> Weights:
@@ -90,15 +97,18 @@ def locate(source: str | Path) -> Source:
 
     Raises FormatError if there is no such file, or none in the folder is known.
     """
+    place = _place(source)
+    return entry(place) if isinstance(place, Folder) else place
+
+
+def _place(source: str | Path) -> Source | Folder:
+    """The file or the folder that a path or an address means."""
     if isinstance(source, str) and "://" in source:
         from steelyard.formats import remote
 
-        found = remote.locate(source)
-        return entry(found) if isinstance(found, Folder) else found
+        return remote.locate(source)
     path = Path(source)
-    if not path.is_dir():
-        return LocalFile.of(path)
-    return entry(LocalFolder(path))
+    return LocalFolder(path) if path.is_dir() else LocalFile.of(path)
 
 
 def entry(folder: Folder) -> Source:

@@ -25,8 +25,9 @@ from steelyard.core.spec import Spec
 from steelyard.core.weights import Weight, Weights
 from steelyard.errors import FormatError, RecipeError, quoted
 from steelyard.formats.base import Sink, Writable, announced, check_text, flat_bytes, spooling, writing
+from steelyard.formats.config import document, embedding, texts
 from steelyard.formats.fileset import stream, write_set
-from steelyard.formats.manifest import KEY, Draft, Manifest, compact_json, load_json
+from steelyard.formats.manifest import KEY, Draft, Manifest, load_json
 from steelyard.formats.safetensors import Safetensors
 from steelyard.formats.source import Folder, LocalFile, Source
 
@@ -107,18 +108,11 @@ class _Index:
     def read(source: Source) -> _Index:
         """The index in a file; raises FormatError."""
 
-        def wrong(text: str, offset: int = 0) -> FormatError:
-            return FormatError(f"index: {text}", path=source.path, offset=offset)
+        def wrong(text: str) -> FormatError:
+            return FormatError(f"index: {text}", path=source.path, offset=0)
 
-        if source.size > INDEX_LIMIT:
-            raise wrong(f"it takes {source.size} bytes, the limit is {INDEX_LIMIT}; this is no index of weights")
-        try:
-            data = load_json(source.bytes(0, source.size).decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise wrong("it is not UTF-8", error.start) from error
-        except FormatError as error:
-            raise wrong(str(error)) from error
-        names = data.get("weight_map") if isinstance(data, dict) else None
+        data = document(source, INDEX_LIMIT, "index")
+        names = data.get("weight_map")
         if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
             raise wrong("expected an object with a 'weight_map' from names of tensors to names of files")
         metadata = data.get("metadata", {})
@@ -130,10 +124,9 @@ class _Index:
         own = metadata.pop(KEY, None)
         if own is not None and not isinstance(own, str):
             raise wrong(f"expected text as {KEY!r}")
-        meta = {key: value if isinstance(value, str) else compact_json(value) for key, value in metadata.items()}
-        for text in (*names, *meta, *meta.values()):
-            check_text(text, "the text", source.path)
-        return _Index(_by_file(names, source), names, total, meta, own)
+        for name in names:
+            check_text(name, "tensor name", source.path)
+        return _Index(_by_file(names, source), names, total, texts(metadata, "", source), own)
 
 
 def _by_file(names: Mapping[str, str], source: Source) -> dict[str, list[str]]:
@@ -200,7 +193,9 @@ def _check_total(index: _Index, weights: Weights, source: Source) -> None:
     once = sum(_nbytes(item) for item in weights.values())
     again = sum(_nbytes(weights[name]) for name in weights.ties)
     bools = sum(item.spec.size for item in weights.values() if item.spec.dtype.kind == "bool")
-    if any(abs(index.total - total + less) < 1 for total in (once, once + again) for less in (0, bools * 7 / 8)):
+    head = embedding(weights)  # shared with a head that is not stored, and yet may have been counted
+    totals = (once, once + again, once + (0 if head is None else _nbytes(head)))
+    if any(abs(index.total - total + less) < 1 for total in totals for less in (0, bools * 7 / 8)):
         return
     text = f"{TOTAL} is {str(index.total)[:30]}, the tensors take {once} bytes"
     raise FormatError(f"index: {text}; fetch the index and its files again", path=source.path)
