@@ -58,6 +58,7 @@ _EXPORTS: dict[str, str] = {
     "task": "learn.tasks:task",
     "model": "learn.models:model",
     "train": "learn.run:train",
+    "init_": "learn.start:init_",
     "evaluate": "learn.evaluate:evaluate",
     "compare": "learn.evaluate:compare",
     "finetune": "learn.finetune:finetune",
@@ -119,6 +120,7 @@ if TYPE_CHECKING:
     from steelyard.learn.run import Run as Run
     from steelyard.learn.run import Step as Step
     from steelyard.learn.run import train as train
+    from steelyard.learn.start import init_ as init_
     from steelyard.learn.task import Batch as Batch
     from steelyard.learn.task import Interface as Interface
     from steelyard.learn.task import Task as Task

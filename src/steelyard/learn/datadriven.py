@@ -1,0 +1,345 @@
+"""A start by data: every layer gets standard deviation 1 at the moment that it is executed.
+
+Decides what the standard deviation of a layer is (over all elements of its output and all its calls; of a recurrent
+layer over the sums that go into its gates) and how a scale that several calls share is found. The layers are met in
+the order of execution, because the work is done in their hooks: what comes in has been corrected already.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steelyard.core.table import Column, Table
+from steelyard.errors import ModelError
+from steelyard.learn.calling import calling
+from steelyard.learn.gates import cell_sums, depths
+from steelyard.learn.matrices import ATTENTION, is_started, matrices
+from steelyard.learn.task import Batch
+
+TOLERANCE = 0.02  # of a standard deviation around 1
+DROPPING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+STEPS = 8  # runs of one recurrent layer by itself, to find the scale of its inputs
+
+COLUMNS = (
+    Column("layer"),
+    Column("kind"),
+    Column("order", "", "of the first call"),
+    Column("calls"),
+    Column("std", "", "standard deviation of the output over all calls; of a recurrent layer, of the sums into gates"),
+    Column("factor", "", "what the starting matrices were multiplied by"),
+    Column("gradient", "", "rms of the gradient at the output, for a random gradient of rms 1 at the model's output"),
+    Column("done"),
+)
+
+
+@dataclass
+class _Use:
+    """What is known of one scale: a layer's, or that of a parameter which several layers share."""
+
+    layer: nn.Module
+    factor: float = 1.0  # of the matrices, all passes together
+    wanted: float = 1.0  # the standard deviation of the first call, such that all calls together have 1
+    next: float = 1.0  # the same for the pass after this one
+    ratio: Tensor | None = None  # in this pass: what an output is multiplied by
+    probe: Tensor | None = None  # 1; the derivative of a later call with respect to it says how calls depend
+    calls: list[_Call] = field(default_factory=list)
+
+
+@dataclass
+class _Call:
+    name: str
+    std: Tensor
+    count: int
+    output: Tensor
+    table: bool
+
+
+def scale_by_data(
+    model: nn.Module, found: Mapping[str, nn.Module], batch: Any, passes: int, seed: int, said: Mapping[str, str]
+) -> Table:
+    """Rescale the matrices of a model that was just started, so that every layer has standard deviation 1 on `batch`.
+
+    In a pass each layer divides its output, and afterwards its matrices, by the standard deviation s that it has; with
+    a bias of 0 that is exact in one pass. A layer with several calls has one scale c for all of them: the exponents
+    e = d log s / d log c of its calls come from automatic differentiation, c solves mean(s^2 c^2e) = 1, and the next
+    pass is run with it. A parameter that an embedding shares with a linear layer gets the scale of the linear layer.
+    Dropout is off, norms use the batch, and everything but the weights is as before afterwards.
+
+    Returns a table with a row for each layer; ``meta`` has the passes taken, the largest distance of a standard
+    deviation from 1 (not counting look-ups of a shared embedding) and the ratio of the largest to the smallest
+    scale of gradients. Raises ModelError if the model fails on the batch, or a layer's output does not vary at all.
+    """
+    run = _Run(model, found)
+    for turn in range(passes):
+        run.once(batch)
+        if turn + 1 < passes and not run.settled():
+            run.share()
+        else:
+            break
+    return run.table(said, turn + 1, seed)
+
+
+class _Run:
+    """The passes over one model."""
+
+    def __init__(self, model: nn.Module, found: Mapping[str, nn.Module]):
+        self.model, self.found = model, found
+        self.uses: dict[int, _Use] = {}
+        self.order: list[str] = []
+        self.gradients: dict[str, float] = {}
+
+    def once(self, batch: Any) -> None:
+        """One forward pass with corrections, and one backward pass that only looks."""
+        self.order.clear()
+        for use in self.uses.values():
+            use.ratio, use.probe = None, None
+            use.calls.clear()
+        for layer in self.model.modules():
+            layer.training = not isinstance(layer, (*DROPPING, nn.RNNBase))
+        handles = [
+            handle
+            for name, layer in self.found.items()
+            for handle in (
+                layer.register_forward_pre_hook(self._before(name), with_kwargs=True),
+                layer.register_forward_hook(self._after(name)),
+            )
+        ]
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with torch.enable_grad(), calling("the model, on the batch of its start,"):
+                output = self.model(*_arguments(batch))
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+            for handle in handles:
+                handle.remove()
+        if not self.order:
+            raise ModelError("no layer with weights runs on this batch; nothing can be started by it")
+        self._look_back(output)
+        self._solve()
+        self._keep()
+
+    def settled(self) -> bool:
+        """Whether every scale is where it should be: always after one pass, but where calls share one."""
+        return all(abs(_pooled(use) - 1) <= TOLERANCE / 4 for use in self.uses.values())
+
+    def share(self) -> None:
+        """For scales of several calls, what the first call should have in the next pass so that all together have 1."""
+        for use in self.uses.values():
+            use.wanted = use.next
+
+    def _solve(self) -> None:
+        for use in self.uses.values():
+            calls = _counted(use)
+            if len(use.calls) > 1 and use.probe is not None:
+                use.next = use.wanted * _solved(use.probe, calls)
+            elif len(use.calls) > 1 and isinstance(use.layer, nn.RNNCellBase):
+                use.next = math.sqrt(max(use.wanted**2 + 1 - _rms(calls) ** 2, 0.01))  # the state adds the rest
+
+    def _use(self, layer: nn.Module) -> _Use:
+        first = next(iter(matrices(layer)))
+        return self.uses.setdefault(id(getattr(layer, first.parameter)), _Use(layer))
+
+    def _before(self, name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, args: Any, kwargs: Any) -> None:
+            use = self._use(layer)
+            if use.calls or not _trained(layer):
+                return
+            if isinstance(layer, nn.MultiheadAttention):
+                _scale_projections(layer, args, kwargs)
+            elif isinstance(layer, nn.RNNBase):
+                use.factor *= _scale_gates(layer, args, name)
+            elif isinstance(layer, nn.RNNCellBase):
+                use.factor *= _scale_cell(layer, args, use.wanted, name)
+
+        return hook
+
+    def _after(self, name: str) -> Callable[..., Any]:
+        def hook(layer: nn.Module, args: Any, output: Any) -> Any:
+            first = output[0] if isinstance(output, tuple) else output
+            if not isinstance(first, Tensor) and not isinstance(layer, nn.RNNBase):
+                return None
+            if name not in self.order:
+                self.order.append(name)
+            if isinstance(layer, nn.RNNBase):
+                seen = first if isinstance(first, Tensor) else first.data
+                self._note(self._use(layer), name, torch.cat([d.sums() for d in depths(layer, args)]), seen)
+                return None
+            if isinstance(layer, nn.RNNCellBase):
+                self._note(self._use(layer), name, cell_sums(layer, args), first)
+                return None
+            if isinstance(layer, nn.MultiheadAttention):
+                self.order.append(f"{name}.out_proj") if f"{name}.out_proj" not in self.order else None
+                scaled = self._scaled(f"{name}.out_proj", layer.out_proj, first)
+                self._note(self._use(layer), name, scaled, scaled)
+                return (scaled, *output[1:]) if isinstance(output, tuple) else scaled
+            return self._scaled(name, layer, first)
+
+        return hook
+
+    def _scaled(self, name: str, layer: nn.Module, output: Tensor) -> Tensor:
+        """The output of a layer that is linear in its matrices, at its new scale."""
+        use = self._use(layer)
+        if _trained(layer) and not use.calls:
+            use.probe = torch.ones((), dtype=output.dtype, requires_grad=True)
+            use.ratio = use.probe * use.wanted / _spread(output, name)
+        if use.ratio is not None:
+            output = output * use.ratio
+        self._note(use, name, output, output, table=isinstance(layer, (nn.Embedding, nn.EmbeddingBag)))
+        return output
+
+    def _note(self, use: _Use, name: str, values: Tensor, output: Tensor, table: bool = False) -> None:
+        use.calls.append(_Call(name, values.std(unbiased=False), values.numel(), output, table))
+
+    def _look_back(self, output: Any) -> None:
+        """The scale of the gradient at the first call of each layer, for random gradients at the output."""
+        ends = [t for t in _tensors(output) if t.requires_grad and t.numel()]
+        firsts: dict[str, Tensor] = {}
+        for use in self.uses.values():
+            for call in use.calls:
+                if call.output.requires_grad:
+                    firsts.setdefault(call.name, call.output)
+        if not ends or not firsts:
+            return
+        noise = [torch.randn(t.shape, dtype=t.dtype, device=t.device) for t in ends]
+        found = torch.autograd.grad(ends, list(firsts.values()), noise, retain_graph=True, allow_unused=True)
+        scales = {name: g for name, g in zip(firsts, found, strict=True) if g is not None}
+        self.gradients = {name: float(g.double().square().mean().sqrt()) for name, g in scales.items()}
+
+    def _keep(self) -> None:
+        """Put the scales of this pass into the matrices."""
+        for use in self.uses.values():
+            if use.ratio is not None:
+                ratio = float(use.ratio.detach())
+                use.factor *= ratio
+                for matrix in matrices(use.layer):
+                    matrix.values.mul_(ratio)
+
+    def table(self, said: Mapping[str, str], passes: int, seed: int) -> Table:
+        """What became of every layer."""
+        rows = []
+        by_layer = {name: use for use in self.uses.values() for name in {call.name for call in use.calls}}
+        for name in [*self.order, *(n for n in self.found if n not in self.order)]:
+            layer, use = self.found[name], by_layer.get(name)
+            row: dict[str, Any] = {"layer": name, "kind": type(layer).__name__, "calls": 0, "done": said[name]}
+            if use is None:
+                row["done"] += "; not executed by this batch"
+            else:
+                calls = [call for call in use.calls if call.name == name]
+                row |= {"order": self.order.index(name) + 1, "calls": len(calls), "std": _rms(calls)}
+                row |= {"factor": use.factor, "gradient": self.gradients.get(name)}
+                if len({call.name for call in use.calls}) > 1 and not isinstance(layer, ATTENTION):
+                    row["done"] += "; one scale with " + ", ".join(sorted({c.name for c in use.calls} - {name}))
+            rows.append(row)
+        stds = [_rms(_counted(use)) for use in self.uses.values() if use.calls]
+        scales = [row["gradient"] for row in rows if row.get("gradient")]
+        meta = {
+            "passes": passes,
+            "furthest from 1": max(abs(std - 1) for std in stds),
+            "gradient scale, largest over smallest": max(scales) / min(scales) if scales else None,
+            "seed": seed,
+        }
+        return Table.of("start by data", COLUMNS, rows, meta)
+
+
+def _counted(use: _Use) -> list[_Call]:
+    """The calls whose standard deviation is to be 1: not look-ups, where the same parameter also multiplies."""
+    multiplied = [call for call in use.calls if not call.table]
+    return multiplied or use.calls
+
+
+def _pooled(use: _Use) -> float:
+    moved = use.ratio is not None or isinstance(use.layer, nn.RNNCellBase)
+    return _rms(_counted(use)) if use.calls and moved else 1.0
+
+
+def _rms(calls: list[_Call]) -> float:
+    total = sum(call.count for call in calls)
+    return math.sqrt(sum(float(c.std.detach()) ** 2 * c.count for c in calls) / total) if total else 0.0
+
+
+def _solved(probe: Tensor, calls: list[_Call]) -> float:
+    """The c with mean(s^2 c^(2e)) = 1, by bisection of its logarithm; e is the exponent of each call."""
+    known = []
+    for call in calls:
+        (slope,) = torch.autograd.grad(call.std, probe, retain_graph=True, allow_unused=True)
+        std = float(call.std.detach())
+        known.append((std, float(slope) / std if slope is not None and std else 0.0, call.count))
+    total = sum(count for _, _, count in known)
+
+    def too_large(log: float) -> bool:
+        return sum(count * (std * math.exp(e * log)) ** 2 for std, e, count in known) > total
+
+    low, high = -10.0, 10.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (low, middle) if too_large(middle) else (middle, high)
+    return math.exp(low)
+
+
+def _spread(output: Tensor, name: str) -> Tensor:
+    """The standard deviation of an output; raises ModelError where there is none to correct."""
+    if output.numel() < 2:
+        raise ModelError(f"the layer {name!r} gives a single number on this batch; start with a batch of more samples")
+    std = output.std(unbiased=False)
+    value = float(std.detach())
+    if not math.isfinite(value) or value < 1e-30:
+        what = "only equal values" if value < 1e-30 else "values that are not finite"
+        raise ModelError(f"the layer {name!r} gives {what} on this batch; start with real inputs that vary")
+    return std
+
+
+def _trained(layer: nn.Module) -> bool:
+    return all(is_started(getattr(layer, matrix.parameter)) for matrix in matrices(layer))
+
+
+def _scale_projections(layer: nn.MultiheadAttention, args: Any, kwargs: Any) -> None:
+    """Give queries, keys and values standard deviation 1."""
+    given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+    with torch.no_grad():
+        for matrix, what in zip(matrices(layer), ("query", "key", "value"), strict=True):
+            sums = given[what] @ matrix.values.mT
+            matrix.values.div_(_spread(sums, f"projection of the {what}"))
+
+
+def _scale_gates(layer: nn.RNNBase, args: Any, name: str) -> float:
+    """Scale the input matrices of a recurrent layer until the sums into its gates have standard deviation 1."""
+    product = 1.0
+    for depth in depths(layer, args):
+        for _ in range(STEPS):
+            std = float(_spread(depth.sums(), name))
+            if abs(std - 1) < TOLERANCE / 10:
+                break
+            for suffix in depth.suffixes:
+                getattr(layer, f"weight_ih{suffix}").detach().div_(std)
+            product /= std
+    return product
+
+
+def _scale_cell(cell: nn.RNNCellBase, args: Any, wanted: float, name: str) -> float:
+    """Scale the input matrix of a cell so that the sums into its gates have the standard deviation `wanted`."""
+    ratio = wanted / float(_spread(cell_sums(cell, args), name))
+    cell.weight_ih.detach().mul_(ratio)
+    return ratio
+
+
+def _arguments(batch: Any) -> tuple[Any, ...]:
+    if isinstance(batch, Batch):
+        return batch.arguments
+    return batch if type(batch) is tuple else (batch,)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    if isinstance(output, (tuple, list)):
+        return [t for part in output for t in _tensors(part)]
+    if isinstance(output, Mapping):
+        return [t for part in output.values() for t in _tensors(part)]
+    return []

@@ -1,0 +1,115 @@
+"""The matrices inside weighted layers: which part of which parameter multiplies what.
+
+A parameter is not always one matrix: the gates of an LSTM, packed queries, keys and values and the groups of a
+convolution lie in one tensor, and a transposed convolution has its inputs first. Decides how each kind of layer
+is taken apart; knows nothing of how weights are started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+Role = Literal["input", "recurrent", "table"]
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+WEIGHTED = (nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, *CONVOLUTIONS, *TRANSPOSED, *RECURRENT)
+ATTENTION = (nn.MultiheadAttention,)
+GATES = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3}
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One matrix of a layer: (outputs, inputs, *kernel), a view into its parameter.
+
+    ``role`` 'input' multiplies what comes from below, 'recurrent' the layer's own state, and the rows of a
+    'table' are looked up rather than multiplied.
+    """
+
+    parameter: str  # its name in the layer
+    index: int  # which matrix of the parameter
+    values: Tensor
+    role: Role = "input"
+
+
+def matrices(layer: nn.Module) -> Iterator[Matrix]:
+    """The matrices of one layer, without those of layers inside it; none for a layer without weights.
+
+    >>> [(m.parameter, tuple(m.values.shape), m.role) for m in matrices(nn.GRUCell(2, 4))][2:4]
+    [('weight_ih', (4, 2), 'input'), ('weight_hh', (4, 4), 'recurrent')]
+    >>> [tuple(m.values.shape) for m in matrices(nn.Conv2d(4, 6, 3, groups=2))]
+    [(3, 2, 3, 3), (3, 2, 3, 3)]
+    """
+    if isinstance(layer, CONVOLUTIONS):
+        yield from _split("weight", layer.weight, layer.groups)
+    elif isinstance(layer, TRANSPOSED):
+        for i, group in enumerate(layer.weight.detach().chunk(layer.groups)):
+            yield Matrix("weight", i, group.transpose(0, 1))
+    elif isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
+        yield Matrix("weight", 0, layer.weight.detach(), "table")
+    elif isinstance(layer, RECURRENT):
+        yield from _recurrent(layer)
+    elif isinstance(layer, nn.MultiheadAttention):
+        yield from _attention(layer)
+    elif isinstance(layer, (nn.Linear, nn.Bilinear)):
+        yield Matrix("weight", 0, layer.weight.detach())
+
+
+def biases(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The biases of one layer by name, without those of layers inside it."""
+    if isinstance(layer, nn.MultiheadAttention):
+        names = ("in_proj_bias", "bias_k", "bias_v")
+    elif isinstance(layer, RECURRENT):
+        names = tuple(name for name, _ in layer.named_parameters(recurse=False) if name.startswith("bias"))
+    else:
+        names = ("bias",)
+    for name in names:
+        value = getattr(layer, name, None)
+        if isinstance(value, Tensor):
+            yield name, value.detach()
+
+
+def forget_gates(layer: nn.Module) -> Iterator[Tensor]:
+    """Of an LSTM, the part of each input bias that belongs to the forget gate: torch's order is i, f, g, o."""
+    if isinstance(layer, (nn.LSTM, nn.LSTMCell)):
+        for name, bias in biases(layer):
+            if name.startswith("bias_ih"):
+                yield bias.chunk(4)[1]
+
+
+def layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers of a model that have matrices, by name, each once under the first of its names."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, (*WEIGHTED, *ATTENTION))}
+
+
+def _split(parameter: str, values: Tensor, count: int, role: Role = "input") -> Iterator[Matrix]:
+    for i, part in enumerate(values.detach().chunk(count)):
+        yield Matrix(parameter, i, part, role)
+
+
+def _recurrent(layer: nn.Module) -> Iterator[Matrix]:
+    kind = getattr(layer, "mode", type(layer).__name__)
+    for name, parameter in layer.named_parameters(recurse=False):
+        if name.startswith("weight_hr"):
+            yield Matrix(name, 0, parameter.detach())  # the projection of an LSTM with proj_size
+        elif name.startswith("weight"):
+            role: Role = "recurrent" if name.startswith("weight_hh") else "input"
+            yield from _split(name, parameter, GATES.get(kind, 1), role)
+
+
+def _attention(layer: nn.MultiheadAttention) -> Iterator[Matrix]:
+    if layer.in_proj_weight is not None:
+        yield from _split("in_proj_weight", layer.in_proj_weight, 3)
+    else:
+        for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
+            yield Matrix(name, 0, getattr(layer, name).detach())
+
+
+def is_started(parameter: Tensor) -> bool:
+    """Whether values can be put into it: floating point, on a real device, trainable."""
+    return parameter.is_floating_point() and not parameter.is_meta and parameter.requires_grad

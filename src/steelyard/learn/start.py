@@ -1,0 +1,154 @@
+"""Starting the weights of a module in place: by a scheme, or by what a batch of data does to them.
+
+Decides which parameters of which layers are started, in what order the layers count (that of execution, never
+that of registration), and that a module is left exactly as it was where anything fails. How a layer is taken
+apart into matrices is in ``matrices``; which values a scheme draws is in ``init``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from steelyard.core.spec import Spec
+from steelyard.core.spec import dtype as find_dtype
+from steelyard.core.table import Column, Table
+from steelyard.errors import ModelError, RecipeError
+from steelyard.init import Init, generator, scheme_of
+from steelyard.learn.matrices import Matrix, biases, forget_gates, is_started, layers, matrices
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+NORMS = (*NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+
+def init_(model: nn.Module, scheme: str | Init = "he", batch: Any = None, *, seed: int = 0, passes: int = 2) -> Table:
+    """Start every weight of `model` in place, and say of each layer what was done.
+
+    A scheme draws each matrix by itself: the gates of an LSTM, packed queries, keys and values, and the groups of a
+    convolution are matrices of their own, and a transposed convolution has its fans the right way round. Recurrent
+    matrices become orthogonal, embeddings normal of variance 1, biases 0 (1 for the forget gate of an LSTM), and
+    norms the identity. A parameter with several names is one parameter and stays so. Frozen parameters
+    (``requires_grad`` off), whole numbers and parameters of other layers keep their values, and are listed.
+
+    The scheme 'data' starts with orthogonal matrices and rescales them, so that the output of every layer has
+    standard deviation 1 over `batch`; see `steelyard.learn.datadriven.scale_by_data`.
+
+    Args:
+        model: any module on a real device.
+        scheme: 'data', a row of INITS, a call such as 'he(slope=0.1)', or an initialiser.
+        batch: inputs for 'data': a tensor, or a tuple of several arguments.
+        seed: of all values; each tensor has a stream of its own, so that the order of layers never matters.
+        passes: forward passes that 'data' may take, at least 1.
+
+    Returns a table of layer, kind, what was done; for 'data' with the standard deviation and the gradient's scale.
+
+    Raises ModelError for a model without layers with weights, on the meta device, with lazy parameters, or that
+    fails on the batch; the model is then as it was before.
+
+    >>> net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
+    >>> init_(net, "data", torch.randn(64, 8, generator=torch.Generator().manual_seed(0))).column("std")
+    [1.0, 1.0]
+
+    Source: Glorot and Bengio 2010, He et al. 2015, Saxe et al. 2013 (schemes); Mishkin and Matas, "All you need is a
+    good init", ICLR 2016 (data); Gers et al. 2000 and Jozefowicz et al. 2015 (the forget gate).
+    """
+    data = scheme == "data"
+    if data and batch is None:
+        raise RecipeError("a start by data needs a batch: init_(model, 'data', batch)")
+    if not data and batch is not None:
+        raise RecipeError(f"only the scheme 'data' looks at a batch, and the scheme is {scheme!r}")
+    if passes < 1:
+        raise RecipeError(f"a start by data takes at least 1 pass, not {passes}")
+    found = _checked(model)
+    init = scheme_of("orthogonal" if data else scheme) if data or isinstance(scheme, str) else scheme
+    with unharmed(model):
+        said = draw(model, found, init, seed)
+        if data:
+            from steelyard.learn.datadriven import scale_by_data
+
+            return scale_by_data(model, found, batch, passes, seed, said)
+    rows = [{"layer": n, "kind": type(layer).__name__, "done": said[n]} for n, layer in found.items()]
+    return Table.of("start", [Column("layer"), Column("kind"), Column("done")], rows, {"seed": seed})
+
+
+def draw(model: nn.Module, found: Mapping[str, nn.Module], init: Init, seed: int) -> dict[str, str]:
+    """Put starting values into all layers; what was done, by layer."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    started: dict[int, str] = {}
+    said = {}
+    for name, layer in found.items():
+        notes = []
+        for matrix in matrices(layer):
+            parameter = getattr(layer, matrix.parameter)
+            key = (id(parameter), matrix.index)
+            if not is_started(parameter):
+                notes.append(f"{matrix.parameter} kept: {'frozen' if parameter.is_floating_point() else 'not float'}")
+            elif started.get(id(parameter), name) != name:
+                notes.append(f"{matrix.parameter} is that of {started[id(parameter)]}")
+            else:
+                started[id(parameter)] = name
+                notes.append(_drawn(matrix, init, seed, f"{names[key[0]]}#{matrix.index}"))
+        for bias, values in biases(layer):
+            if is_started(getattr(layer, bias)):
+                values.zero_()
+        for gate in forget_gates(layer):
+            gate.fill_(1.0)
+        said[name] = "; ".join(dict.fromkeys(notes))
+    for layer in model.modules():
+        if isinstance(layer, NORMS) and all(is_started(p) for p in layer.parameters(recurse=False)):
+            for leaf, p in layer.named_parameters(recurse=False):
+                p.detach().fill_(1.0 if leaf == "weight" else 0.0)
+    return said
+
+
+def _drawn(matrix: Matrix, init: Init, seed: int, stream: str) -> str:
+    """Fill one matrix; what was done."""
+    role = {"recurrent": scheme_of("orthogonal"), "table": scheme_of("normal(std=1)")}.get(matrix.role, init)
+    shape = tuple(matrix.values.shape)
+    values = role(Spec.of(shape, find_dtype("float32")), generator(seed, stream))
+    matrix.values.copy_(torch.from_numpy(values))
+    return f"{matrix.parameter} {role.name}"
+
+
+def _checked(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers to start; raises ModelError for a model that cannot be started."""
+    for name, p in model.named_parameters():
+        if isinstance(p, nn.parameter.UninitializedParameter):
+            raise ModelError(f"{name!r} has no shape yet; run the model once on a batch before it is started")
+        if p.is_meta:
+            raise ModelError(f"{name!r} is on the meta device, without values; call model.to_empty(device='cpu') first")
+    found = layers(model)
+    if not found:
+        raise ModelError(f"{type(model).__name__} has no layer with weights; there is nothing to start")
+    return found
+
+
+@contextmanager
+def unharmed(model: nn.Module) -> Iterator[None]:
+    """Within the block parameters may change; where it fails, they are as before.
+
+    Buffers, the modes of all layers and the state of torch's random numbers are as before in any case.
+    """
+    before: list[tuple[Tensor, Tensor]] = [(p.detach(), p.detach().clone()) for p in model.parameters()]
+    buffers: list[tuple[Tensor, Tensor]] = [(b, b.detach().clone()) for b in model.buffers()]
+    modes = {layer: layer.training for layer in model.modules()}
+    try:
+        with torch.random.fork_rng():
+            yield
+    except BaseException:
+        for now, then in before:
+            now.copy_(then)
+        raise
+    finally:
+        for layer, mode in modes.items():
+            layer.training = mode
+        with torch.no_grad():
+            for now, then in buffers:
+                now.copy_(then)

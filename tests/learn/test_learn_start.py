@@ -1,0 +1,272 @@
+"""Starts of whole modules: right by execution for twelve architectures, matrix by matrix, and harmless when they fail."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from steelyard.errors import ModelError, RecipeError
+from steelyard.learn.start import init_
+
+from zoo import ZOO, noise, words
+
+
+def built(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    torch.manual_seed(0)
+    build, batch = ZOO[name]
+    return build(), batch
+
+
+def measured(model: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, float]:
+    """The standard deviation of what every linear, convolutional and bilinear layer gives, over all its calls."""
+    seen: dict[str, list[Tensor]] = {}
+    kinds = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
+    for name, layer in model.named_modules():
+        if isinstance(layer, kinds):
+            layer.register_forward_hook(lambda _m, _a, out, name=name: seen.setdefault(name, []).append(out.flatten()))
+        if isinstance(layer, nn.Dropout):
+            layer.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad():
+            model(*batch)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+    return {
+        name: math.sqrt(sum(float(o.var(unbiased=False)) for o in outputs) / len(outputs))
+        for name, outputs in seen.items()
+    }
+
+
+@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+def test_every_executed_layer_has_standard_deviation_1_after_two_passes_at_most(name: str) -> None:
+    model, batch = built(name)
+    forwards: list[int] = []
+    handle = model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    table = init_(model, "data", batch)
+    handle.remove()
+    assert len(forwards) == table.meta["passes"] <= 2
+    assert table.meta["furthest from 1"] <= 0.02
+    found = measured(model, batch)
+    assert found
+    for layer, std in found.items():
+        assert abs(std - 1) <= 0.02, layer
+    assert table.meta["gradient scale, largest over smallest"] < 100
+
+
+def test_without_the_second_pass_a_shared_layer_is_off() -> None:
+    model, batch = built("weight-shared")
+    assert init_(model, "data", batch, passes=1).meta["furthest from 1"] > 0.02
+
+
+def gate_sums(layer: nn.RNNBase, x: Tensor) -> Tensor:
+    """The sums into the gates of the lowest forward layer, step by step."""
+    w, u = layer.weight_ih_l0.detach(), layer.weight_hh_l0.detach()
+    alone = type(layer)(x.shape[-1], layer.hidden_size, batch_first=True)
+    alone.load_state_dict({k: v for k, v in layer.state_dict().items() if k.endswith("_l0")})
+    with torch.no_grad():
+        states = alone(x)[0]
+    before = torch.cat([torch.zeros_like(states[:, :1]), states[:, :-1]], 1)
+    return x @ w.T + before @ u.T
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU"])
+def test_the_sums_into_gates_have_standard_deviation_1(name: str) -> None:
+    model, (x,) = built(name)
+    init_(model, "data", (x,))
+    assert float(gate_sums(model.rnn, x).std()) == pytest.approx(1, abs=0.02)
+    for gate in model.rnn.weight_hh_l0.detach().chunk(4 if name == "LSTM" else 3):
+        assert torch.allclose(gate @ gate.T, torch.eye(32), atol=1e-5)
+    if name == "LSTM":
+        assert model.rnn.bias_ih_l0.detach().chunk(4)[1].tolist() == [1.0] * 32
+        assert float(model.rnn.bias_ih_l0.detach().sum()) == 32
+
+
+def test_a_cell_that_is_called_at_every_step() -> None:
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.head = nn.GRUCell(12, 32), nn.Linear(32, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            state = x.new_zeros(len(x), 32)
+            for t in range(x.shape[1]):
+                state = self.cell(x[:, t], state)
+            return self.head(state)
+
+    table = init_(Loop(), "data", (noise(64, 9, 12),))
+    assert table.column("calls") == [9, 1]
+    assert table.meta["furthest from 1"] <= 0.02
+
+
+@pytest.mark.parametrize("factor", [1e-4, 1e4])
+def test_fifty_layers_and_any_scale_of_the_input(factor: float) -> None:
+    layers = [layer for _ in range(50) for layer in (nn.Linear(64, 64), nn.ReLU())]
+    table = init_(nn.Sequential(*layers), "data", factor * noise(128, 64))
+    assert table.meta["furthest from 1"] < 1e-5
+    assert table.meta["gradient scale, largest over smallest"] <= 10
+
+
+def test_a_tie_stays_a_tie_and_says_so() -> None:
+    model, batch = built("tied embedding")
+    table = init_(model, "data", batch)
+    assert model.head.weight is model.embed.weight
+    rows = {row["layer"]: row for row in table.rows}
+    assert rows["head"]["std"] == pytest.approx(1, abs=0.02)
+    assert rows["embed"]["std"] == pytest.approx(1 / 8, abs=0.1)  # 64 units: sums of them are 8 times as large
+    assert "one scale with embed" in rows["head"]["done"]
+
+
+SCHEMES = ["he", "xavier", "lecun", "orthogonal", "normal(std=0.1)", "uniform(low=-1, high=1)", "truncated_normal"]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+def test_every_scheme_starts_every_architecture(name: str, scheme: str) -> None:
+    model, batch = built(name)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    init_(model, scheme)
+    for n, p in model.named_parameters():
+        assert torch.isfinite(p).all()
+        assert p.ndim < 2 or not torch.equal(p.detach(), before[n]), n
+    model(*batch)
+
+
+def std_of(values: Tensor) -> float:
+    return float(values.detach().double().square().mean().sqrt())
+
+
+def test_each_matrix_has_the_variance_of_its_own_fans() -> None:
+    model = nn.ModuleDict(
+        {
+            "grouped": nn.Conv2d(64, 64, 3, groups=4),
+            "transposed": nn.ConvTranspose2d(32, 128, 4),
+            "attention": nn.MultiheadAttention(128, 4),
+            "lstm": nn.LSTM(64, 256),
+            "embed": nn.Embedding(200, 32),
+        }
+    )
+    init_(model, "he")
+    assert std_of(model["grouped"].weight) == pytest.approx(math.sqrt(2 / (16 * 9)), rel=0.02)
+    assert std_of(model["transposed"].weight) == pytest.approx(math.sqrt(2 / (32 * 16)), rel=0.02)
+    init_(model, "xavier")
+    assert std_of(model["attention"].in_proj_weight) == pytest.approx(math.sqrt(2 / 256), rel=0.02)
+    assert std_of(model["lstm"].weight_ih_l0) == pytest.approx(math.sqrt(2 / (64 + 256)), rel=0.02)
+    assert std_of(model["embed"].weight) == pytest.approx(1, rel=0.05)
+    init_(model, "orthogonal")
+    for part in model["attention"].in_proj_weight.detach().chunk(3):
+        assert torch.allclose(part @ part.T, torch.eye(128), atol=1e-5)
+
+
+def test_the_result_depends_on_names_and_the_seed_alone() -> None:
+    class Two(nn.Module):
+        def __init__(self, swapped: bool) -> None:
+            super().__init__()
+            for name in ("b", "a") if swapped else ("a", "b"):
+                setattr(self, name, nn.Linear(4, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x))
+
+    found = []
+    for swapped, seed in ((False, 0), (True, 0), (False, 1)):
+        torch.manual_seed(swapped)
+        model = Two(swapped)
+        init_(model, "data", noise(32, 4), seed=seed)
+        found.append(model.state_dict())
+    assert all(torch.equal(found[0][n], found[1][n]) for n in found[0])
+    assert not torch.equal(found[0]["a.weight"], found[2]["a.weight"])
+
+
+def test_what_is_frozen_or_not_executed_is_said() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[0].weight.requires_grad_(False)
+    model.register_module("unused", nn.Linear(3, 3))
+    model.forward = lambda x: model[1](model[0](x))
+    before = model[0].weight.clone()
+    rows = {row["layer"]: row for row in init_(model, "data", noise(32, 4)).rows}
+    assert torch.equal(model[0].weight, before)
+    assert rows["0"]["done"] == "weight kept: frozen"
+    assert rows["1"]["std"] == pytest.approx(1)
+    assert rows["unused"]["done"].endswith("not executed by this batch")
+    assert rows["unused"]["calls"] == 0
+
+
+class Fails(nn.Module):
+    """Runs its layers, and then does not go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.LSTM(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.layers(x)
+        raise RuntimeError("two\nlines")
+
+
+def lazily() -> nn.Module:
+    return nn.Sequential(nn.LazyLinear(4))
+
+
+def on_meta() -> nn.Module:
+    return nn.Linear(4, 4, device="meta")
+
+
+BAD: dict[str, tuple[Callable[[], nn.Module], object, str]] = {
+    "a model that cannot run the batch": (lambda: nn.Linear(4, 4), noise(8, 5), "fails"),
+    "a model that fails at its end": (Fails, noise(8, 4), r"test_learn_start\.py.*: RuntimeError: two"),
+    "a batch of zeros": (lambda: nn.Linear(4, 4), torch.zeros(8, 4), "only equal values"),
+    "a batch with NaN": (lambda: nn.Linear(4, 4), torch.full((8, 4), float("nan")), "not finite"),
+    "one number": (lambda: nn.Linear(4, 1), noise(1, 4), "single number"),
+    "whole numbers for a linear layer": (lambda: nn.Linear(4, 4), words(8, 4), "fails"),
+    "no layer with weights": (nn.ReLU, noise(8, 4), "no layer with weights"),
+    "meta": (on_meta, noise(8, 4), "meta device"),
+    "lazy": (lazily, noise(8, 4), "no shape yet"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_start_leaves_the_model_exactly_as_it_was(case: str) -> None:
+    build, batch, message = BAD[case]
+    torch.manual_seed(0)
+    model = build()
+    model.train(False)
+    real = not any(p.is_meta for p in model.parameters()) and case != "lazy"
+    before = {n: v.clone() for n, v in model.state_dict().items()} if real else {}
+    state = torch.get_rng_state()
+    with pytest.raises(ModelError, match=message) as caught:
+        init_(model, "data", batch)
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items() if real)
+    assert not any(layer.training for layer in model.modules())
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in model.modules() if case != "lazy")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_good_start_leaves_all_but_the_weights_as_it_was() -> None:
+    model, batch = built("CNN")
+    model.eval()
+    buffers = {n: b.clone() for n, b in model.named_buffers()}
+    state = torch.get_rng_state()
+    init_(model, "data", batch)
+    assert all(torch.equal(b, buffers[n]) for n, b in model.named_buffers())
+    assert not model[0].training
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_wrong_use_is_said() -> None:
+    model = nn.Linear(2, 2)
+    with pytest.raises(RecipeError, match="needs a batch"):
+        init_(model, "data")
+    with pytest.raises(RecipeError, match="only the scheme 'data'"):
+        init_(model, "he", noise(4, 2))
+    with pytest.raises(RecipeError, match="at least 1 pass"):
+        init_(model, "data", noise(4, 2), passes=0)
