@@ -65,6 +65,7 @@ _EXPORTS: dict[str, str] = {
     # what weights mean
     "inventory": "explain.inventory:inventory",
     "spectra": "explain.spectra:spectra",
+    "diff": "explain.diff:diff",
     "signal": "explain.signal:signal",
     "contributions": "explain.contributions:contributions",
     "coefficients": "explain.coefficients:coefficients",
@@ -104,6 +105,7 @@ if TYPE_CHECKING:
     from steelyard.explain.address import connection as connection
     from steelyard.explain.coefficients import coefficients as coefficients
     from steelyard.explain.contributions import contributions as contributions
+    from steelyard.explain.diff import diff as diff
     from steelyard.explain.filters import filters as filters
     from steelyard.explain.inventory import inventory as inventory
     from steelyard.explain.signal import signal as signal

@@ -22,6 +22,7 @@ VERBS: Registry[click.Command] = Registry(
         "finetune": Row("steelyard.cli.finetune:verb", "carry trained weights to a new task", "learn"),
         "explain": Row("steelyard.cli.explain:verb", "what trained weights mean, checked by removal", "learn"),
         "inspect": Row("steelyard.cli.inspect:verb", "what is in a file: tensors, types, ties and sizes"),
+        "diff": Row("steelyard.cli.diff:verb", "what changed between two files: which tensors, how, and by how much"),
         "convert": Row("steelyard.cli.convert:verb", "another file format, dtype, names or codec"),
         "prune": Row("steelyard.cli.prune:verb", "set the smallest weights to zero, and store the zeros cheaply"),
         "quantize": Row("steelyard.cli.quantize:verb", "round weights to uniform levels of 1 to 8 bits"),

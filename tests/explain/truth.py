@@ -1,0 +1,279 @@
+"""The truth set of `diff`: pairs of small files with one planted difference each, and what must be said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+from steelyard.core.packed import pack
+from steelyard.core.weights import Weights
+
+BF16 = ml_dtypes.bfloat16
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What was planted, and for each tensor that is not identical the verdict (and a word of its notes)."""
+
+    name: str
+    a: Weights
+    b: Weights
+    truth: dict[str, tuple[str, str]]  # name in b (or a, if removed) -> verdict, part of the notes
+    verdict: str = "different"  # of the whole
+    was: dict[str, str] | None = None  # name in b -> name in a, where they differ
+
+
+def base() -> Arrays:
+    """A tiny language model in float32."""
+    rng = np.random.default_rng(7)
+
+    def normal(*shape: int) -> np.ndarray:
+        return (rng.standard_normal(shape) * 0.02).astype(np.float32)
+
+    arrays = {"model.embed.weight": normal(64, 24)}
+    for i in range(2):
+        arrays[f"model.layers.{i}.attn.q.weight"] = normal(24, 24)
+        arrays[f"model.layers.{i}.mlp.up.weight"] = normal(48, 24)
+        arrays[f"model.layers.{i}.norm.weight"] = np.ones(24, np.float32)
+    return arrays | {
+        "model.steps": np.array(7, np.int64),
+        "model.mask": np.tri(8, dtype=bool),
+        "head.weight": normal(64, 24),
+    }
+
+
+Q, UP, EMBED, HEAD = "model.layers.0.attn.q.weight", "model.layers.1.mlp.up.weight", "model.embed.weight", "head.weight"
+
+
+def _edit(
+    name: str, change: Callable[[np.ndarray], np.ndarray | None], verdict: str, note: str = "", key: str = UP
+) -> Case:
+    """One tensor changed in place, or replaced by what `change` returns."""
+    a, b = base(), base()
+    new = change(b[key])
+    if new is not None:
+        b[key] = new
+    return Case(name, Weights.of(a), Weights.of(b), {key: (verdict, note)})
+
+
+def _set(index: tuple[int, ...], value: float) -> Callable[[np.ndarray], None]:
+    def change(x: np.ndarray) -> None:
+        x[index] = value
+
+    return change
+
+
+def _bits(index: tuple[int, ...], bits: int) -> Callable[[np.ndarray], None]:
+    def change(x: np.ndarray) -> None:
+        x.view(np.uint32)[index] = bits
+
+    return change
+
+
+def _both(name: str, first: Callable[[np.ndarray], None], second: Callable[[np.ndarray], None], verdict: str) -> Case:
+    """One tensor changed on both sides."""
+    a, b = base(), base()
+    first(a[UP])
+    second(b[UP])
+    return Case(
+        name,
+        Weights.of(a),
+        Weights.of(b),
+        {UP: (verdict, "")} if verdict else {},
+        "different" if verdict else "identical",
+    )
+
+
+def _renamed(name: str, rule: Callable[[str], str], change: Callable[[np.ndarray], np.ndarray] = lambda x: x) -> Case:
+    a = base()
+    b = {rule(key): change(x) for key, x in a.items()}
+    was = {rule(key): key for key in a if rule(key) != key}
+    return Case(
+        name, Weights.of(a), Weights.of(b), dict.fromkeys(was, ("renamed", "")), "identical under other names", was
+    )
+
+
+def _one_number(x: np.ndarray) -> None:
+    x[:] = np.nan
+    x[0, 0] = 1.0
+
+
+def _one_ulp(x: np.ndarray) -> None:
+    x.view(np.uint32)[3, 5] ^= 1
+
+
+def _all(name: str, change: Callable[[np.ndarray], np.ndarray], verdict: str, note: str, whole: str) -> Case:
+    """Every floating-point tensor changed alike."""
+    a = base()
+    b = {key: change(x) if x.dtype == np.float32 else x for key, x in a.items()}
+    return Case(name, Weights.of(a), Weights.of(b), {k: (verdict, note) for k in a if a[k].dtype == np.float32}, whole)
+
+
+def _exact_in_bfloat16() -> Case:
+    a = {k: x.astype(BF16) if x.dtype == np.float32 else x for k, x in base().items()}
+    b = {k: x.astype(np.float32) if x.dtype == BF16 else x for k, x in a.items()}
+    truth = {k: ("same values", "every value is the same") for k in a if a[k].dtype == BF16}
+    return Case("dtype only, exact", Weights.of(a), Weights.of(b), truth, "the same values, held otherwise")
+
+
+def _float8() -> Case:
+    a = {k: x.astype(ml_dtypes.float8_e4m3fn) if x.dtype == np.float32 else x for k, x in base().items()}
+    b = {k: x.copy() for k, x in a.items()}
+    b[UP].view(np.uint8)[2, 3] ^= 0x80
+    return Case("one sign in float8", Weights.of(a), Weights.of(b), {UP: ("sign flips", "1 element changed sign")})
+
+
+def _swapped() -> Case:
+    a = base()
+    first, second = "model.layers.0.mlp.up.weight", UP
+    b = {**a, first: a[second], second: a[first]}
+    return Case("swapped", Weights.of(a), Weights.of(b), {first: ("moved", second), second: ("moved", first)})
+
+
+def _resharded() -> Case:
+    """The same tensors laid out in another order: what is left of a sharding when it is read."""
+    a = base()
+    return Case("resharded", Weights.of(a), Weights.of(dict(reversed(a.items()))), {}, "identical, laid out otherwise")
+
+
+def _added_and_removed() -> Case:
+    a, b = base(), base()
+    del b["model.mask"]
+    b["extra.bias"] = np.zeros(5, np.float32)
+    return Case(
+        "added and removed", Weights.of(a), Weights.of(b), {"model.mask": ("removed", ""), "extra.bias": ("added", "")}
+    )
+
+
+def _grown() -> Case:
+    a, b = base(), base()
+    for key in (EMBED, HEAD):
+        b[key] = np.concatenate([a[key], np.zeros((16, 24), np.float32)])
+    truth = dict.fromkeys(
+        (EMBED, HEAD), ("grown", "the first 64 rows are the same bits; 16 rows more in the second, all zero")
+    )
+    return Case("grown vocabulary", Weights.of(a), Weights.of(b), truth)
+
+
+def _low_rank(dtype: type = np.float32) -> Case:
+    rng = np.random.default_rng(1)
+    a = {"w": (rng.standard_normal((256, 320)) * 0.02).astype(dtype)}
+    step = rng.standard_normal((256, 8)) @ rng.standard_normal((8, 320)) * 0.002
+    b = {"w": (a["w"].astype(np.float64) + step).astype(dtype)}
+    return Case(f"low rank, {np.dtype(dtype).name}", Weights.of(a), Weights.of(b), {"w": ("values", "rank 8")})
+
+
+def _tie_broken() -> Case:
+    a, b = base(), base()
+    del a[HEAD]
+    b[HEAD] = b[EMBED].copy()
+    whole = "the same values, held otherwise"
+    return Case(
+        "tie broken", Weights.of(a, ties={HEAD: EMBED}), Weights.of(b), {HEAD: ("tie", "tensor of its own")}, whole
+    )
+
+
+def _metadata() -> Case:
+    return Case(
+        "metadata only",
+        Weights.of(base(), meta={"step": "1"}),
+        Weights.of(base(), meta={"step": "2"}),
+        {},
+        "identical, other metadata",
+    )
+
+
+def _packed() -> Case:
+    from steelyard.codecs.entropy import Entropy
+
+    a = base()
+    b = {key: pack(x, Entropy()) if key == UP else x for key, x in a.items()}
+    truth = {UP: ("same values", "held as plain and as entropy")}
+    return Case("packed", Weights.of(a), Weights.of(b), truth, "the same values, held otherwise")
+
+
+def _zero_size() -> Case:
+    a, b = base() | {"empty": np.zeros((0, 4), np.float32)}, base() | {"empty": np.zeros((4, 0), np.float32)}
+    return Case("zero size, another shape", Weights.of(a), Weights.of(b), {"empty": ("shape", "0×4 became 4×0")})
+
+
+def _constant_rows() -> Case:
+    a, b = base(), base()
+    a[UP][:] = 0.5
+    b[UP][:] = 0.5
+    b[UP][::2] = -0.5
+    return Case(
+        "constant rows flipped", Weights.of(a), Weights.of(b), {UP: ("sign flips", "576 elements changed sign")}
+    )
+
+
+def _prefix_and_tuned() -> Case:
+    """Behind another prefix, in another dtype, and trained further: the values are compared all the same."""
+    rng = np.random.default_rng(3)
+    a = base()
+    b = {
+        f"module.{key}": (x * (1 + 0.1 * rng.standard_normal(x.shape))).astype(x.dtype)
+        if x.ndim == 2 and x.dtype == np.float32
+        else x
+        for key, x in a.items()
+    }
+    truth = {f"module.{k}": ("values" if a[k].ndim == 2 and a[k].dtype == np.float32 else "renamed", "") for k in a}
+    return Case("prefix and new values", Weights.of(a), Weights.of(b), truth, was={f"module.{k}": k for k in a})
+
+
+def cases() -> list[Case]:
+    """All of them."""
+    order = np.random.default_rng(5).permutation
+    rows, columns = order(48), order(24)
+    everywhere = np.random.default_rng(6).permutation(48 * 24)
+    nan, payload = 0x7FC00000, 0x7FC00123
+    cut = {"attn.q": "self_attn.q_proj", "mlp.up": "mlp.up_proj", "norm": "input_layernorm"}
+
+    def hugging(name: str) -> str:
+        for old, new in cut.items():
+            name = name.replace(f".{old}.", f".{new}.")
+        return name
+
+    return [
+        _edit("NaN appeared", _set((3, 4), np.nan), "NaN appeared", "NaN appeared in 1 element"),
+        _both("NaN vanished", _bits((3, 4), nan), _set((3, 4), 0.1), "NaN vanished"),
+        _both("NaN stays", _bits((3, 4), nan), _bits((3, 4), nan), ""),
+        _both("NaN payload", _bits((3, 4), nan), _bits((3, 4), payload), "NaN payload"),
+        _both("all NaN, one number", _set((...,), np.nan), _one_number, "NaN vanished"),
+        _edit("Inf appeared", _set((0, 0), -np.inf), "Inf appeared", "1 element"),
+        _both("tiny sign flip", _set((9, 9), 1e-7), _set((9, 9), -1e-7), "sign flips"),
+        _both("sign of zero", _set((9, 9), 0.0), _set((9, 9), -0.0), "zero signs"),
+        _both("subnormal", _bits((9, 9), 1), _bits((9, 9), 3), "values"),
+        _edit("one bit", _one_ulp, "values"),
+        _exact_in_bfloat16(),
+        _all("dtype only, rounded", lambda x: x.astype(BF16), "same values", "float32 became bfloat16", "the same values, held otherwise"),
+        _float8(),
+        _renamed("renamed", hugging),
+        _renamed("prefix", lambda name: f"module.{name}"),
+        _prefix_and_tuned(),
+        _edit("permuted rows", lambda x: x[rows], "permuted rows", "of 48 rows moved"),
+        _edit("permuted columns", lambda x: x[:, columns], "permuted columns", "of 24 columns moved"),
+        _edit("permuted elements", lambda x: x.reshape(-1)[everywhere].reshape(x.shape), "permuted elements"),
+        _edit("transposed", lambda x: x.T.copy(), "transposed", "48×24 became 24×48"),
+        _edit("transposed, square", lambda x: x.T.copy(), "transposed", "24×24", key=Q),
+        _edit("reshaped", lambda x: x.reshape(24, 48), "reshaped", "the same values"),
+        _edit("scaled", lambda x: x * np.float32(0.37), "scaled", "0.37 times"),
+        _edit("zeroed", lambda x: np.where(np.abs(x) < 0.01, np.float32(0), x), "zeroed"),
+        _resharded(),
+        _swapped(),
+        _added_and_removed(),
+        _grown(),
+        _low_rank(),
+        _low_rank(BF16),
+        _tie_broken(),
+        _edit("counter", _set((), 8), "values", key="model.steps"),
+        _edit("truth value", _set((0, 5), True), "values", key="model.mask"),
+        _metadata(),
+        _packed(),
+        _zero_size(),
+        _constant_rows(),
+    ]  # fmt: skip
