@@ -23,6 +23,7 @@ FORMATS: Registry[type[Format]] = Registry(
         "safetensors": Row(
             "steelyard.formats.safetensors:Safetensors", "the open standard for weights; holds everything"
         ),
+        "torch": Row("steelyard.formats.torchzip:Torch", "what torch.save writes; read without unpickling"),
         "npz": Row("steelyard.formats.npz:Npz", "the arrays of numpy in a zip archive"),
         "npy": Row("steelyard.formats.npz:Npy", "one array of numpy, named by its file"),
         "peft": Row("steelyard.formats.peft:Peft", "an adapter of PEFT: its config, and the file beside it"),
