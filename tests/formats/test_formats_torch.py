@@ -142,10 +142,9 @@ def test_what_is_not_held_is_named(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch means to remove them; files have them
         quantised = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
+        half = torch.ones(2, dtype=torch.complex32)
     sparse = torch.eye(3).to_sparse()
-    torch.save(
-        {"q": quantised, "s": sparse, "h": torch.ones(2, dtype=torch.complex32), "w": torch.ones(1)}, tmp_path / "a.pt"
-    )
+    torch.save({"q": quantised, "s": sparse, "h": half, "w": torch.ones(1)}, tmp_path / "a.pt")
     found = open(tmp_path / "a.pt")
     assert list(found) == ["w"]
     assert [text.partition(":")[0] for text in json.loads(found.meta["pickle.skipped"])] == ["q", "s", "h"]

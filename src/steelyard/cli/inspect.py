@@ -55,10 +55,12 @@ def _tables(source: str, where: Where | None, sort: str | None, depth: int | Non
     from steelyard import formats
     from steelyard.explain.inventory import inventory, kinds, summary
     from steelyard.explain.repeats import ROWS, repeats
+    from steelyard.explain.wanted import wanted
 
     weights = formats.open(source).choose(where)
+    besides = wanted(weights)
     if depth is None and output.form == "text" and len(weights) > ROWS:
         first = repeats(weights, sort=sort)
     else:
         first = inventory(weights, depth=depth or None, sort=sort)
-    return [first, kinds(weights), summary(weights)]
+    return [first, kinds(weights), summary(weights), *([besides] if besides is not None else [])]

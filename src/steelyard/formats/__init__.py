@@ -23,9 +23,9 @@ FORMATS: Registry[type[Format]] = Registry(
         "safetensors": Row(
             "steelyard.formats.safetensors:Safetensors", "the open standard for weights; holds everything"
         ),
-        "torch": Row("steelyard.formats.torchzip:Torch", "what torch.save writes; read without unpickling"),
         "npz": Row("steelyard.formats.npz:Npz", "the arrays of numpy in a zip archive"),
         "npy": Row("steelyard.formats.npz:Npy", "one array of numpy, named by its file"),
+        "torch": Row("steelyard.formats.torchzip:Torch", "what torch.save writes; read without unpickling"),
         "peft": Row("steelyard.formats.peft:Peft", "an adapter of PEFT: its config, and the file beside it"),
         "onnx": Row("steelyard.formats.onnx:Onnx", "a graph of operators; its tensors are read, it is not written"),
     },

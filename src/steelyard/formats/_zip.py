@@ -165,10 +165,13 @@ def _end(source: Source, file: IO[bytes]) -> tuple[int, int, int]:
     def wrong(text: str, offset: int) -> FormatError:
         return FormatError(f"zip: {text}", path=source.path, offset=offset)
 
-    tail = bytearray(min(source.size, 22 + 0xFFFF + 76))
-    source.fill(file, source.size - len(tail), tail)
-    at = tail.rfind(END)
-    base = source.size - len(tail)
+    for reach in (22 + 76, 22 + 76 + 0xFFFF):  # most archives have no comment
+        tail = bytearray(min(source.size, reach))
+        base = source.size - len(tail)
+        source.fill(file, base, tail)
+        at = tail.rfind(END)
+        if at >= 0 and at + 22 + int.from_bytes(tail[at + 20 : at + 22], "little") == len(tail):
+            break
     if at < 0 or len(tail) - at < 22:
         raise wrong("there is no end record; the archive is cut off: fetch it again", source.size)
     _, disk, first, here, count, size, start, comment = struct.unpack("<4s4H2LH", tail[at : at + 22])
