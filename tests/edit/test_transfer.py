@@ -11,10 +11,10 @@ import pytest
 import steelyard as sy
 from steelyard.core.transform import chain
 from steelyard.core.weights import Weight, Weights
-from steelyard.edit import transfer as module
 from steelyard.edit.cast import Cast
 from steelyard.edit.transfer import transfer, verify
 from steelyard.errors import FormatError, VerdictError, WeightsError
+from steelyard.formats.safetensors import Safetensors
 
 LARGE = 24_000_000  # bytes of the one large tensor
 
@@ -82,16 +82,16 @@ def test_what_is_watched_adds_up(large):
 def test_a_target_that_lies_is_named_and_leaves_nothing(large, monkeypatch, at):
     target = large.with_name("out.safetensors")
     target.write_bytes(b"precious")
-    write = module.formats.write
+    write = Safetensors.write
 
-    def damage(weights, path, format=None):
-        size = write(weights, path, format)
+    def damage(self, weights, path):
+        size = write(self, weights, path)
         whole = bytearray(path.read_bytes())
         whole[at] ^= 1
         path.write_bytes(whole)
         return size
 
-    monkeypatch.setattr(module.formats, "write", damage)
+    monkeypatch.setattr(Safetensors, "write", damage)
     with pytest.raises(
         VerdictError, match=r"out.safetensors: verifying failed: element \d+ of '[ab]' was to be"
     ) as caught:

@@ -27,7 +27,7 @@ from steelyard.init import INITS
 
 TABLES: dict[str, Registry] = {"formats": FORMATS, "codecs": CODECS, "init": INITS, "edit": STEPS, "cli": VERBS}
 BESIDES = {  # files of a folder that are no entries of its table
-    "formats": {"base", "config", "fileset", "layout", "manifest", "module", "ranges", "remote", "source"},
+    "formats": {"base", "config", "fileset", "layout", "manifest", "module", "ranges", "remote", "resuming", "source"},
     "codecs": set(),
     "init": {"base"},
     "edit": {"transfer"},

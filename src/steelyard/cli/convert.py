@@ -90,7 +90,8 @@ def verb(
     """Write the weights of SOURCE to TARGET; the suffix of TARGET says the format.
 
     TARGET appears under its name when it is complete, and with --verify only if what is read back is what was to
-    be written: each tensor as the source and the options give it.
+    be written: each tensor as the source and the options give it. What is done of a job that is broken off stays
+    beside TARGET, for safetensors in one file or many, and the same command goes on from there.
 
     Steps follow in this order: --dtype, --split, --unstack, --join, --stack, --rename, --codec; patterns speak of
     the names that the steps before have left. With --where, only the tensors that match take part in them.
@@ -120,7 +121,16 @@ def verb(
     format, path = _sharded(target, shard_size)
     with watching() as watch:
         tables = rewrite(
-            source, path, chain(*steps), where, force, format=format, verified=verify, values=False, watch=watch
+            source,
+            path,
+            chain(*steps),
+            where,
+            force,
+            format=format,
+            verified=verify,
+            resumed=True,
+            values=False,
+            watch=watch,
         )
     show(tables, output)
 

@@ -96,6 +96,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if status == 141:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit flushes into the pipe again
         if line:
+            line = "; ".join([line, *map(_one_line, getattr(error, "__notes__", ()))])
             click.echo(f"steelyard: {line}", err=True)
         return status
     return 0

@@ -52,8 +52,8 @@ class Weight:
             )
         return array
 
-    def blocks(self, elements: int) -> Iterator[np.ndarray]:
-        """The values in C order as flat arrays of `elements`, the last one shorter.
+    def blocks(self, elements: int, first: int = 0) -> Iterator[np.ndarray]:
+        """The values from the element `first` on, in C order, as flat arrays of `elements`, the last one shorter.
 
         Where the file allows it, no more than one block is in memory, and each block is valid only until the
         next is asked for. Otherwise the tensor is read whole.
@@ -64,12 +64,12 @@ class Weight:
         """
         if self.fill is None:
             flat = self.array().reshape(-1)
-            yield from (flat[at : at + elements] for at in range(0, flat.size, elements))
+            yield from (flat[at : at + elements] for at in range(first, flat.size, elements))
             return
         import numpy as np
 
         buffer = np.empty(min(elements, self.spec.size), self.spec.dtype.numpy)
-        for at in range(0, self.spec.size, elements):
+        for at in range(first, self.spec.size, elements):
             block = buffer[: min(elements, self.spec.size - at)]
             self.fill(at, block)
             yield block

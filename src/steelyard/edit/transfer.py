@@ -1,16 +1,16 @@
 """Weights through a step from one place into another, in blocks: nothing is in memory but what is on its way.
 
 Decides that a target appears under its name as a whole or not at all, that one which was to be verified appears
-only after it was read back, and what "the same" means. Knows nothing of any container.
+only after it was read back, and what "the same" means. Knows nothing of any container; how a job that was broken
+off is gone on with is in ``_unfinished``.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +20,9 @@ from steelyard.core.packed import Packed
 from steelyard.core.transform import Transform, on
 from steelyard.core.weights import Weight, Weights
 from steelyard.core.where import Where
-from steelyard.errors import FormatError, VerdictError, printable, quoted
-from steelyard.formats.base import Writable, check_target, writing
+from steelyard.edit._unfinished import describe, finished, was_moved, workplace
+from steelyard.errors import VerdictError, printable, quoted
+from steelyard.formats.base import Resumable, Writable, check_target
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,12 +56,15 @@ def transfer(
     force: bool = False,
     format: str | Writable | None = None,
     verified: bool = False,
+    resumed: bool = False,
     watch: Watch = unwatched,
 ) -> Transferred:
     """Apply `step` to the tensors of `source` that `where` chooses, and write them all to `target`.
 
     `format` is how (None: the suffix of `target` says it). With `verified` the target is read back and compared
-    with what the step gives, bit for bit, before it gets its name.
+    with what the step gives, bit for bit, before it gets its name. With `resumed`, what is done of a job that is
+    broken off stays in a folder beside `target`, where the format can be written so, and the same job goes on
+    from there; `step` must then be a Step.
 
     Raises FormatError where `target` is `source`, or exists and `force` is off; WeightsError if no tensor matches
     `where`; VerdictError where what was read back differs. Whatever goes wrong, nothing half-written bears the
@@ -73,39 +77,42 @@ def transfer(
     """
     target = Path(target)
     before = formats.open(source)
-    check_target(target, Path(source), force=force)
+    check = partial(check_target, target, Path(formats.locate(source).path), force=force)
+    if not was_moved(target):
+        check()
     before.choose(where)
+    files = _files(before, source)
     made = (on(where, step) if where else step)(before)
+    writer = formats.writer(target, format)
+    job = None
+    if resumed and files is not None and isinstance(writer, Resumable):
+        job = describe(files, before, made, step, where, writer)
+    size = None if files is None else sum(os.stat(path).st_size for path in files)
+    if job is not None and finished(target, job):
+        after = formats.open(target)
+        count = sum(os.stat(path).st_size for path in _files(after, target) or ())
+        return Transferred(before, after, (size, count), len(after) if verified else None)
+    check()
     tell = watch("writing", made.nbytes)
-    if not verified:
-        size = formats.write(told(made, tell), target, format)
-        return Transferred(before, formats.open(target), (_size(before, source), size), None)
-    with _aside(target) as draft:
-        size = formats.write(told(made, tell), draft, format)
-        number = verify(formats.open(draft), made, target, watch("verifying", made.nbytes))
-        formats.move(draft, target)
-    return Transferred(before, formats.open(target), (_size(before, source), size), number)
+    if job is None and not verified:
+        count = writer.write(told(made, tell), target)
+        return Transferred(before, formats.open(target), (size, count), None)
+    with workplace(Path(os.path.realpath(target)), job) as place:
+        tell(place.kept)
+        put = writer.resume if job is not None and isinstance(writer, Resumable) else writer.write
+        count = put(told(made, tell), place.draft)
+        number = None
+        if verified:
+            number = verify(formats.open(place.draft), made, target, watch("verifying", made.nbytes))
+        place.announce()
+        writer.move(place.draft, place.target)
+    return Transferred(before, formats.open(target), (size, count), number)
 
 
-@contextmanager
-def _aside(target: Path) -> Iterator[Path]:
-    """A path with the name of `target` in a folder beside it that vanishes."""
-    folder = target.parent / f".{target.name}.steelyard-part"
-    if not target.parent.is_dir():
-        raise FormatError(f"the folder {quoted(str(target.parent))} is not there; create it first", path=target)
-    with writing(target):
-        folder.mkdir(exist_ok=True)
-    try:
-        yield folder / target.name
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _size(weights: Weights, source: str | Path) -> int | None:
-    """The bytes of all files that `weights` were opened from; None where one does not lie on this machine."""
+def _files(weights: Weights, source: str | Path) -> list[Path] | None:
+    """All files that `weights` were opened from; None where one does not lie on this machine."""
     paths = {str(formats.locate(source).path)} | {item.origin.rpartition(" @")[0] for item in weights.values()}
-    sizes = [os.stat(path).st_size if os.path.isfile(path) else None for path in paths]
-    return None if None in sizes else sum(size for size in sizes if size is not None)
+    return [Path(path) for path in sorted(paths)] if all(map(os.path.isfile, paths)) else None
 
 
 def told(weights: Weights, tell: Tell) -> Weights:

@@ -24,6 +24,7 @@ def rewrite(
     *,
     format: str | Writable | None = None,
     verified: bool = False,
+    resumed: bool = False,
     values: bool = True,
     watch: Watch = unwatched,
 ) -> list[Table]:
@@ -32,7 +33,9 @@ def rewrite(
     With ``values`` off, zeros and errors are told only where a dtype or a codec may have changed a value: what
     dtypes and codecs leave alone must then be left alone by `step`, too.
     """
-    done = transfer(source, target, step, where, force=force, format=format, verified=verified, watch=watch)
+    done = transfer(
+        source, target, step, where, force=force, format=format, verified=verified, resumed=resumed, watch=watch
+    )
     read = values or (len(done.before) == len(done.after) and not exact(done.before, done.after))
     tell = watch("comparing", done.before.nbytes + done.after.nbytes) if read else None
     return account(done.before, done.after, done.files, values=read, verified=done.verified, tell=tell)

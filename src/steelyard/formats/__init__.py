@@ -75,14 +75,22 @@ def write(weights: Weights, path: str | Path, format: str | Writable | None = No
     there stays whole. Raises FormatError for an unknown suffix, for a format that is only read and for
     weights that the container cannot hold.
     """
-    path = Path(path)
-    if not isinstance(format, Writable):
-        name = _by_suffix(path.name, path, WRITTEN) if format is None else format
-        found = FORMATS[name]
-        if not issubclass(found, Writable):
-            raise FormatError(f"{name} is read here and not written; write {_endings(WRITTEN)}", path=path)
-        format = found()
-    return format.write(weights, path)
+    return writer(path, format).write(weights, Path(path))
+
+
+def writer(path: str | Path, format: str | Writable | None = None) -> Writable:
+    """The format that `write` takes for `path`: `format`, or what the suffix says; raises FormatError.
+
+    >>> writer("a.npz").name
+    'npz'
+    """
+    if isinstance(format, Writable):
+        return format
+    name = _by_suffix(Path(path).name, path, WRITTEN) if format is None else format
+    found = FORMATS[name]
+    if not issubclass(found, Writable):
+        raise FormatError(f"{name} is read here and not written; write {_endings(WRITTEN)}", path=path)
+    return found()
 
 
 def move(draft: str | Path, target: str | Path) -> None:

@@ -13,7 +13,7 @@ import stat
 import sys
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +61,20 @@ class Writable(Format):
     def move(self, draft: Path, path: Path, /) -> None:
         """Give what was written to `draft`, on the same disk, the name `path`, as a whole. Raises FormatError."""
         with writing(path):
+            if path.exists():
+                draft.chmod(stat.S_IMODE(path.stat().st_mode))
             draft.replace(path)
+
+
+class Resumable(Writable):
+    """One container that can be written in several attempts."""
+
+    @abstractmethod
+    def resume(self, weights: Weights, path: Path, /) -> int:
+        """Like `write`, but what an attempt before, of the same weights, has left in the folder of `path` is kept.
+
+        Nobody else writes to that folder. What is left there when an attempt fails is for the next one.
+        """
 
 
 def empty(spec: Spec, source: Source, offset: int, name: str) -> np.ndarray:
@@ -111,8 +124,10 @@ def flat_bytes(array: np.ndarray) -> memoryview:
 class Sink:
     """The file that is being written; the errors of the disk get the name of the target."""
 
-    def __init__(self, file: io.FileIO, path: Path):
+    def __init__(self, file: io.FileIO, path: Path, kept: int = 0, wrote: Callable[[int], None] | None = None):
         self._file, self._path = file, path
+        self._kept = kept  # bytes at the beginning that are there from an attempt before
+        self._wrote = wrote  # is told where the file ends
 
     def write(self, data: ReadableBuffer) -> int:
         """Append `data`, and the number of its bytes; raises FormatError where the disk does not take it."""
@@ -120,9 +135,33 @@ class Sink:
         if count:
             rest = memoryview(data).cast("B")
             with writing(self._path):
+                rest = rest[self._agreeing(rest) :]
                 while len(rest):
                     rest = rest[self._file.write(rest) :]
+                if self._wrote is not None:
+                    self._wrote(self._file.tell())
         return count
+
+    def skip(self, count: int, unit: int = 1) -> int:
+        """Pass over as many whole units of the next `count` bytes as are there already; their number of bytes."""
+        if not self._kept:
+            return 0
+        at = self._file.tell()
+        there = max(0, min(count, self._kept - at)) // unit * unit
+        self.seek(at + there)
+        return there
+
+    def _agreeing(self, data: memoryview) -> int:
+        """How many bytes of `data` are there already; where others are, those and all that follow them go."""
+        at = self._file.tell() if self._kept else 0
+        if self._kept <= at:
+            return 0
+        there = self._file.read(min(len(data), self._kept - at))
+        if there == data[: len(there)]:
+            return len(there)
+        self._file.seek(at)
+        self.truncate()
+        return 0
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move to `offset`."""
@@ -133,6 +172,7 @@ class Sink:
         """Drop what follows after here."""
         with writing(self._path):
             self._file.truncate()
+        self._kept = min(self._kept, self._file.tell())
 
     def tell(self) -> int:
         """Where the next byte goes."""

@@ -55,6 +55,17 @@ def write_set(
     return size
 
 
+def resume_set(
+    index: Path, names: Sequence[str], put: Callable[[int, Path], int], text: Callable[[Sequence[str]], bytes]
+) -> int:
+    """Write the files `names` beside `index`, in a folder of its own, then the index; the bytes of all of them.
+
+    ``put(i, path)`` puts the i-th file to `path`, or finds that an attempt before has done so, and returns its bytes.
+    """
+    size = sum(put(i, index.parent / name) for i, name in enumerate(names))
+    return size + _write_index(index, text(names))
+
+
 def stream(place: Path, path: Path, fill: Callable[[Sink], object]) -> int:
     """A new file at `place` that ``fill(sink)`` writes, whole or not there; its bytes. Errors call it `path`."""
     with staging(path, path) as (sink, temporary):

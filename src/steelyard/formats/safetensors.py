@@ -26,8 +26,8 @@ from steelyard.errors import FormatError, quoted
 from steelyard.formats._safetensors_header import CODES, HEADER_LIMIT, Header, spec_of
 from steelyard.formats.base import (
     COPY,
+    Resumable,
     Sink,
-    Writable,
     announced,
     check_text,
     empty,
@@ -36,6 +36,7 @@ from steelyard.formats.base import (
     spooling,
 )
 from steelyard.formats.manifest import KEY, Draft, Manifest, compact_json
+from steelyard.formats.resuming import resuming
 from steelyard.formats.source import Source
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ BLOCK = 1 << 20  # bytes of a tensor that are read at a time where it need not b
 
 
 @dataclass(frozen=True)
-class Safetensors(Writable):
+class Safetensors(Resumable):
     """The container of https://github.com/huggingface/safetensors."""
 
     name: ClassVar[str] = "safetensors"
@@ -70,6 +71,13 @@ class Safetensors(Writable):
     def write(self, weights: Weights, path: Path, /) -> int:
         """Write `weights`, plain tensors block by block where they can be read so; the bytes of the finished file."""
         with replacing(path) as sink:
+            return self.stream(weights, path, sink)
+
+    def resume(self, weights: Weights, path: Path, /) -> int:
+        """Write `weights`, going on from where an attempt before was; the bytes of the finished file."""
+        if path.exists():
+            return path.stat().st_size
+        with resuming(path) as sink:
             return self.stream(weights, path, sink)
 
     def stream(self, weights: Weights, path: Path, sink: Sink, /) -> int:
@@ -232,18 +240,23 @@ def _write(weights: Weights, path: Path, sink: Sink, encoded: set[str]) -> bool:
         ordered = sorted(pieces, key=lambda piece: -piece.spec.dtype.bits)
         sink.write(_head(pieces, ordered, {**weights.meta}, draft.text(), path))
         for piece in ordered:
-            if piece.weight is None:
+            spec, weight = piece.spec, piece.weight
+            lazily = weight is not None and weight.fill is not None
+            there = sink.skip(spec.nbytes, spec.dtype.numpy.itemsize if lazily else max(spec.nbytes, 1))
+            if there and there == spec.nbytes:
+                continue
+            if weight is None:
                 spool.seek(piece.at)
-                _copy(spool, sink, piece.spec.nbytes)
-                continue
-            if piece.weight.fill is not None:
-                for block in piece.weight.blocks(max(1, BLOCK // piece.spec.dtype.numpy.itemsize)):
+                _copy(spool, sink, spec.nbytes)
+            elif weight.fill is not None:
+                size = spec.dtype.numpy.itemsize
+                for block in weight.blocks(BLOCK // size, there // size):
                     sink.write(_data(block))
-                continue
-            value = piece.weight.read()
-            if isinstance(value, Packed):
-                return False
-            sink.write(_data(announced(piece.weight, value)))
+            else:
+                value = weight.read()
+                if isinstance(value, Packed):
+                    return False
+                sink.write(_data(announced(weight, value)))
     return True
 
 

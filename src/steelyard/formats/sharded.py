@@ -24,9 +24,9 @@ from steelyard.core.packed import Packed
 from steelyard.core.spec import Spec
 from steelyard.core.weights import Weight, Weights
 from steelyard.errors import FormatError, RecipeError, quoted
-from steelyard.formats.base import Sink, Writable, announced, check_text, flat_bytes, spooling, writing
+from steelyard.formats.base import Resumable, Sink, announced, check_text, flat_bytes, spooling, writing
 from steelyard.formats.config import document, embedding, texts
-from steelyard.formats.fileset import stream, write_set
+from steelyard.formats.fileset import resume_set, stream, write_set
 from steelyard.formats.manifest import KEY, Draft, Manifest, load_json
 from steelyard.formats.safetensors import Safetensors
 from steelyard.formats.source import Folder, LocalFile, Source
@@ -43,7 +43,7 @@ TOTAL = "total_size"
 
 
 @dataclass(frozen=True)
-class Sharded(Writable):
+class Sharded(Resumable):
     """An index, and files of at most `shard_size` bytes of tensors; a larger tensor has a file of its own."""
 
     shard_size: int = 5_000_000_000
@@ -81,12 +81,19 @@ class Sharded(Writable):
 
     def write(self, weights: Weights, path: Path, /) -> int:
         """Write `weights` as files beside the index `path`, plain tensors one at a time; the bytes of all files."""
+        return self._attempt(weights, path, resumed=False)
+
+    def resume(self, weights: Weights, path: Path, /) -> int:
+        """Write `weights`; files that an attempt before has finished are kept, and one that it began goes on."""
+        return self._attempt(weights, path, resumed=True)
+
+    def _attempt(self, weights: Weights, path: Path, resumed: bool) -> int:
         _check(weights, path)
         packed = {name for name, item in weights.items() if item.scheme is not None}
         try:
-            return _write(weights, path, packed, self.shard_size)
+            return _write(weights, path, packed, self.shard_size, resumed)
         except _PackedAfterAllError:
-            return _write(weights, path, set(weights), self.shard_size)
+            return _write(weights, path, set(weights), self.shard_size, resumed)
 
     def move(self, draft: Path, path: Path, /) -> None:
         """Give the set whose index is `draft` the names that belong to the index `path`."""
@@ -224,7 +231,7 @@ def _check(weights: Weights, path: Path) -> None:
         check_text(text, "the text", path)
 
 
-def _write(weights: Weights, path: Path, encoded: set[str], shard_size: int) -> int:
+def _write(weights: Weights, path: Path, encoded: set[str], shard_size: int, resumed: bool) -> int:
     """Write everything; raises _PackedAfterAllError if a weight outside `encoded` turned out to be packed."""
     draft = Draft(weights)
     with spooling(path) as spool:
@@ -245,7 +252,18 @@ def _write(weights: Weights, path: Path, encoded: set[str], shard_size: int) -> 
         def index(names: Sequence[str]) -> bytes:
             return _text(weights, draft, shards, names)
 
+        if resumed:
+            return resume_set(path, called(""), lambda i, place: _go_on(Weights(shards[i], meta=common), place), index)
         return write_set(path, called, put, index, partial(_named, path, stem))
+
+
+def _go_on(shard: Weights, place: Path) -> int:
+    """Write one file, or keep it where an attempt before has finished it; its bytes."""
+    if place.exists():
+        found = Safetensors().open(LocalFile.of(place))
+        if {name: item.spec for name, item in found.items()} != {name: item.spec for name, item in shard.items()}:
+            place.unlink()  # it took tensors for plain that are not, and so holds others
+    return Safetensors().resume(shard, place)
 
 
 def _pieces(item: Weight, draft: Draft, spool: io.FileIO, path: Path, encoded: bool) -> Iterator[Weight]:
