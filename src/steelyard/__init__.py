@@ -66,6 +66,7 @@ _EXPORTS: dict[str, str] = {
     "inventory": "explain.inventory:inventory",
     "spectra": "explain.spectra:spectra",
     "diff": "explain.diff:diff",
+    "statistics": "explain.statistics:statistics",
     "signal": "explain.signal:signal",
     "contributions": "explain.contributions:contributions",
     "coefficients": "explain.coefficients:coefficients",
@@ -110,6 +111,7 @@ if TYPE_CHECKING:
     from steelyard.explain.inventory import inventory as inventory
     from steelyard.explain.signal import signal as signal
     from steelyard.explain.spectra import spectra as spectra
+    from steelyard.explain.statistics import statistics as statistics
     from steelyard.formats import open as open
     from steelyard.formats import write as write
     from steelyard.formats.module import from_module as from_module

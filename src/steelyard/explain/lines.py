@@ -1,0 +1,75 @@
+"""The L2 norms of rows (slices along the first axis) and columns (places in such a slice), gathered block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+
+from steelyard.core.weights import Weight
+from steelyard.explain.patterns import WIDE, alphabet
+from steelyard.explain.reading import BLOCK
+
+KEPT = 1 << 20  # rows or columns up to which norms are kept: 8 MB
+
+
+class Lines:
+    """The sums of squares of rows (the first axis) and columns (all others)."""
+
+    def __init__(self, shape: tuple[int, int], each: int, values: np.ndarray | None, compiled: bool, scale: float):
+        self.shape, self.each, self.values, self.compiled, self.scale = shape, each, values, compiled, scale
+        self.width = shape[1] * each
+        self.rows = np.zeros(shape[0])
+        self.columns = np.zeros(self.width if self.width <= KEPT else 0)
+        self.scratch = np.empty(BLOCK if compiled else 0, np.float32)
+
+    @staticmethod
+    def of(weight: Weight, kind: str, compiled: bool) -> Lines | None:
+        """None for a tensor of fewer than two axes, or of more rows than are kept."""
+        shape = weight.spec.shape
+        if len(shape) < 2 or shape[0] > KEPT:
+            return None
+        values = None
+        if kind not in WIDE:
+            known = alphabet(weight.spec.dtype).values
+            values = np.where(np.isfinite(known), known, 0.0).astype(np.float32)
+            values = np.tile(values, (1 << 8 * weight.spec.dtype.numpy.itemsize) // values.size)
+        each = 2 if weight.spec.dtype.kind == "complex" else 1
+        fast = compiled and kind not in ("float64", "int64", "uint64", "int32", "uint32")
+        return Lines((shape[0], prod(shape[1:])), each, values, fast, 1.0)
+
+    def empty(self, scale: float = 1.0) -> Lines:
+        """Another one of the same kind."""
+        return Lines(self.shape, self.each, self.values, self.compiled, scale)
+
+    def add(self, first: int, block: np.ndarray) -> None:
+        if self.compiled:
+            from steelyard.kernels.moments import look_up, squares_of_rows
+
+            if self.values is not None:
+                scratch = self.scratch[: block.size]
+                look_up(block, self.values, scratch)
+                block = scratch
+            squares_of_rows(block, first, self.width, self.rows, self.columns)
+            return
+        with np.errstate(invalid="ignore"):  # signalling NaNs
+            values = (block if self.values is None else self.values[block]).astype(np.float64)
+        squares = (np.where(np.isfinite(values), values, 0.0) * self.scale) ** 2
+        index = np.arange(first, first + block.size)
+        row, column = np.divmod(index, self.width)
+        self.rows[row[0] : row[-1] + 1] += np.bincount(row - row[0], squares)
+        if self.columns.size:
+            self.columns += np.bincount(column, squares, self.columns.size)
+
+    @staticmethod
+    def norms(shares: Sequence[Lines | None]) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """The norms after all shares."""
+        whole = shares[0]
+        if whole is None:
+            return None, None
+        rows = sum(s.rows for s in shares if s is not None)
+        columns = sum(s.columns for s in shares if s is not None).reshape(-1, whole.each).sum(axis=1)
+        known = whole.width <= KEPT
+        with np.errstate(over="ignore"):  # a norm above the largest float64 is infinite
+            return np.sqrt(rows) / whole.scale, np.sqrt(columns) / whole.scale if known else None
