@@ -118,7 +118,6 @@ def test_the_parts_of_a_packed_tensor_may_lie_in_several_files(tmp_path: Path) -
         (lambda d: d["weight_map"].update(a=INDEX), "names others"),
         (lambda d: d["weight_map"].update(e="model-00009-of-00003.safetensors"), "00009.* no such file"),
         (lambda d: d["metadata"].update(total_size=121), "total_size is 121, the tensors take 120 bytes"),
-        (lambda d: d["metadata"].update(total_size=1e400), "total_size is inf|is no JSON"),
         (lambda d: d["metadata"].update(total_size="120"), "expected a number of bytes"),
         (lambda d: d.update(metadata=[]), "expected an object as 'metadata'"),
         (lambda d: d.update(weight_map=[]), "expected an object with a 'weight_map'"),

@@ -6,7 +6,9 @@ Knows nothing of any container.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from steelyard.core.weights import Weight, Weights
@@ -17,6 +19,8 @@ from steelyard.formats.source import Folder, Source
 
 CONFIG = "config.json"
 LIMIT = 10_000_000  # bytes of a config
+OBJECTS = 100_000  # objects and lists in one document
+_OPENED = re.compile(r"[\[{,:]\s*[\[{]")  # one that is opened where a value stands, and not within a name
 KEPT = ("model_type", "architectures", "torch_dtype", "dtype")  # what of a config describes the weights
 HEAD = "lm_head.weight"
 HEADED = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")  # how models that have a head are called
@@ -61,7 +65,7 @@ def document(source: Source, limit: int, what: str) -> dict[str, Any]:
         text = f"{what}: it takes {source.size} bytes, the limit is {limit}; it is something else"
         raise FormatError(text, path=source.path, offset=0)
     try:
-        data = load_json(source.bytes(0, source.size).decode("utf-8"))
+        data = load_json(_flat(source.bytes(0, source.size).decode("utf-8")))
     except UnicodeDecodeError as error:
         raise FormatError(f"{what}: it is not UTF-8; save it anew", path=source.path, offset=error.start) from error
     except FormatError as error:
@@ -71,6 +75,13 @@ def document(source: Source, limit: int, what: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise FormatError(f"{what}: expected a JSON object; save it anew", path=source.path, offset=0)
     return data
+
+
+def _flat(text: str) -> str:
+    """`text`, checked not to take much more memory than it has bytes, as many small objects would."""
+    if text.count("{") + text.count("[") > OBJECTS and next(islice(_OPENED.finditer(text), OBJECTS, None), None):
+        raise FormatError(f"more than {OBJECTS} objects and lists")
+    return text
 
 
 def texts(data: Mapping[str, Any], prefix: str, source: Source) -> dict[str, str]:

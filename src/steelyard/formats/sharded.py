@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-INDEX_LIMIT = 50_000_000  # bytes; some 500,000 tensors
+INDEX_LIMIT = 30_000_000  # bytes; some 300,000 tensors
 SHARD_LIMIT = 10_000  # files that one index may name
 LOOK = 1 << 16  # bytes in which an index must name its map to be known by its content
 TOTAL = "total_size"
@@ -126,13 +126,12 @@ class _Index:
         if not isinstance(metadata, dict):
             raise wrong("expected an object as 'metadata'")
         total = metadata.pop(TOTAL, None)
-        if isinstance(total, bool) or not isinstance(total, (int, float, type(None))):
+        if total is not None and (type(total) not in (int, float) or not 0 <= total < 2**63):
             raise wrong(f"expected a number of bytes as {TOTAL!r}, found {str(total)[:100]}")
         own = metadata.pop(KEY, None)
         if own is not None and not isinstance(own, str):
             raise wrong(f"expected text as {KEY!r}")
-        for name in names:
-            check_text(name, "tensor name", source.path)
+        check_text("\n".join(names), "the names of tensors", source.path)
         return _Index(_by_file(names, source), names, total, texts(metadata, "", source), own)
 
 

@@ -21,6 +21,7 @@ from steelyard.errors import FormatError, printable, quoted
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
+LONGEST = 1000  # characters of the name of a file
 NAMES = 100_000  # files of a folder that are looked at
 
 
@@ -181,7 +182,10 @@ class LocalFolder(Folder):
     def source(self, name: str) -> LocalFile:
         """The file `name`, which must lie in this folder even where it is a link."""
         path = self.path / inside(name, self.path)
-        root, real = os.path.realpath(self._root()), os.path.realpath(path)
+        try:
+            root, real = os.path.realpath(self._root()), os.path.realpath(path)
+        except OSError as error:
+            raise FormatError(f"{quoted(name)} {unreadable(error)}", path=self.path) from error
         if os.path.commonpath((root, real)) != root:
             raise FormatError(f"{quoted(name)} is a link that leads out of the folder; copy the file", path=self.path)
         return LocalFile.of(path)
@@ -209,7 +213,7 @@ def inside(name: str, folder: Path | str) -> str:
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
         raise FormatError(f"{quoted(name)} leads out of the folder; only files in it are read", path=folder)
-    if not name or "\0" in name:
+    if not 0 < len(name) <= LONGEST or "\0" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
         raise FormatError(f"{quoted(name)} is no name of a file", path=folder)
     return name
 
