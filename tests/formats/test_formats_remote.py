@@ -89,8 +89,9 @@ class Handler(BaseHTTPRequestHandler):
             body = body[: self.web.breaks.pop(0)]
             self.close_connection = True
         try:
-            self.wfile.write(body)
-            self.web.sent += len(body)
+            for at in range(0, len(body), 1 << 16):
+                self.web.sent += len(body[at : at + (1 << 16)])  # before whoever asked has it
+                self.wfile.write(body[at : at + (1 << 16)])
         except OSError:
             self.close_connection = True  # whoever asked has gone
 
