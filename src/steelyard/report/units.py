@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from steelyard.core.table import Cell
 from steelyard.errors import printable
 
+LONGEST = 1000  # characters of a word: a hostile name has a hundred million
+MOST = 64  # members of a list
 _PREFIXES = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
 
@@ -24,13 +26,15 @@ def written(value: Cell, unit: str = "", *, exact: bool = False) -> str:
     '44,000 B (44.0 kB)'
     >>> written([64, 3, 7, 7]), written(None), written(True)
     ('64×3×7×7', '-', 'yes')
+
+    A word of more than 1,000 characters loses its middle, and a list of more than 64 members its end.
     """
     if value is None:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, str):
-        return printable(value)
+        return printable(value if len(value) <= LONGEST else f"{value[: LONGEST // 2]}…{value[-LONGEST // 2 :]}")
     if isinstance(value, Sequence):
         return _sequence(value)
     if not math.isfinite(value):
@@ -46,6 +50,8 @@ def is_number(value: Cell) -> bool:
 
 
 def _sequence(values: Sequence[Cell]) -> str:
+    if len(values) > MOST:
+        return f"{_sequence(values[:MOST])}… ({len(values)} in all)"
     if values and all(isinstance(v, int) and not isinstance(v, bool) for v in values):
         return "×".join(map(str, values))
     return "[" + ", ".join(written(v) for v in values) + "]"
