@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from steelyard.core.spec import Spec
 from steelyard.errors import WeightsError
@@ -39,10 +40,17 @@ class Orthogonal(Init):
     def __call__(self, spec: Spec, generator: np.random.Generator) -> np.ndarray:
         import numpy as np
 
+        return self.drawn(spec, generator, np.linalg.qr)
+
+    def drawn(self, spec: Spec, generator: np.random.Generator, qr: Callable[[np.ndarray], Any]) -> np.ndarray:
+        """The same by another routine for the QR factors (q, r) of a matrix with rows >= columns."""
+        import numpy as np
+
         rows, columns = _matrix(spec)
         if not spec.size:
             return np.zeros(spec.shape, spec.dtype.numpy)
-        q, r = np.linalg.qr(generator.standard_normal((max(rows, columns), min(rows, columns))))
+        precise = np.float64 if spec.dtype.bits > 32 else np.float32  # half the time, and what the dtype can hold
+        q, r = qr(generator.standard_normal((max(rows, columns), min(rows, columns)), precise))
         q = q * np.sign(np.diag(r))
         values = self.gain * (q if rows >= columns else q.T)
         return np.ascontiguousarray(values).reshape(spec.shape).astype(spec.dtype.numpy)

@@ -15,14 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from steelyard.core.spec import Spec
-from steelyard.core.spec import dtype as find_dtype
 from steelyard.core.table import Column, Table
 from steelyard.errors import ModelError, RecipeError
 from steelyard.init import Init, generator, scheme_of
+from steelyard.init.orthogonal import Orthogonal
 from steelyard.learn.matrices import Matrix, biases, forget_gates, is_started, layers, matrices
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import numpy as np
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 NORMS = (*NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -112,9 +114,17 @@ def _drawn(matrix: Matrix, init: Init, seed: int, stream: str) -> str:
     """Fill one matrix; what was done."""
     role = {"recurrent": scheme_of("orthogonal"), "table": scheme_of("normal(std=1)")}.get(matrix.role, init)
     shape = tuple(matrix.values.shape)
-    values = role(Spec.of(shape, find_dtype("float32")), generator(seed, stream))
+    precise = "float64" if matrix.values.dtype == torch.float64 else "float32"
+    spec, chance = Spec.of(shape, precise), generator(seed, stream)
+    values = role.drawn(spec, chance, _qr) if isinstance(role, Orthogonal) else role(spec, chance)
     matrix.values.copy_(torch.from_numpy(values))
     return f"{matrix.parameter} {role.name}"
+
+
+def _qr(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """torch's QR, which takes half the time of numpy's."""
+    q, r = torch.linalg.qr(torch.from_numpy(x))
+    return q.numpy(), r.numpy()
 
 
 def _checked(model: nn.Module) -> dict[str, nn.Module]:
