@@ -49,8 +49,7 @@ class Orthogonal(Init):
         rows, columns = _matrix(spec)
         if not spec.size:
             return np.zeros(spec.shape, spec.dtype.numpy)
-        precise = np.float64 if spec.dtype.bits > 32 else np.float32  # half the time, and what the dtype can hold
-        q, r = qr(generator.standard_normal((max(rows, columns), min(rows, columns)), precise))
+        q, r = qr(generator.standard_normal((max(rows, columns), min(rows, columns))))
         q = q * np.sign(np.diag(r))
         values = self.gain * (q if rows >= columns else q.T)
         return np.ascontiguousarray(values).reshape(spec.shape).astype(spec.dtype.numpy)

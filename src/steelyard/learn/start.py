@@ -22,7 +22,7 @@ from steelyard.init.orthogonal import Orthogonal
 from steelyard.learn.matrices import Matrix, biases, forget_gates, is_started, layers, matrices
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import numpy as np
 
@@ -114,17 +114,21 @@ def _drawn(matrix: Matrix, init: Init, seed: int, stream: str) -> str:
     """Fill one matrix; what was done."""
     role = {"recurrent": scheme_of("orthogonal"), "table": scheme_of("normal(std=1)")}.get(matrix.role, init)
     shape = tuple(matrix.values.shape)
-    precise = "float64" if matrix.values.dtype == torch.float64 else "float32"
-    spec, chance = Spec.of(shape, precise), generator(seed, stream)
-    values = role.drawn(spec, chance, _qr) if isinstance(role, Orthogonal) else role(spec, chance)
+    spec, chance = Spec.of(shape, "float64"), generator(seed, stream)
+    values = role.drawn(spec, chance, _qr(matrix)) if isinstance(role, Orthogonal) else role(spec, chance)
     matrix.values.copy_(torch.from_numpy(values))
     return f"{matrix.parameter} {role.name}"
 
 
-def _qr(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """torch's QR, which takes half the time of numpy's."""
-    q, r = torch.linalg.qr(torch.from_numpy(x))
-    return q.numpy(), r.numpy()
+def _qr(matrix: Matrix) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """torch's QR in the precision of the matrix: in float32 four times as fast as numpy's in float64."""
+    precise = torch.float64 if matrix.values.dtype == torch.float64 else torch.float32
+
+    def qr(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        q, r = torch.linalg.qr(torch.from_numpy(x).to(precise))
+        return q.numpy(), r.numpy()
+
+    return qr
 
 
 def _checked(model: nn.Module) -> dict[str, nn.Module]:
