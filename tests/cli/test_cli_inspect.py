@@ -177,3 +177,35 @@ def test_the_page_of_a_batch_has_all_tables(steelyard, model, tmp_path):
     page = (tmp_path / "page.html").read_text()
     assert "model.layer.weight" in page
     assert "layers.0.up.weight" in page
+
+
+def test_statistics_on_the_command_line(steelyard, model):
+    result = steelyard("inspect", model, "--stats", "--where", "*.layer.*")
+    assert result.status == 0
+    assert result.err == ""
+    assert "\nquantiles\n" in result.out
+    assert "histogram" not in result.out
+    shown, quantiles, histogram, total = map(
+        json.loads, steelyard("inspect", model, "--stats", "--json").out.splitlines()
+    )
+    assert [row["name"] for row in shown["rows"]] == list(sy.open(model))
+    for row, ranks, bins in zip(shown["rows"], quantiles["rows"], histogram["rows"], strict=True):
+        x = sy.open(model)[row["name"]].array()
+        assert row["minimum"] == ranks["minimum"] == x.min()
+        assert row["mean"] == pytest.approx(x.astype(np.float64).mean())
+        assert ranks["25 %"] == np.quantile(x, 0.25, method="inverted_cdf")
+        assert sum(bins["counts"]) == x.size
+    assert total["title"] == "total"
+    rows = list(csv.DictReader(io.StringIO(steelyard("inspect", model, "--stats", "--csv").out)))
+    assert [float(row["maximum"]) for row in rows] == [row["maximum"] for row in shown["rows"]]
+
+
+def test_statistics_of_a_damaged_file_are_an_error_of_one_line(steelyard, model):
+    weights = sy.open(model)
+    model.write_bytes(model.read_bytes()[:-1])
+    result = steelyard("inspect", model, "--stats")
+    assert result.status == 2
+    assert result.err.count("\n") == 1
+    assert "fetch it again" in result.err or "ends" in result.err
+    with pytest.raises(sy.SteelyardError, match="changed since it was opened"):
+        sy.statistics(weights)

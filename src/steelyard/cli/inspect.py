@@ -7,6 +7,7 @@ from dataclasses import replace
 import click
 
 from steelyard.cli.options import Output, each, output, show, where_option, write_page
+from steelyard.cli.progress import watching
 from steelyard.core.table import Table
 from steelyard.core.where import Where
 
@@ -24,22 +25,28 @@ from steelyard.core.where import Where
     type=click.IntRange(min=0),
     help="One row for each dotted prefix of so many components; 0: for each tensor, however many there are.",
 )
+@click.option("--stats", is_flag=True, help="Read the values: exact statistics, quantiles, rows and columns of each.")
 @output
-def verb(sources: tuple[str, ...], where: Where | None, sort: str | None, depth: int | None, output: Output) -> None:
+def verb(
+    sources: tuple[str, ...], where: Where | None, sort: str | None, depth: int | None, stats: bool, output: Output
+) -> None:
     """Show what is in SOURCE: its tensors, their types and sizes, and the totals.
 
-    Only the header is read. Bytes are those of the plain values; stored bytes are those in the file. As text, more
-    than 200 tensors are shown with repeated layers in one row; --json and --csv have a row for each. Of several
-    sources, each is shown; one that cannot be read is named, and the next one follows.
+    Only the header is read, unless --stats asks for values. Bytes are those of the plain values; stored bytes are
+    those in the file. As text, more than 200 tensors are shown with repeated layers in one row; --json and --csv have
+    a row for each. Of several sources, each is shown; one that cannot be read is named, and the next one follows.
 
     \b
     Example:
       steelyard inspect model.safetensors --depth 1 --sort stored
+      steelyard inspect model.safetensors --stats --where "*.weight"
     """
     pages: list[Table] = []
 
     def one(source: str) -> None:
         tables = _tables(source, where, sort, depth, output)
+        if stats:
+            tables = [*_statistics(source, where, output), tables[2]]
         if len(sources) > 1:
             tables = [replace(table, meta={"source": source, **table.meta}) for table in tables]
         show(tables, replace(output, html=None))
@@ -64,3 +71,14 @@ def _tables(source: str, where: Where | None, sort: str | None, depth: int | Non
     else:
         first = inventory(weights, depth=depth or None, sort=sort)
     return [first, kinds(weights), summary(weights), *([besides] if besides is not None else [])]
+
+
+def _statistics(source: str, where: Where | None, output: Output) -> list[Table]:
+    """The histogram is data, not text: it has 65 numbers for each tensor."""
+    from steelyard import formats
+    from steelyard.explain.statistics import bytes_to_read, statistics
+
+    weights = formats.open(source).choose(where)
+    with watching() as begin:
+        found = statistics(weights, progress=begin("reading", bytes_to_read(weights)))
+    return found if output.form == "json" else found[:2]
