@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steelyard.codecs import CODECS
+from steelyard.codecs._blocks import Blocks
 from steelyard.core.packed import Codec, Packed, Scheme, nest, pack, smallest
 from steelyard.core.recipe import Reader, parse_call, to_data
 from steelyard.core.spec import DTYPES, Spec
@@ -33,11 +34,13 @@ CONFIGURATIONS = {
     ],
     "palette": ["palette(k=1)", "palette(k=3)", "palette(k=65536)"],
     "delta": ["delta(bits=1)", "delta(bits=8)", "delta(bits=16)"],
+    "ggml": ["ggml(type='q8_1')", "ggml(type='nvfp4')"],
     "entropy": ["entropy(mode='static')", "entropy(mode='adaptive')", "entropy(mode='contexts')"],
 }
 TEXTS = [text for name in CODECS for text in (name, *CONFIGURATIONS.get(name, ()))]
 DTYPE_NAMES = list(DTYPES)
 SHAPES = [(), (0,), (1,), (7,), (3, 0, 2), (5, 9), (2, 3, 4)]
+BLOCKS = [(256,), (3, 2, 256)]  # whole rows of blocks, for the codecs that hold nothing else
 CONTENTS = ["zeros", "constant", "few", "normal", "sparse", "bytes"]
 
 
@@ -81,6 +84,23 @@ def parse(packed: Packed) -> Packed:
     return layout.assemble(leaves.__getitem__)
 
 
+def distance(x: np.ndarray, y: np.ndarray) -> float:
+    """The root of the sum of squares of differences."""
+    with np.errstate(all="ignore"):
+        return float(np.linalg.norm((x.astype(np.float64) - y.astype(np.float64)).reshape(-1)))
+
+
+def parts_of(codec: Codec, x: np.ndarray) -> dict[str, np.ndarray]:
+    """What holds `x`; of a codec that only decodes, whatever it might find in a file for a tensor of its shape."""
+    if codec.encodes:
+        return codec.encode(x)
+    with pytest.raises(CodecError):
+        codec.encode(x)
+    assert isinstance(codec, Blocks)
+    raw = np.random.default_rng(5).integers(0, 256, (codec.count(Spec.like(x)), codec.width), np.uint8)
+    return {"blocks": raw}
+
+
 def check(codec: Codec, x: np.ndarray) -> bool:
     """The laws for one codec and one tensor; whether the codec can hold it."""
     spec = Spec.like(x)
@@ -89,13 +109,19 @@ def check(codec: Codec, x: np.ndarray) -> bool:
         parts = codec.encode(x)
     except CodecError:
         return False
+    assert codec.encodes, "a codec that says so encodes nothing"
     assert x.tobytes() == before, "encode must not change its argument"
     assert set(parts) <= set(codec.parts)
     y = codec.decode(parts, spec)
     assert (y.dtype, y.shape) == (x.dtype, x.shape)
     if codec.lossless:
         assert same(x, y)
-    assert same(codec.decode(codec.encode(y), spec), y), "encoding what was decoded changes nothing"
+    if codec.settled:
+        assert same(codec.decode(codec.encode(y), spec), y), "encoding what was decoded changes nothing"
+    elif x.size:
+        assert distance(x, y) <= 1.001 * distance(x, 0 * x), "zeros would be nearer"
+        z = codec.decode(codec.encode(y), spec)
+        assert distance(y, z) <= distance(x, y) + 2e-3 * distance(x, 0 * x), "the second time loses less than the first"
     held = pack(x, codec)
     assert isinstance(held, Packed)
     assert same(held.array(), y), "inner codecs do not change the result"
@@ -107,7 +133,9 @@ def check(codec: Codec, x: np.ndarray) -> bool:
 @pytest.mark.parametrize("dtype", DTYPE_NAMES)
 def test_shape_dtype_and_values_survive(text: str, dtype: str) -> None:
     codec = codec_of(text)
-    held = [check(codec, tensor(dtype, shape, content)) for shape in SHAPES for content in CONTENTS]
+    held = [check(codec, tensor(dtype, shape, content)) for shape in SHAPES + BLOCKS for content in CONTENTS]
+    if codec.encodes:
+        assert any(held) or dtype != ("int8" if text == "bits" else "float32"), "no tensor that it holds was tried"
     if codec.name == "entropy" or codec.name in ("bitmask", "delta"):
         assert all(held), f"{text} is for every dtype"
     if codec.name == "bits":
@@ -214,10 +242,10 @@ def damaged(parts: dict[str, np.ndarray], rng: np.random.Generator) -> list[dict
 def test_damage_is_an_error_or_an_array(text: str, dtype: str) -> None:
     codec, rng = codec_of(text), np.random.default_rng(7)
     messages: list[str] = []
-    for shape in [(40, 30), (17,), (), (0,)]:
+    for shape in [(40, 30), (17,), (), (0,), (3, 256)]:
         x = tensor(dtype, shape, "sparse")
         try:
-            parts = codec.encode(x)
+            parts = parts_of(codec, x)
         except CodecError:
             continue
         for wrong in damaged(parts, rng):
@@ -248,16 +276,17 @@ def test_a_shape_that_no_memory_holds_is_an_error() -> None:
         CODECS["delta"]().decode({"gaps": np.zeros(0, np.uint8), "values": np.zeros(0, np.float32)}, huge)
 
 
-@pytest.mark.parametrize("name", list(CODECS))
+@pytest.mark.parametrize("name", [name for name in CODECS if CODECS[name].encodes])
 def test_a_codec_that_is_broken_breaks_the_law(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cls = CODECS[name]
-    x = tensor("int8" if name == "bits" else "float32", (5, 9), "normal")
+    shape = (2, 256) if issubclass(cls, Blocks) else (5, 9)
+    x = tensor("int8" if name == "bits" else "float32", shape, "normal")
     assert check(cls(), x)
     right = cls.decode
 
     def wrong(self: Codec, parts: dict[str, np.ndarray], spec: Spec) -> np.ndarray:
         y = right(self, parts, spec).copy()
-        y.reshape(-1)[0] += 1
+        y.reshape(-1)[0] += 1 if self.settled else 1000
         return y
 
     monkeypatch.setattr(cls, "decode", wrong)

@@ -26,6 +26,8 @@ class Codec(ABC):
     lossless: ClassVar[bool]  # decode(encode(x)) == x, bit for bit, for every x that it accepts
     parts: ClassVar[tuple[str, ...]]  # the names that encode() may return
     inner: ClassVar[Mapping[str, Codec]] = {}  # how a part is held where a scheme does not say
+    encodes: ClassVar[bool] = True  # False: what others wrote is decoded, encode() always raises
+    settled: ClassVar[bool] = True  # encoding what was decoded gives the same, bit for bit; else it moves a little
 
     @abstractmethod
     def encode(self, x: np.ndarray) -> dict[str, np.ndarray]:
