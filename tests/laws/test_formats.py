@@ -27,6 +27,7 @@ from steelyard.formats import FORMATS, WRITTEN, Writable, detect, manifest, open
 
 ONE_TENSOR = {"npy"}  # formats whose file is one plain tensor and nothing else
 FULL = [name for name in WRITTEN if name not in ONE_TENSOR]
+PADDED = {"gguf"}  # formats whose file ends in zeros that fill it up, without which nothing is lost
 SEVERAL = [name for name in WRITTEN if FORMATS[name].several]  # the path is that of an index beside the other files
 LAW = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -229,6 +230,9 @@ def test_every_truncation_is_an_error_that_names_the_file(format: str, tmp_path:
     for file, whole in bytes_of(files(format, path)).items():
         for count in range(len(whole.rstrip(b"\n"))):  # nobody misses the end of the last line of JSON
             file.write_bytes(whole[:count])
+            if format in PADDED and not whole[count:].strip(b"\0"):
+                assert open(path)["sample"].array().tolist() == [1, 2]
+                continue
             with pytest.raises(SteelyardError) as caught:
                 open(path).arrays()
             assert str(file) in str(caught.value), count

@@ -33,12 +33,12 @@ class Blocks(Codec):
     block: ClassVar[int]  # elements
     width: ClassVar[int]  # bytes
 
-    def pack_blocks(self, x: np.ndarray) -> np.ndarray:
-        """The blocks (n, width) uint8 of `x` (n, block) float32, which is finite; only where it `encodes`."""
+    def pack_blocks(self, _x: np.ndarray, /) -> np.ndarray:
+        """The blocks (n, width) uint8 of elements (n, block) float32, which are finite; only where it `encodes`."""
         raise NotImplementedError(self.kind)
 
     @abstractmethod
-    def unpack_blocks(self, raw: np.ndarray) -> np.ndarray:
+    def unpack_blocks(self, raw: np.ndarray, /) -> np.ndarray:
         """The elements (n, block) float32 of blocks (n, width) uint8."""
 
     @property

@@ -64,7 +64,7 @@ class Q8_0(Blocks):  # noqa: N801 - the name that everybody knows
     block: ClassVar[int] = 32
     width: ClassVar[int] = 34
 
-    def pack_blocks(self, x: np.ndarray) -> np.ndarray:
+    def pack_blocks(self, x: np.ndarray, /) -> np.ndarray:
         """d, then the 32 codes; halves are rounded away from zero."""
         d = np.abs(x).max(axis=1, keepdims=True) / np.float32(127)  # (n, 1)
         scaled = x * inverse(d)
@@ -73,7 +73,7 @@ class Q8_0(Blocks):  # noqa: N801 - the name that everybody knows
         codes = np.copysign(floor + np.floor(2 * (size - floor)), scaled)
         return np.concatenate([to_half(d, self.name), codes.astype(np.int8).view(np.uint8)], axis=1)
 
-    def unpack_blocks(self, raw: np.ndarray) -> np.ndarray:
+    def unpack_blocks(self, raw: np.ndarray, /) -> np.ndarray:
         """q d."""
         return np.asarray(raw[:, 2:].view(np.int8) * half(raw, 0))
 
@@ -86,12 +86,12 @@ class Q4_0(Blocks):  # noqa: N801
     block: ClassVar[int] = 32
     width: ClassVar[int] = 18
 
-    def pack_blocks(self, x: np.ndarray) -> np.ndarray:
+    def pack_blocks(self, x: np.ndarray, /) -> np.ndarray:
         """d, then 16 bytes: the low halves are the first 16 codes."""
         d, codes = _signed(x, 8)
         return np.concatenate([to_half(d, self.name), to_nibbles(codes, 16)], axis=1)
 
-    def unpack_blocks(self, raw: np.ndarray) -> np.ndarray:
+    def unpack_blocks(self, raw: np.ndarray, /) -> np.ndarray:
         """d (q - 8)."""
         return np.asarray(half(raw, 0) * (nibbles(raw[:, 2:], 16).view(np.int8) - np.int8(8)))
 
@@ -104,12 +104,12 @@ class Q4_1(Blocks):  # noqa: N801
     block: ClassVar[int] = 32
     width: ClassVar[int] = 20
 
-    def pack_blocks(self, x: np.ndarray) -> np.ndarray:
+    def pack_blocks(self, x: np.ndarray, /) -> np.ndarray:
         """d, m, then 16 bytes as in q4_0."""
         d, m, codes = _between(x, 15)
         return np.concatenate([to_half(d, self.name), to_half(m, self.name), to_nibbles(codes, 16)], axis=1)
 
-    def unpack_blocks(self, raw: np.ndarray) -> np.ndarray:
+    def unpack_blocks(self, raw: np.ndarray, /) -> np.ndarray:
         """d q + m."""
         return np.asarray(half(raw, 0) * nibbles(raw[:, 4:], 16) + half(raw, 2))
 
@@ -122,12 +122,12 @@ class Q5_0(Blocks):  # noqa: N801
     block: ClassVar[int] = 32
     width: ClassVar[int] = 22
 
-    def pack_blocks(self, x: np.ndarray) -> np.ndarray:
+    def pack_blocks(self, x: np.ndarray, /) -> np.ndarray:
         """d, the fifth bits of all codes, then the other four as in q4_0."""
         d, codes = _signed(x, 16)
         return np.concatenate([to_half(d, self.name), _high(codes), to_nibbles(codes & 15, 16)], axis=1)
 
-    def unpack_blocks(self, raw: np.ndarray) -> np.ndarray:
+    def unpack_blocks(self, raw: np.ndarray, /) -> np.ndarray:
         """d (q - 16)."""
         return np.asarray(half(raw, 0) * (_five(raw[:, 2:6], raw[:, 6:]).view(np.int8) - np.int8(16)))
 
@@ -140,13 +140,13 @@ class Q5_1(Blocks):  # noqa: N801
     block: ClassVar[int] = 32
     width: ClassVar[int] = 24
 
-    def pack_blocks(self, x: np.ndarray) -> np.ndarray:
+    def pack_blocks(self, x: np.ndarray, /) -> np.ndarray:
         """d, m, the fifth bits, then the other four."""
         d, m, codes = _between(x, 31)
         scales = [to_half(d, self.name), to_half(m, self.name)]
         return np.concatenate([*scales, _high(codes), to_nibbles(codes & 15, 16)], axis=1)
 
-    def unpack_blocks(self, raw: np.ndarray) -> np.ndarray:
+    def unpack_blocks(self, raw: np.ndarray, /) -> np.ndarray:
         """d q + m."""
         return np.asarray(half(raw, 0) * _five(raw[:, 4:8], raw[:, 8:]) + half(raw, 2))
 
@@ -160,7 +160,7 @@ class IQ4NL(Blocks):
     block: ClassVar[int] = 32
     width: ClassVar[int] = 18
 
-    def unpack_blocks(self, raw: np.ndarray) -> np.ndarray:
+    def unpack_blocks(self, raw: np.ndarray, /) -> np.ndarray:
         """d v(q)."""
         levels = np.array(NONLINEAR, np.float32)
         return np.asarray(half(raw, 0) * levels[nibbles(raw[:, 2:], 16)])
@@ -202,7 +202,7 @@ class Ggml(Blocks):
         """The bytes of a block."""
         return UNREAD[self.type][1]
 
-    def unpack_blocks(self, raw: np.ndarray) -> np.ndarray:
+    def unpack_blocks(self, _raw: np.ndarray, /) -> np.ndarray:
         """Raises CodecError."""
         raise CodecError(
             f"{self.type}: is carried and not decoded here; decode it where it was made, or pick another file"

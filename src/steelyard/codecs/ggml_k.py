@@ -25,7 +25,7 @@ class Q2K(Blocks):
     block: ClassVar[int] = 256
     width: ClassVar[int] = 84
 
-    def unpack_blocks(self, raw: np.ndarray) -> np.ndarray:
+    def unpack_blocks(self, raw: np.ndarray, /) -> np.ndarray:
         """d s q - dmin m."""
         scales = raw[:, :16]
         s = half(raw, 80) * (scales & 15)  # (n, 16)
@@ -43,7 +43,7 @@ class Q3K(Blocks):
     block: ClassVar[int] = 256
     width: ClassVar[int] = 110
 
-    def unpack_blocks(self, raw: np.ndarray) -> np.ndarray:
+    def unpack_blocks(self, raw: np.ndarray, /) -> np.ndarray:
         """d (s - 32) (q - 4); a high bit that is set stands for no 4 to take away."""
         s = nibbles(raw[:, 96:104], 8) | bit_planes(raw[:, 104:108], 4, 2) << 4
         d = half(raw, 108) * (s.view(np.int8) - np.int8(32))  # (n, 16)
@@ -65,12 +65,12 @@ class Q4K(Blocks):
     block: ClassVar[int] = 256
     width: ClassVar[int] = 144
 
-    def pack_blocks(self, x: np.ndarray) -> np.ndarray:
+    def pack_blocks(self, x: np.ndarray, /) -> np.ndarray:
         """d, dmin, 12 bytes of scales, then 128 bytes of codes."""
         head, codes = _with_minimum(x, 15, self.name)
         return np.concatenate([head, to_nibbles(codes, 32)], axis=1)
 
-    def unpack_blocks(self, raw: np.ndarray) -> np.ndarray:
+    def unpack_blocks(self, raw: np.ndarray, /) -> np.ndarray:
         """d s q - dmin m."""
         return _from_minimum(raw, nibbles(raw[:, 16:], 32))
 
@@ -83,12 +83,12 @@ class Q5K(Blocks):
     block: ClassVar[int] = 256
     width: ClassVar[int] = 176
 
-    def pack_blocks(self, x: np.ndarray) -> np.ndarray:
+    def pack_blocks(self, x: np.ndarray, /) -> np.ndarray:
         """d, dmin, 12 bytes of scales, 32 bytes of fifth bits, then 128 of the other four."""
         head, codes = _with_minimum(x, 31, self.name)
         return np.concatenate([head, to_bit_planes(codes >> 4, 32, 1), to_nibbles(codes & 15, 32)], axis=1)
 
-    def unpack_blocks(self, raw: np.ndarray) -> np.ndarray:
+    def unpack_blocks(self, raw: np.ndarray, /) -> np.ndarray:
         """d s q - dmin m."""
         return _from_minimum(raw, nibbles(raw[:, 48:], 32) | bit_planes(raw[:, 16:48], 32, 1) << 4)
 
@@ -101,7 +101,7 @@ class Q6K(Blocks):
     block: ClassVar[int] = 256
     width: ClassVar[int] = 210
 
-    def pack_blocks(self, x: np.ndarray) -> np.ndarray:
+    def pack_blocks(self, x: np.ndarray, /) -> np.ndarray:
         """128 bytes of low halves, 64 of the two high bits, 16 of scales, then d."""
         parts = x.reshape(len(x), 16, 16)
         scale = _symmetric(parts, 32)  # (n, 16)
@@ -113,7 +113,7 @@ class Q6K(Blocks):
         q = (np.rint(parts * step).clip(-32, 31).astype(np.int8) + np.int8(32)).view(np.uint8).reshape(len(x), 256)
         return np.concatenate([to_nibbles(q & 15, 64), to_bit_planes(q >> 4, 32, 2), s.view(np.uint8), d], axis=1)
 
-    def unpack_blocks(self, raw: np.ndarray) -> np.ndarray:
+    def unpack_blocks(self, raw: np.ndarray, /) -> np.ndarray:
         """d s (q - 32)."""
         q = nibbles(raw[:, :128], 64) | bit_planes(raw[:, 128:192], 32, 2) << 4
         d = half(raw, 208) * raw[:, 192:208].view(np.int8)  # (n, 16)
@@ -129,7 +129,7 @@ class IQ4XS(Blocks):
     block: ClassVar[int] = 256
     width: ClassVar[int] = 136
 
-    def unpack_blocks(self, raw: np.ndarray) -> np.ndarray:
+    def unpack_blocks(self, raw: np.ndarray, /) -> np.ndarray:
         """d (s - 32) v(q)."""
         low = np.stack((raw[:, 4:8] & 15, raw[:, 4:8] >> 4), axis=-1).reshape(-1, 8)  # the low half comes first
         s = low | bit_planes(raw[:, 2:4], 1, 2) << 4

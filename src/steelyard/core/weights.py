@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from steelyard.core.packed import Packed, Plan
 from steelyard.core.spec import Spec
 from steelyard.core.where import Where
-from steelyard.errors import UnknownNameError, WeightsError, quoted
+from steelyard.errors import CodecError, UnknownNameError, WeightsError, quoted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +44,10 @@ class Weight:
     def array(self) -> np.ndarray:
         """The values, decoded if they are packed; raises WeightsError if they are not what `spec` says."""
         value = self.read()
-        array = value.array() if isinstance(value, Packed) else value
+        try:
+            array = value.array() if isinstance(value, Packed) else value
+        except CodecError as error:
+            raise CodecError(f"{self.origin}: {quoted(self.name)}: {error}") from error
         if array.shape != self.spec.shape or array.dtype != self.spec.dtype.numpy:
             raise WeightsError(
                 f"{self.origin}: {quoted(self.name)} was announced as {self.spec} and "
@@ -105,6 +108,31 @@ def _fill_after(
     flat[:] = function(before)
 
 
+class Texts(Mapping[str, str]):
+    """Texts by key, each made when it is asked for: metadata that would be long and is seldom wanted.
+
+    >>> dict(Texts({"a": lambda: "1"}))
+    {'a': '1'}
+    """
+
+    __slots__ = ("_made",)
+
+    def __init__(self, made: Mapping[str, Callable[[], str]]):
+        self._made = dict(made)
+
+    def __getitem__(self, key: str) -> str:
+        return self._made[key]()
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._made
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+
 class Weights(Mapping[str, Weight]):
     """Named tensors in order, with ties and metadata.
 
@@ -159,7 +187,7 @@ class Weights(Mapping[str, Weight]):
     ) -> None:
         self._items, self._specs = items, specs
         self.ties: Mapping[str, str] = MappingProxyType(dict(ties or {}))
-        self.meta: Mapping[str, str] = MappingProxyType(dict(meta or {}))
+        self.meta: Mapping[str, str] = meta if isinstance(meta, Texts) else MappingProxyType(dict(meta or {}))
         for alias, name in self.ties.items():
             if alias in self._items or name not in self._items:
                 raise WeightsError(f"the tie {quoted(alias)} -> {quoted(name)} must lead from a free name to a tensor")

@@ -27,6 +27,9 @@ FORMATS: Registry[type[Format]] = Registry(
         "npy": Row("steelyard.formats.npz:Npy", "one array of numpy, named by its file"),
         "torch": Row("steelyard.formats.torchzip:Torch", "what torch.save writes; read without unpickling"),
         "peft": Row("steelyard.formats.peft:Peft", "an adapter of PEFT: its config, and the file beside it"),
+        "gguf": Row(
+            "steelyard.formats.gguf:Gguf", "the container of llama.cpp; block types are codecs, splits are read"
+        ),
         "onnx": Row("steelyard.formats.onnx:Onnx", "a graph of operators; its tensors are read, it is not written"),
     },
 )
@@ -35,6 +38,7 @@ WRITTEN = (
     "sharded",
     "npz",
     "npy",
+    "gguf",
 )  # the rows that are Writable, so that a suffix is found without importing all
 
 
