@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import numba
 from platformdirs import user_cache_dir
 
 
@@ -38,6 +37,8 @@ def reordering_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    import numba
+
     before = numba.config.CACHE_DIR
     if not os.environ.get("NUMBA_CACHE_DIR"):
         # numba asks for the folder when it decorates; other users of numba in this process keep theirs

@@ -284,10 +284,11 @@ def _unit(items: list[Weight]) -> np.ndarray:
     rows = []
     for item in items:
         try:
-            values = wide(sample(item)).astype(np.float64)
+            stored = sample(item)
         except SteelyardError:
-            values = np.zeros(0)
+            stored = np.zeros(0)
         with np.errstate(over="ignore", invalid="ignore"):
+            values = wide(stored).astype(np.float64)
             norm = float(np.sqrt(np.sum(values * values)))
         rows.append(values / norm if norm > 0 and np.isfinite(norm) else np.zeros(_length(item)))
     return np.stack(rows)

@@ -27,7 +27,7 @@ _CAREFUL = 1 << 14  # elements that numpy adds up at a time
 
 @dataclass
 class Tally:
-    """What was counted over pairs (a, b); `sums` is (6, 16): see kernels.compare."""
+    """What was counted over pairs (a, b); `sums` is (5, 16): see kernels.compare."""
 
     elements: int = 0
     differ: int = 0  # bits differ
@@ -43,7 +43,7 @@ class Tally:
     inf: int = 0  # an infinity on either side, and no NaN
     inf_appeared: int = 0
     inf_vanished: int = 0
-    sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros((6, LANES)))
+    sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros((5, LANES)))
 
     @property
     def zero_signs(self) -> int:
@@ -57,7 +57,7 @@ class Tally:
     @property
     def largest(self) -> float:
         """max |b - a| over pairs of finite numbers."""
-        return float(self.sums[5].max())
+        return float(self.sums[4].max())
 
     @property
     def mean(self) -> float | None:
@@ -85,24 +85,27 @@ class Tally:
     @property
     def cosine(self) -> float | None:
         """ab / (||a|| ||b||); None where one is zero."""
-        product = math.sqrt(self.total(2)) * math.sqrt(self.total(3))
-        return max(-1.0, min(1.0, self.total(4) / product)) if product and math.isfinite(product) else None
+        length = math.sqrt(self.total(2)) * math.sqrt(self.total(3))
+        return max(-1.0, min(1.0, self.product / length)) if length and math.isfinite(length) else None
+
+    @property
+    def product(self) -> float:
+        """ab, from ||b - a||^2 = ||a||^2 + ||b||^2 - 2 ab."""
+        return (self.total(2) + self.total(3) - self.total(1)) / 2
 
     def add(self, a: np.ndarray, b: np.ndarray, fast: bool) -> None:
         """Count a pair of flat arrays of one length; `fast` is by the compiled kernel."""
         self.elements += a.size * (2 if a.dtype.kind == "c" else 1)
-        if fast and a.dtype == b.dtype and a.dtype.name == "bfloat16":
-            from steelyard.kernels.compare import compare_bfloat16
+        with np.errstate(over="ignore", invalid="ignore"):  # numpy warns of signalling NaN
+            self._add(a, b, fast and not (a.dtype.kind in "iu" and a.dtype.itemsize == 8))
 
-            if self._quick(compare_bfloat16, a.view(np.uint16), b.view(np.uint16)):
-                return
+    def _add(self, a: np.ndarray, b: np.ndarray, fast: bool) -> None:
+        if fast and a.dtype == b.dtype and a.dtype.name == "bfloat16" and self._quick(raw(a), raw(b)):
+            return
         x, y, bits_x, bits_y = widened(a, b)
-        if fast:
-            from steelyard.kernels.compare import compare
-
-            if self._quick(compare, x, y, bits_x, bits_y):
-                return
-        sums, counts = np.zeros((6, LANES)), np.zeros(6, np.int64)
+        if fast and self._quick(x, y):
+            return
+        sums, counts = np.zeros((5, LANES)), np.zeros(6, np.int64)
         for at in range(0, x.size, _CAREFUL):
             part = slice(at, at + _CAREFUL)
             self._careful(x[part], y[part], bits_x[part], bits_y[part], sums, counts)
@@ -110,18 +113,20 @@ class Tally:
         if a.dtype.kind in "iu" and a.dtype == b.dtype:  # 64 bits do not fit into a float
             self.changed = self.differ
 
-    def _quick(self, kernel: Any, *arrays: np.ndarray) -> bool:
+    def _quick(self, a: np.ndarray, b: np.ndarray) -> bool:
         """Whether all numbers are finite; else nothing is added."""
-        sums, counts = np.zeros((6, LANES)), np.zeros(6, np.int64)
-        kernel(*arrays, sums, counts)
+        from steelyard.kernels.compare import compare
+
+        sums, counts = np.zeros((5, LANES)), np.zeros(6, np.int64)
+        compare(a, b, sums, counts)
         if not np.isfinite(sums[1:4]).all():
             return False
         self._plus(sums, counts)
         return True
 
     def _plus(self, sums: np.ndarray, counts: Any) -> None:
-        self.sums[:5] += sums[:5]
-        np.maximum(self.sums[5], sums[5], out=self.sums[5])
+        self.sums[:4] += sums[:4]
+        np.maximum(self.sums[4], sums[4], out=self.sums[4])
         differ, changed, flips, negated, zeroed, filled = map(int, counts)
         self.differ += differ
         self.changed += changed
@@ -136,7 +141,7 @@ class Tally:
         b: np.ndarray,
         bits_a: np.ndarray,
         bits_b: np.ndarray,
-        sums: np.ndarray,  # (6, 16)
+        sums: np.ndarray,  # (5, 16)
         counts: np.ndarray,  # (6,)
     ) -> None:
         """What the kernel does, in numpy and in the same order; counts what is not finite."""
@@ -151,12 +156,11 @@ class Tally:
             changed &= ~(np.isnan(x) & np.isnan(y))
             self._outside(x, y, differ)
             x, y = np.where(finite, x, 0.0), np.where(finite, y, 0.0)
-        with np.errstate(over="ignore", invalid="ignore"):
-            d = y - x
-            size = np.abs(d)
-            for row, values in enumerate((size, d * d, x * x, y * y, x * y)):
-                _add_lanes(sums[row], values)
-        sums[5] = np.maximum(sums[5], _padded(size).max(axis=0, initial=0.0))
+        d = y - x
+        size = np.abs(d)
+        for row, values in enumerate((size, d * d, x * x, y * y)):
+            _add_lanes(sums[row], values)
+        sums[4] = np.maximum(sums[4], _padded(size).max(axis=0, initial=0.0))
         counts += [np.count_nonzero(v) for v in (differ, changed, flips, negated, zeroed, filled)]
 
     def _outside(self, x: np.ndarray, y: np.ndarray, differ: np.ndarray) -> None:

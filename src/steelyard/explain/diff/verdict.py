@@ -195,7 +195,7 @@ def _numbers(case: _Case, t: Tally) -> Finding:
 
 def scale(a: Weight, b: Weight, t: Tally) -> float | None:
     """The c of b = c a, where it holds for every element up to rounding, and c is not 1 up to rounding."""
-    base, other, product = t.total(2), t.total(3), t.total(4)
+    base, other, product = t.total(2), t.total(3), t.product
     if t.elements < 4 or not (base and other) or not math.isfinite(base + other) or not t.all_finite:
         return None
     factor = product / base
