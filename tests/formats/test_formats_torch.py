@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+import pickle
 import struct
 import subprocess
 import sys
+import tarfile
 import warnings
 import zipfile
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +55,10 @@ def raw(dtype: str, *shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(), (0, 3), (4, 5), (1,)], ids=str)
 def test_every_dtype_comes_out(dtype: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     path, tensors = tmp_path / "a.pt", {"x": raw(dtype, *shape), "y": raw(dtype, 3)}
-    torch.save(tensors, path)
-    assert detect(path) == "torch"
-    same(path, tensors)
+    for zipped in (True, False):
+        torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
+        assert detect(path) == "torch"
+        same(path, tensors)
 
 
 def test_views_come_out_as_they_were(tmp_path: Path) -> None:
@@ -65,8 +70,9 @@ def test_views_come_out_as_they_were(tmp_path: Path) -> None:
         "wide": base[0, 0].expand(6, 5), "windows": base.reshape(-1).unfold(0, 8, 3), "one": base[2, 3, 4],
         "none": base[:, :0], "conj": c.conj(), "neg": d.conj().imag, "unit": base[:, :1, :1],
     }  # fmt: skip
-    torch.save(tensors, tmp_path / "a.pt")
-    same(tmp_path / "a.pt", tensors)
+    for zipped in (True, False):
+        torch.save(tensors, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+        same(tmp_path / "a.pt", tensors)
 
 
 def test_identical_views_are_ties_and_others_are_tensors(tmp_path: Path) -> None:
@@ -217,11 +223,104 @@ def test_opening_reads_the_pickle_and_the_directory_only(tmp_path: Path) -> None
     assert read_so_far() - before < 20_000
 
 
-def refused(path: Path, message: str) -> None:
+def refused(path: Path, message: str | None = None) -> None:
     with pytest.raises(FormatError, match=message) as caught:
         open(path).arrays()
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_old_file_is_read_past_a_long_pickle_and_refused_where_it_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    tensors = {f"layer.{i}.weight": torch.full((3, i % 5), float(i)) for i in range(3000)}
+    torch.save(tensors, path, _use_new_zipfile_serialization=False)
+    assert path.stat().st_size > 4 * 65536
+    same(path, tensors)
+    whole = path.read_bytes()
+    for count in (1, 20, 70_000, len(whole) - 60_000, len(whole) - 1):
+        path.write_bytes(whole[:count])
+        refused(path)
+    path.write_bytes(whole + b"x")
+    refused(path, "1 bytes follow")
+    at = whole.rfind((3 * 4).to_bytes(8, "little") + struct.pack("<f", 2999.0))
+    path.write_bytes(whole[:at] + (2**61).to_bytes(8, "little") + whole[at + 8 :])
+    refused(path, "ends after the file")
+
+
+def test_views_of_storages_in_old_files(tmp_path: Path) -> None:
+    def storage(key: str, count: int, view: bytes) -> bytes:
+        return b"(U\x07storagectorch\nFloatStorage\nU\x01" + key.encode() + b"U\x03cpuK" + bytes([count]) + view + b"tQ"
+
+    def rebuilt(where: bytes, size: int) -> bytes:
+        return b"ctorch._utils\n_rebuild_tensor\n(" + where + b"K\x01K" + bytes([size]) + b"\x85K\x01\x85tR"
+
+    def file(view: tuple[int, int], size: int) -> bytes:
+        part = storage("0", 6, b"(U\x01v" + b"K%cK%c" % view + b"t")
+        head = (
+            b"\x80\x02" + b"\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little") + b".\x80\x02M\xe9\x03.\x80\x02}."
+        )
+        pickled = b"\x80\x02}U\x01a" + rebuilt(storage("0", 6, b"N"), 5) + b"sU\x01b" + rebuilt(part, size) + b"s."
+        return head + pickled + b"\x80\x02]U\x010a." + struct.pack("<q6f", 6, *range(6))
+
+    path = tmp_path / "a.pt"
+    path.write_bytes(file((2, 4), 3))
+    assert torch.load(path, weights_only=False)["b"].tolist() == [3, 4, 5]
+    assert {name: item.array().tolist() for name, item in open(path).items()} == {"a": [1, 2, 3, 4, 5], "b": [3, 4, 5]}
+    path.write_bytes(file((2, 4), 4))
+    refused(path, "'b': reaches to byte 20 of a storage of 16")
+    path.write_bytes(file((3, 4), 1))
+    refused(path, "'b': its storage is a view to byte 28 of 24")
+
+
+def old_tar(changes: dict[str, bytes] | None = None) -> bytes:
+    """A checkpoint as torch wrote it in 2016, by hand: two tensors, one of them of a view of the other's storage."""
+    dump = partial(pickle.dumps, protocol=2)
+    kind = b"(K\x01U\x03cpuctorch\nFloatStorage\nt."
+    members = {
+        "sys_info": dump({"protocol_version": 1000}),
+        "pickle": b"\x80\x02}U\x01aU\x017QsU\x01bU\x018Qs.",
+        "tensors": dump(2) + b"(K\x07K\x01ctorch\nFloatTensor\nt." + struct.pack("<i4x2q2qq", 2, 2, 3, 3, 1, 0)
+        + b"(K\x08K\x02ctorch\nFloatTensor\nt." + struct.pack("<i4xqqq", 1, 2, 2, 1),
+        "storages": dump(1) + kind + struct.pack("<q6f", 6, *range(6)) + dump([(2, 1, 2, 4)]),
+    }  # fmt: skip
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, data in {**members, **(changes or {})}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return made.getvalue()
+
+
+def test_a_tar_of_2016_is_read_as_torch_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    path.write_bytes(old_tar())
+    assert detect(path) == "torch"
+    same(path, torch.load(path, weights_only=False))
+    assert open(path)["b"].array().tolist() == [3, 5]
+    for changes, message in [
+        (
+            {"tensors": pickle.dumps(1, 2) + b"(K\x07K\x01Nt." + struct.pack("<i4xqqq", 1, 7, 1, 0)},
+            "reaches to byte 28",
+        ),
+        ({"tensors": pickle.dumps(1, 2) + b"(K\x07K\x01Nt." + struct.pack("<i4x", 2**30)}, "dimensions"),
+        ({"tensors": pickle.dumps(10**9, 2)}, "a number up to"),
+        (
+            {"storages": pickle.dumps(1, 2) + b"(K\x01Nctorch\nFloatStorage\nt." + struct.pack("<q", 2**60)},
+            "ends after",
+        ),
+        ({"storages": pickle.dumps(0, 2) + pickle.dumps([(2, 1, 2, 4)], 2)}, "no storage '1'"),
+        ({"pickle": b"cposix\nsystem\n(U\x02idtR\xff"}, "expected an opcode"),
+    ]:
+        path.write_bytes(old_tar(changes))
+        refused(path, message)
+    whole = old_tar()
+    for count in range(600, len(whole) - 9000, 97):
+        path.write_bytes(whole[:count])
+        refused(path)
+    path.write_bytes(old_tar({"../evil": b"x", "/etc/evil": b"x"}))
+    assert len(open(path)) == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pt"]
 
 
 @pytest.fixture

@@ -259,7 +259,7 @@ class Store(ABC):
         """The bytes that it takes in the file."""
 
     @abstractmethod
-    def direct(self, key: str) -> bool:
+    def direct(self, key: str, /) -> bool:
         """Whether any part of it can be read without what is before."""
 
     @abstractmethod

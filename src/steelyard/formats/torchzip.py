@@ -11,11 +11,13 @@ Sources: https://github.com/pytorch/pytorch/blob/main/torch/serialization.py and
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from steelyard.core.weights import Weights
 from steelyard.errors import FormatError, SteelyardError, printable, quoted
+from steelyard.formats._oldtorch import HEAD, Pickles, Places, is_tar, legacy, tar
 from steelyard.formats._pickle import Machine
 from steelyard.formats._tensors import BUILDERS, Found, Store, collect, storages
 from steelyard.formats._zip import LOCAL, STORED, Archive, Member
@@ -41,19 +43,25 @@ class Torch(Format):
     entries: ClassVar[tuple[str, ...]] = ("pytorch_model.bin",)
 
     def claims(self, head: bytes, source: Source, /) -> bool:
-        """A zip archive with a data.pkl."""
+        """A zip archive with a data.pkl, a pickle of torch's magic number, or a tar of its members."""
         if head.startswith(LOCAL):
             try:
                 return _main(Archive.of(source)) is not None
             except SteelyardError:
                 return False
-        return False
+        return head[2:15] == HEAD or is_tar(source)
 
     def open(self, source: Source, /) -> Weights:
         """The weights in a file: reads the pickle and the places of the storages; raises FormatError."""
         head = source.bytes(0, min(16, source.size))
         if head.startswith(LOCAL):
             return _open_zip(source)
+        if head[2:15] == HEAD:
+            return _open_old(source, *legacy(source))
+        if is_tar(source):
+            return _open_old(source, *tar(source))
+        if head[:1] == b"\x80":
+            return _open_pickle(source)
         other = next((text for magic, text in OTHERS.items() if head.startswith(magic)), "no container of torch")
         text = f"unknown format: {other} begins with {head!r}; unpack it, or save it again with torch"
         raise FormatError(text, path=source.path, offset=0)
@@ -82,7 +90,7 @@ class Members(Store):
         member = self._find(key)
         return 0 if member is None else member.packed
 
-    def direct(self, key: str) -> bool:
+    def direct(self, key: str, /) -> bool:
         """Whether the member is stored as it is."""
         member = self._find(key)
         return member is not None and member.method == STORED
@@ -135,9 +143,27 @@ def _open_zip(source: Source) -> Weights:
         root = machine.load()
         if machine.at != len(data):
             raise FormatError(f"pickle: {len(data) - machine.at} bytes follow it", path=where, offset=machine.at)
-        found.walk(root, name, source.name.rpartition(".")[0] or source.name, where, machine.spent)
-        wanted += names(machine)
+        found.walk(root, name, _stem(source), where, machine.spent)
+        wanted += names(machine.wanted, machine.more)
     return collect(found, store, {"pickle.globals": json.dumps(wanted)} if wanted else {})
+
+
+def _open_old(source: Source, root: object, pickles: Pickles, places: Places) -> Weights:
+    found = Found(source.path)
+    found.walk(root, "", _stem(source), source.path, pickles.spent)
+    wanted = names(pickles.wanted)
+    return collect(found, places, {"pickle.globals": json.dumps(wanted)} if wanted else {})
+
+
+def _open_pickle(source: Source) -> Weights:
+    """A pickle without storages: no tensor can be in it, but what it wants to import can be listed."""
+    pickles = Pickles(source, 0, source.size)
+    return _open_old(source, pickles.load(), pickles, Places(source))
+
+
+def _stem(source: Source) -> str:
+    """What a tensor is called that has no name: the file, without its suffix."""
+    return source.name.rpartition(".")[0] or source.name
 
 
 def _big(archive: Archive, prefix: str) -> bool:
@@ -150,7 +176,7 @@ def _big(archive: Archive, prefix: str) -> bool:
     return order == b"big"
 
 
-def names(machine: Machine) -> list[str]:
+def names(wanted: Mapping[str, int], more: int = 0) -> list[str]:
     """What a pickle wanted, as name@byte."""
-    listed = [f"{name}@{at}" for name, at in machine.wanted.items()]
-    return [*listed, f"and {machine.more} more"] if machine.more else listed
+    listed = [f"{name}@{at}" for name, at in wanted.items()]
+    return [*listed, f"and {more} more"] if more else listed
