@@ -139,6 +139,14 @@ def test_an_adapter(tmp_path: Path) -> None:
     assert formats.detect(tmp_path) == "peft"
 
 
+def test_an_adapter_of_torch(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save({name: torch.from_numpy(array) for name, array in LORA.items()}, tmp_path / "adapter_model.bin")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(ADAPTER))
+    found = open(tmp_path)
+    assert {name: found[name].array().tolist() for name in found} == {name: x.tolist() for name, x in LORA.items()}
+
+
 def test_an_adapter_without_its_tensors_or_with_a_circle(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps(ADAPTER))
     with pytest.raises(FormatError, match=r"expected adapter_model.safetensors or adapter_model.bin beside it"):

@@ -183,6 +183,30 @@ def test_a_tensor_is_read_in_pieces_and_in_blocks(web: Web, tmp_path: Path, monk
     assert np.array_equal(np.concatenate([b.copy() for b in found["w"].blocks(999)]), weights["w"].array())
 
 
+def test_a_scattered_header_costs_little_and_a_long_one_few_requests(web: Web, tmp_path: Path) -> None:
+    web.put(Weights.of({f"{i}": np.full(100_000, i, np.float32) for i in range(30)}), "m.npz", tmp_path)
+    found = open(web.url("m.npz"))
+    assert len(found) == 30
+    assert web.sent < 500_000 < len(web.files["m.npz"]) // 20
+    web.files["long"] = bytes(range(256)) * 20_000
+    file = ranges.web_file(ranges.Address.of(web.url("long")))
+    web.asked.clear()
+    with file.reading() as opened:
+        assert b"".join(iter(lambda: opened.read(1000), b"")) == web.files["long"]
+    assert len(web.asked) < 12
+
+
+def test_a_checkpoint_of_torch_is_read_over_the_web(web: Web, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save({f"layers.{i}": torch.full((1 << 18,), float(i)) for i in range(100)}, tmp_path / "m.pt")
+    web.files["m.pt"] = (tmp_path / "m.pt").read_bytes()
+    found = open(web.url("m.pt"))
+    assert len(web.files["m.pt"]) > 100_000_000
+    assert web.sent < 200_000
+    assert found["layers.7"].array()[-1] == 7
+    assert web.sent < 200_000 + (1 << 20)
+
+
 def test_converting_from_the_web(web: Web, tmp_path: Path, capsys) -> None:
     web.put(some(), f"x/{INDEX}", tmp_path)
     target = tmp_path / "out.safetensors"

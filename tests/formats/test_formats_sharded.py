@@ -134,6 +134,30 @@ def test_an_index_and_its_files_must_agree(folder: Path, edit: Callable[[dict], 
     assert "\n" not in str(caught.value)
 
 
+def test_files_may_be_those_of_torch(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    shared = torch.arange(12.0).reshape(3, 4)
+    files = [
+        {"model.embed.weight": shared, "lm_head.weight": shared, "a": torch.ones(3, dtype=torch.bfloat16)},
+        {"b": torch.zeros(5)},
+    ]
+    names = [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
+    for name, tensors in zip(names, files, strict=True):
+        torch.save(tensors, tmp_path / name)
+    index = {
+        "metadata": {"total_size": 48 + 48 + 6 + 20},
+        "weight_map": {key: name for name, tensors in zip(names, files, strict=True) for key in tensors},
+    }
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    found = open(tmp_path)
+    assert list(found) == ["model.embed.weight", "a", "b"]
+    assert dict(found.ties) == {"lm_head.weight": "model.embed.weight"}
+    assert found["lm_head.weight"].array().tolist() == shared.tolist()
+    assert found["a"].origin.startswith(str(tmp_path / names[0]))
+    write(found, tmp_path / INDEX, Sharded(shard_size=40))
+    assert same(open(tmp_path / INDEX), found)
+
+
 def test_two_files_that_own_one_name_are_refused(folder: Path) -> None:
     again = {name: np.full((2, 3), 1, np.float32) for name in ("d", "e")}
     safetensors.numpy.save_file(again, folder / "model-00003-of-00003.safetensors")

@@ -30,7 +30,9 @@ from steelyard.formats.source import Folder, Source, inside
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-AHEAD = 1 << 16  # bytes that are asked for when fewer are needed: most headers come with the first request
+AHEAD = 1 << 16  # bytes of the first request: most headers come with it
+NEAR = 1 << 13  # bytes that are asked for when fewer are needed somewhere else in the file
+FAR = 1 << 20  # bytes that are asked for at most when a file is read on and on in small pieces
 PIECE = 1 << 23  # bytes of one request at most
 TIMEOUT = 30.0  # seconds without a byte
 PAUSES = (0.1, 0.5, 2.0)  # seconds before a request is made again
@@ -69,6 +71,7 @@ class Ranges(io.RawIOBase):
     def __init__(self, file: RemoteFile):
         self._file, self._at = file, 0
         self._start, self._block = 0, file.head
+        self._ahead = NEAR
 
     def readable(self) -> bool:
         """It can be read."""
@@ -96,15 +99,21 @@ class Ranges(io.RawIOBase):
         while len(rest):
             got = self._ready(rest)
             if not got and len(rest) < AHEAD:
-                block = bytearray(min(AHEAD, self._file.size - self._at))
-                self._file.get(self._at, memoryview(block))
-                self._start, self._block = self._at, bytes(block)
+                self._look_ahead(len(rest))
             elif not got:
                 got = min(PIECE, len(rest))
                 self._file.get(self._at, rest[:got])
             self._at += got
             rest = rest[got:]
         return count
+
+    def _look_ahead(self, count: int) -> None:
+        """Fetch a block with the next `count` bytes: the more, the longer the file has been read without a jump."""
+        goes_on = self._at == self._start + len(self._block)
+        self._ahead = min(FAR, max(AHEAD, 2 * self._ahead)) if goes_on else NEAR
+        block = bytearray(min(max(count, self._ahead), self._file.size - self._at))
+        self._file.get(self._at, memoryview(block))
+        self._start, self._block = self._at, bytes(block)
 
     def _ready(self, rest: memoryview) -> int:
         """Fill the beginning of `rest` from the block; the number of bytes."""
