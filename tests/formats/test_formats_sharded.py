@@ -19,7 +19,7 @@ from steelyard.core.packed import pack
 from steelyard.core.weights import Weights
 from steelyard.edit.transfer import transfer
 from steelyard.errors import FormatError, RecipeError
-from steelyard.formats import detect, locate, move, open, sharded, write
+from steelyard.formats import _index, detect, locate, move, open, sharded, write
 from steelyard.formats.sharded import Sharded
 
 INDEX = "model.safetensors.index.json"
@@ -76,6 +76,18 @@ def test_a_folder_is_opened_by_its_index_and_tensors_say_where_they_lie(folder: 
 def test_the_order_is_that_of_the_index(folder: Path) -> None:
     change(folder, lambda data: data.update(weight_map=dict(reversed(data["weight_map"].items()))))
     assert list(open(folder)) == list("edcba")
+
+
+def test_tensors_are_made_in_the_order_of_the_index_however_it_jumps(folder: Path) -> None:
+    order = list("ceadb")
+    change(folder, lambda data: data.update(weight_map={name: data["weight_map"][name] for name in order}))
+    found = open(folder)
+    assert list(found) == [item.name for item in found.values()] == [name for name, _ in found.items()] == order
+    assert [spec.shape for spec in found.specs()] == [(2, 3)] * 5
+    assert found.nbytes == 120
+    assert [item.array()[0, 0] for item in found.select(lambda item: item.name in "da").values()] == [97, 100]
+    assert "f" not in found
+    assert found.find("e").name == "e"
 
 
 def test_shards_are_bounded_and_any_reader_opens_them(tmp_path: Path) -> None:
@@ -310,11 +322,12 @@ def test_a_set_is_verified_before_it_gets_its_name(tmp_path: Path) -> None:
 
 
 def test_limits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_index, "SHARD_LIMIT", 2)
     monkeypatch.setattr(sharded, "SHARD_LIMIT", 2)
     with pytest.raises(FormatError, match="names 3 files, the limit is 2"):
         open(folder)
     with pytest.raises(FormatError, match="choose a larger shard size"):
         write(some(), folder / "x.safetensors.index.json", Sharded(shard_size=1))
-    monkeypatch.setattr(sharded, "INDEX_LIMIT", 100)
+    monkeypatch.setattr(_index, "INDEX_LIMIT", 100)
     with pytest.raises(FormatError, match="the limit is 100"):
         open(folder)

@@ -16,7 +16,8 @@ from steelyard.cli import main
 from steelyard.core.weights import Weights
 from steelyard.errors import FormatError, SteelyardError
 from steelyard.formats import open, write
-from steelyard.formats.sharded import INDEX_LIMIT, Sharded
+from steelyard.formats._index import INDEX_LIMIT
+from steelyard.formats.sharded import Sharded
 
 from jail import judged
 

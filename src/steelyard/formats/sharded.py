@@ -1,9 +1,8 @@
 """Weights in several files, and the index that says which tensor lies in which: ``model.safetensors.index.json``.
 
-Decides that an index and its files must say the same: every tensor is where the index places it, no file has one
-that the index lacks, and the total size is the true one. Each file is opened by its own content, its header
-only. What is written are safetensors files of a bounded size; packed tensors are written as their parts, and
-the text that says how they belong together stands in the index.
+Decides what is written: safetensors files of a bounded size. Packed tensors are written as their parts, and the
+text that says how they belong together stands in the index. What an index may say is in ``_index``, how a set
+replaces another in ``fileset``.
 
 An index is what the libraries of Hugging Face write: {"metadata": {"total_size": bytes}, "weight_map": {tensor: file}}.
 Description: https://huggingface.co/docs/transformers/big_models
@@ -14,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,23 +22,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from steelyard.core.packed import Packed
 from steelyard.core.spec import Spec
 from steelyard.core.weights import Weight, Weights
-from steelyard.errors import FormatError, RecipeError, quoted
+from steelyard.errors import FormatError, RecipeError
+from steelyard.formats._index import SHARD_LIMIT, TOTAL, Index, check_total, gather
 from steelyard.formats.base import Resumable, Sink, announced, check_text, flat_bytes, spooling, writing
-from steelyard.formats.config import document, embedding, texts
 from steelyard.formats.fileset import resume_set, stream, write_set
 from steelyard.formats.manifest import KEY, Draft, Manifest, load_json
 from steelyard.formats.safetensors import Safetensors
-from steelyard.formats.source import Folder, LocalFile, Source
+from steelyard.formats.source import LocalFile, Source
 
 if TYPE_CHECKING:
     import io
 
     import numpy as np
 
-INDEX_LIMIT = 30_000_000  # bytes; some 300,000 tensors
-SHARD_LIMIT = 10_000  # files that one index may name
 LOOK = 1 << 16  # bytes in which an index must name its map to be known by its content
-TOTAL = "total_size"
 
 
 @dataclass(frozen=True)
@@ -71,12 +67,15 @@ class Sharded(Resumable):
 
     def open(self, source: Source, /) -> Weights:
         """The weights of all files that an index names: reads the index and the header of each file."""
-        index = _Index.read(source)
-        arrays, ties, meta = _gather(index, source.folder, source)
-        manifest = Manifest() if index.own is None else Manifest.parse(index.own, source.path)
-        found = manifest.collect(arrays, {**meta, **index.meta}, source.path)
-        found = Weights(found.values(), {**ties, **found.ties}, found.meta)
-        _check_total(index, found, source)
+        index = Index.read(source)
+        arrays, ties, meta = gather(index, source.folder, source)
+        meta = {**meta, **index.meta}
+        if index.own is None:
+            found = Weights.over(arrays, ties, meta, arrays.specs)
+        else:
+            found = Manifest.parse(index.own, source.path).collect(arrays, meta, source.path)
+            found = Weights.over(dict(found.items()), {**ties, **found.ties}, found.meta)
+        check_total(index, found, source)
         return found
 
     def write(self, weights: Weights, path: Path, /) -> int:
@@ -99,116 +98,6 @@ class Sharded(Resumable):
         """Give the set whose index is `draft` the names that belong to the index `path`."""
         _check_name(path)
         _move(draft, path)
-
-
-@dataclass(frozen=True)
-class _Index:
-    """What an index says."""
-
-    files: Mapping[str, list[str]]  # file -> the tensors in it, in order
-    map: Mapping[str, str]  # tensor -> file
-    total: int | float | None  # bytes of all tensors
-    meta: Mapping[str, str]
-    own: str | None  # the text of ours
-
-    @staticmethod
-    def read(source: Source) -> _Index:
-        """The index in a file; raises FormatError."""
-
-        def wrong(text: str) -> FormatError:
-            return FormatError(f"index: {text}", path=source.path, offset=0)
-
-        data = document(source, INDEX_LIMIT, "index")
-        names = data.get("weight_map")
-        if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
-            raise wrong("expected an object with a 'weight_map' from names of tensors to names of files")
-        metadata = data.get("metadata", {})
-        if not isinstance(metadata, dict):
-            raise wrong("expected an object as 'metadata'")
-        total = metadata.pop(TOTAL, None)
-        if total is not None and (type(total) not in (int, float) or not 0 <= total < 2**63):
-            raise wrong(f"expected a number of bytes as {TOTAL!r}, found {str(total)[:100]}")
-        own = metadata.pop(KEY, None)
-        if own is not None and not isinstance(own, str):
-            raise wrong(f"expected text as {KEY!r}")
-        check_text("\n".join(names), "the names of tensors", source.path)
-        return _Index(_by_file(names, source), names, total, texts(metadata, "", source), own)
-
-
-def _by_file(names: Mapping[str, str], source: Source) -> dict[str, list[str]]:
-    """The tensors of each file, in order; raises FormatError for too many files, or names that clash."""
-    files: dict[str, list[str]] = {}
-    for name, file in names.items():
-        files.setdefault(file, []).append(name)
-    if len(files) > SHARD_LIMIT:
-        raise FormatError(f"index: it names {len(files)} files, the limit is {SHARD_LIMIT}", path=source.path, offset=0)
-    folded: dict[str, str] = {}
-    for file in files:
-        other = folded.setdefault(file.casefold(), file)
-        if other != file:
-            text = f"index: the files {quoted(other)} and {quoted(file)} differ by case only; rename one"
-            raise FormatError(text, path=source.path, offset=0)
-    return files
-
-
-def _gather(index: _Index, folder: Folder, source: Source) -> tuple[dict[str, Weight], dict[str, str], dict[str, str]]:
-    """The tensors of all files in the order of the index, their ties, and the metadata on which the files agree."""
-    from steelyard.formats import part
-
-    found: dict[str, Weight] = {}
-    ties: dict[str, str] = {}
-    metas: list[Mapping[str, str]] = []
-    for file, names in index.files.items():
-        try:
-            shard_source = folder.source(file)
-        except FormatError as error:
-            raise FormatError(f"index: the file {quoted(file)}: {error}", path=source.path) from error
-        shard = part(shard_source)
-        _check_names(index, file, names, shard, source)
-        found.update(shard)
-        ties.update(shard.ties)
-        metas.append(shard.meta)
-    agreed = {key: text for meta in metas[:1] for key, text in meta.items() if all(m.get(key) == text for m in metas)}
-    return {name: found[name] for name in index.map if name in found}, ties, agreed
-
-
-def _check_names(index: _Index, file: str, names: list[str], shard: Weights, source: Source) -> None:
-    """The index and a file must name the same tensors; raises FormatError for the first that one of them lacks."""
-    there = {*shard, *shard.ties}
-    lost = [name for name in names if name not in there]
-    more = [name for name in there if index.map.get(name) != file]
-    if not lost and not more:
-        return
-    if lost:
-        text = f"tensor {quoted(lost[0])} is said to lie in {quoted(file)}, which does not have it"
-    elif more[0] in index.map:
-        text = f"tensor {quoted(more[0])} lies in {quoted(file)} and is said to lie in {quoted(index.map[more[0]])}"
-    else:
-        text = f"tensor {quoted(more[0])} lies in {quoted(file)}, and the index does not name it"
-    raise FormatError(f"index: {text}; fetch the index and its files again", path=source.path)
-
-
-def _check_total(index: _Index, weights: Weights, source: Source) -> None:
-    """The total must be the true one; raises FormatError naming both.
-
-    Writers differ in two ways: a tied tensor counts once or with each of its names, and a bool counts as a
-    byte or as an eighth of one.
-    """
-    if index.total is None:
-        return
-    once = sum(_nbytes(item) for item in weights.values())
-    again = sum(_nbytes(weights[name]) for name in weights.ties)
-    bools = sum(item.spec.size for item in weights.values() if item.spec.dtype.kind == "bool")
-    head = embedding(weights)  # shared with a head that is not stored, and yet may have been counted
-    totals = (once, once + again, once + (0 if head is None else _nbytes(head)))
-    if any(abs(index.total - total + less) < 1 for total in totals for less in (0, bools * 7 / 8)):
-        return
-    text = f"{TOTAL} is {str(index.total)[:30]}, the tensors take {once} bytes"
-    raise FormatError(f"index: {text}; fetch the index and its files again", path=source.path)
-
-
-def _nbytes(item: Weight) -> int:
-    return item.spec.nbytes if item.scheme is None or item.stored is None else item.stored
 
 
 class _PackedAfterAllError(Exception):
@@ -362,7 +251,7 @@ def _named(path: Path, stem: str) -> set[str]:
     if not path.exists():
         return set()
     try:
-        index = _Index.read(LocalFile.of(path))
+        index = Index.read(LocalFile.of(path))
     except FormatError:  # what is no index names no files
         return set()
     return {file for file in index.files if pattern.fullmatch(file)}
