@@ -12,9 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
-import importlib
 import json
-import math
 import os
 import platform
 import statistics
@@ -28,33 +26,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steelyard.claims.architectures import ZOO, standard_deviations
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parents[1] / "tests"))
-zoo = importlib.import_module("zoo")
-KINDS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.RNNBase)
 
 
 def furthest(model: nn.Module, batch: tuple[Tensor, ...]) -> float:
-    """The largest |std - 1| over executed layers, all calls together; of recurrent layers, of the sums into gates."""
-    from steelyard.learn.gates import depths
-
-    seen: dict[str, list[float]] = {}
-
-    def watch(name: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, args: Any, output: Any) -> None:
-            sums = torch.cat([d.sums() for d in depths(layer, args)]) if isinstance(layer, nn.RNNBase) else output
-            seen.setdefault(name, []).append(float(sums.var(unbiased=False)))
-
-        return hook
-
-    handles = [m.register_forward_hook(watch(n)) for n, m in model.named_modules() if isinstance(m, KINDS)]
-    for layer in model.modules():
-        layer.training = not isinstance(layer, nn.Dropout)
-    with torch.no_grad():
-        model(*batch)
-    for handle in handles:
-        handle.remove()
-    return max(abs(math.sqrt(statistics.fmean(v)) - 1) for v in seen.values())
+    """The largest |std - 1| over executed layers."""
+    return max(abs(std - 1) for std in standard_deviations(model, batch).values())
 
 
 def deep() -> nn.Module:
@@ -82,7 +61,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     rows = []
-    for name, (build, batch) in zoo.ZOO.items():
+    for name, (build, batch) in ZOO.items():
         torch.manual_seed(0)
         model = build()
         table = init_(model, "data", batch)

@@ -58,6 +58,7 @@ _EXPORTS: dict[str, str] = {
     "task": "learn.tasks:task",
     "model": "learn.models:model",
     "train": "learn.run:train",
+    "gain": "learn.gain:gain",
     "init_": "learn.start:init_",
     "evaluate": "learn.evaluate:evaluate",
     "compare": "learn.evaluate:compare",
@@ -120,6 +121,7 @@ if TYPE_CHECKING:
     from steelyard.learn.evaluate import compare as compare
     from steelyard.learn.evaluate import evaluate as evaluate
     from steelyard.learn.finetune import finetune as finetune
+    from steelyard.learn.gain import gain as gain
     from steelyard.learn.models import model as model
     from steelyard.learn.run import Run as Run
     from steelyard.learn.run import Step as Step

@@ -17,6 +17,7 @@ from steelyard.edit.share import Share
 from steelyard.explain import address, affine, counts, gradients, recurrent, signal, signed
 from steelyard.explain.linear import fit_logistic
 from steelyard.init.he import He
+from steelyard.learn import datadriven
 from steelyard.shrink.settings import Settings
 
 Patch = pytest.MonkeyPatch
@@ -250,6 +251,26 @@ def _ties_twice(patch: Patch) -> None:
     patch.setattr(g_moving, "summary", twice)
 
 
+def _no_correction(patch: Patch) -> None:
+    patch.setattr(datadriven._Run, "share", lambda run: None)
+
+
+def _endless(patch: Patch) -> None:
+    honest = c_beginnings.init_
+
+    def thrice(*args: Any) -> Any:
+        table = honest(*args)
+        return replace(table, meta={**table.meta, "passes": 1 + table.meta["passes"]})
+
+    patch.setattr(c_beginnings, "init_", thrice)
+
+
+def _steeper(patch: Patch) -> None:
+    honest = datadriven._rms_of
+
+    patch.setattr(datadriven, "_rms_of", lambda g: honest(g) ** 4)
+
+
 MUTATIONS: list[tuple[str, Callable[[Patch], None], str]] = [
     ("A1", _scaled_set, "error"),
     ("A1", _neighbour_set, "change elsewhere"),
@@ -271,6 +292,9 @@ MUTATIONS: list[tuple[str, Callable[[Patch], None], str]] = [
     ("B11", _forgetful, "accuracy on random labels"),
     ("C2", _half_variance, "He flagged"),
     ("C2", _no_verdict, "Xavier flagged"),
+    ("C5", _no_correction, "furthest from 1"),
+    ("C5", _endless, "forward passes"),
+    ("C5", _steeper, "gradient, largest over smallest"),
     ("E1", _other_penalty, "coefficient difference"),
     ("E1", _rounded_return, "round trip difference"),
     ("F4", _one_value_too_many, "tensors without k distinct values"),

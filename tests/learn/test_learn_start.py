@@ -9,37 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from steelyard.errors import ModelError, RecipeError
+from steelyard.claims.architectures import ZOO, noise, standard_deviations, words
+from steelyard.errors import ModelError, RecipeError, UnknownNameError
+from steelyard.learn.gain import NAMED, OTHERS, activation, gain
 from steelyard.learn.start import init_
-
-from zoo import ZOO, noise, words
 
 
 def built(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     torch.manual_seed(0)
     build, batch = ZOO[name]
     return build(), batch
-
-
-def measured(model: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, float]:
-    """The standard deviation of what every linear, convolutional and bilinear layer gives, over all its calls."""
-    seen: dict[str, list[Tensor]] = {}
-    kinds = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
-    for name, layer in model.named_modules():
-        if isinstance(layer, kinds):
-            layer.register_forward_hook(lambda _m, _a, out, name=name: seen.setdefault(name, []).append(out.flatten()))
-        if isinstance(layer, nn.Dropout):
-            layer.eval()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad():
-            model(*batch)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(True)
-    return {
-        name: math.sqrt(sum(float(o.var(unbiased=False)) for o in outputs) / len(outputs))
-        for name, outputs in seen.items()
-    }
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -52,7 +31,7 @@ def test_every_executed_layer_has_standard_deviation_1_after_two_passes_at_most(
     handle.remove()
     assert len(forwards) == table.meta["passes"] <= 2
     assert table.meta["furthest from 1"] <= 0.02
-    found = measured(model, batch)
+    found = standard_deviations(model, batch)
     assert found
     for layer, std in found.items():
         assert abs(std - 1) <= 0.02, layer
@@ -270,3 +249,33 @@ def test_wrong_use_is_said() -> None:
         init_(model, "he", noise(4, 2))
     with pytest.raises(RecipeError, match="at least 1 pass"):
         init_(model, "data", noise(4, 2), passes=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("relu", math.sqrt(2)),
+        ("leaky_relu", math.sqrt(2 / (1 + 0.01**2))),
+        ("linear", 1),
+        ("selu", 1),
+        ("sin", (0.5 * (1 - math.exp(-2))) ** -0.5),
+        ("relu_squared", 1.5**-0.5),
+    ],
+)
+def test_the_gain_is_that_of_the_closed_form(name: str, expected: float) -> None:
+    assert gain(name) == pytest.approx(expected, rel=1e-7)
+
+
+@pytest.mark.parametrize("name", [*NAMED, *OTHERS])
+def test_the_gain_of_every_name_is_that_of_a_sample(name: str) -> None:
+    z = torch.randn(10**6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert gain(name) == pytest.approx(float(activation(name)(z).square().mean()) ** -0.5, rel=0.01)
+    assert gain(activation(name)) == gain(name)
+
+
+def test_a_gain_that_cannot_be() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'gelu'"):
+        gain("gellu")
+    for function in (torch.zeros_like, lambda z: z / 0, lambda z: z[:3]):
+        with pytest.raises(ModelError):
+            gain(function)

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LeCun(Init):
-    """Var[w] = 1 / fan_in: for linear, scaled tanh and SELU units.
+    """Var[w] = gain^2 / fan_in: for linear, scaled tanh and SELU units, and with the right gain for any.
 
-    Args: `distribution` is normal, uniform or truncated_normal.
+    Args: `gain` makes up for the activation of the inputs (see `steelyard.gain`); `distribution` is normal,
+    uniform or truncated_normal.
 
     >>> LeCun().variance(Spec.of((10, 50), "float32"))
     0.02
@@ -25,10 +26,11 @@ class LeCun(Init):
     """
 
     name: ClassVar[str] = "lecun"
+    gain: float = 1.0
     distribution: Distribution = "normal"
 
     def __call__(self, spec: Spec, generator: np.random.Generator) -> np.ndarray:
         return draw(spec, generator, self.distribution, self.variance(spec))
 
     def variance(self, spec: Spec) -> float:
-        return 1 / fan(spec, "fan_in")
+        return self.gain**2 / fan(spec, "fan_in")

@@ -210,7 +210,7 @@ class _Run:
         noise = [torch.randn(t.shape, dtype=t.dtype, device=t.device) for t in ends]
         found = torch.autograd.grad(ends, list(firsts.values()), noise, retain_graph=True, allow_unused=True)
         scales = {name: g for name, g in zip(firsts, found, strict=True) if g is not None}
-        self.gradients = {name: float(g.double().square().mean().sqrt()) for name, g in scales.items()}
+        self.gradients = {name: _rms_of(g) for name, g in scales.items()}
 
     def _keep(self) -> None:
         """Put the scales of this pass into the matrices."""
@@ -262,6 +262,10 @@ def _pooled(use: _Use) -> float:
 def _rms(calls: list[_Call]) -> float:
     total = sum(call.count for call in calls)
     return math.sqrt(sum(float(c.std.detach()) ** 2 * c.count for c in calls) / total) if total else 0.0
+
+
+def _rms_of(gradient: Tensor) -> float:
+    return float(gradient.double().square().mean().sqrt())
 
 
 def _solved(probe: Tensor, calls: list[_Call]) -> float:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from steelyard.learn.gates import depths
+
 WIDTH, SAMPLES = 64, 128
+MEASURED = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.RNNBase)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -161,3 +167,29 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...]]] = {
     "tied embedding": (Tied, (words(SAMPLES, 12),)),
     "Conv1d": (series, (noise(SAMPLES, 4, 50),)),
 }
+
+
+def standard_deviations(model: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, float]:
+    """Of the output of every executed layer, all calls together; of recurrent layers, of the sums into gates.
+
+    Measured by hooks that only look; dropout is off.
+    """
+    seen: dict[str, list[float]] = {}
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, args: Any, output: Any) -> None:
+            values = torch.cat([d.sums() for d in depths(layer, args)]) if isinstance(layer, nn.RNNBase) else output
+            seen.setdefault(name, []).append(float(values.var(unbiased=False)))
+
+        return hook
+
+    handles = [m.register_forward_hook(watch(n)) for n, m in model.named_modules() if isinstance(m, MEASURED)]
+    for layer in model.modules():
+        layer.training = not isinstance(layer, nn.Dropout)
+    try:
+        with torch.no_grad():
+            model(*batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: math.sqrt(statistics.fmean(variances)) for name, variances in seen.items()}
