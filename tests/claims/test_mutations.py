@@ -268,7 +268,7 @@ def _endless(patch: Patch) -> None:
 def _steeper(patch: Patch) -> None:
     honest = datadriven._rms_of
 
-    patch.setattr(datadriven, "_rms_of", lambda g: honest(g) ** 4)
+    patch.setattr(datadriven, "_rms_of", lambda g: honest(g) ** 8)
 
 
 MUTATIONS: list[tuple[str, Callable[[Patch], None], str]] = [
