@@ -25,6 +25,7 @@ FORMATS: Registry[type[Format]] = Registry(
         ),
         "npz": Row("steelyard.formats.npz:Npz", "the arrays of numpy in a zip archive"),
         "npy": Row("steelyard.formats.npz:Npy", "one array of numpy, named by its file"),
+        "dcp": Row("steelyard.formats.dcp:Dcp", "a folder of torch.distributed.checkpoint; read only"),
         "torch": Row("steelyard.formats.torchzip:Torch", "what torch.save writes; read without unpickling"),
         "peft": Row("steelyard.formats.peft:Peft", "an adapter of PEFT: its config, and the file beside it"),
         "gguf": Row(

@@ -10,7 +10,7 @@ import json
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -172,14 +172,14 @@ def _scalar(m: Machine, at: int, args: tuple[Any, ...]) -> object:
     return struct.unpack(form[code], raw)[0]
 
 
-def _named(name: str) -> Builder:
+def named(name: str) -> Builder:
     """What is harmless and says nothing: an inert record that is not reported."""
     return lambda _m, at, args: Foreign(name, at, args)
 
 
 BUILDERS: dict[str, Builder] = {
-    **{name: _named(name) for holder in HOLDERS for name in (holder + kind for kind in STORAGES)},
-    **{f"torch.{name}": _named(name) for name in (*TORCH, *UNHELD)},
+    **{name: named(name) for holder in HOLDERS for name in (holder + kind for kind in STORAGES)},
+    **{f"torch.{name}": named(name) for name in (*TORCH, *UNHELD)},
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_v3,
@@ -192,20 +192,20 @@ BUILDERS: dict[str, Builder] = {
     "torch._utils._rebuild_nested_tensor": _unheld("nested"),
     "torch._utils._rebuild_device_tensor_from_numpy": _unheld("of another device, held as an array of numpy"),
     "torch._utils._rebuild_device_tensor_from_cpu_tensor": _first,
-    "torch.serialization._get_layout": _named("layout"),
+    "torch.serialization._get_layout": named("layout"),
     "torch.nn.parameter.Parameter": _first,
-    "torch.Tensor": _named("torch.Tensor"),
+    "torch.Tensor": named("torch.Tensor"),
     "torch.Size": _size,
     "torch.device": _device,
     "collections.OrderedDict": _ordered,
     "collections.defaultdict": _default,
     **{f"{module}.{name}": _set for module in ("builtins", "__builtin__") for name in ("set", "frozenset")},
-    **{f"{module}.{name}": _named(name) for module in ("builtins", "__builtin__") for name in ("dict", "list", "int")},
+    **{f"{module}.{name}": named(name) for module in ("builtins", "__builtin__") for name in ("dict", "list", "int")},
     **{f"torch.jit._pickle.build_{kind}list": _first for kind in ("int", "double", "bool", "tensor")},
     "torch.jit._pickle.restore_type_tag": _first,
     "_codecs.encode": _encoded,
     **{f"numpy.{module}.multiarray.scalar": _scalar for module in ("core", "_core")},
-    "numpy.dtype": _named("numpy.dtype"),
+    "numpy.dtype": named("numpy.dtype"),
 }
 
 
@@ -349,7 +349,7 @@ def checked(name: str, view: View, store: Store, where: object) -> Tensor | str:
     if isinstance(dtype, str):
         return dtype
     start, room = _room(storage, store, wrong)
-    size, stride, offset = _dimensions(view.size, wrong), _dimensions(view.stride, wrong), view.offset
+    size, stride, offset = dimensions(view.size, wrong), dimensions(view.stride, wrong), view.offset
     if len(size) != len(stride) or not _count(offset):
         raise wrong(f"{len(size)} dimensions with {len(stride)} strides from {str(offset)[:30]} on")
     if math.prod(n or 1 for n in size) > LARGEST:
@@ -398,7 +398,8 @@ def _count(value: object) -> TypeGuard[int]:
     return type(value) is int and 0 <= value <= LARGEST
 
 
-def _dimensions(value: object, wrong: Callable[[str], FormatError]) -> tuple[int, ...]:
+def dimensions(value: object, wrong: Callable[[str], FormatError]) -> tuple[int, ...]:
+    """A shape, strides or other numbers that are none below zero; raises what `wrong` makes of the reason."""
     if not isinstance(value, (tuple, list)) or len(value) > RANK or not all(_count(n) for n in value):
         raise wrong(f"expected up to {RANK} sizes and strides from 0 to 2^63-1, found others")
     return tuple(value)
@@ -527,3 +528,9 @@ def collect(found: Found, store: Store, meta: dict[str, str]) -> Weights:
     if found.dropped:
         meta["pickle.left_out"] = f"{found.dropped} numbers and texts"
     return Weights(items.values(), ties, {**found.meta, **meta})
+
+
+def listed(wanted: Mapping[str, int], more: int = 0) -> list[str]:
+    """What a pickle wanted, as name@byte; `more` is the number of names that were not remembered."""
+    found = [f"{name}@{at}" for name, at in wanted.items()]
+    return [*found, f"and {more} more"] if more else found

@@ -11,7 +11,6 @@ Sources: https://github.com/pytorch/pytorch/blob/main/torch/serialization.py and
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,7 +18,7 @@ from steelyard.core.weights import Weights
 from steelyard.errors import FormatError, SteelyardError, printable, quoted
 from steelyard.formats._oldtorch import HEAD, Pickles, Places, is_tar, legacy, tar
 from steelyard.formats._pickle import Machine
-from steelyard.formats._tensors import BUILDERS, Found, Store, collect, storages
+from steelyard.formats._tensors import BUILDERS, Found, Store, collect, listed, storages
 from steelyard.formats._zip import LOCAL, STORED, Archive, Member
 from steelyard.formats.base import Format
 from steelyard.formats.source import LocalFile, Source
@@ -144,14 +143,14 @@ def _open_zip(source: Source) -> Weights:
         if machine.at != len(data):
             raise FormatError(f"pickle: {len(data) - machine.at} bytes follow it", path=where, offset=machine.at)
         found.walk(root, name, _stem(source), where, machine.spent)
-        wanted += names(machine.wanted, machine.more)
+        wanted += listed(machine.wanted, machine.more)
     return collect(found, store, {"pickle.globals": json.dumps(wanted)} if wanted else {})
 
 
 def _open_old(source: Source, root: object, pickles: Pickles, places: Places) -> Weights:
     found = Found(source.path)
     found.walk(root, "", _stem(source), source.path, pickles.spent)
-    wanted = names(pickles.wanted)
+    wanted = listed(pickles.wanted)
     return collect(found, places, {"pickle.globals": json.dumps(wanted)} if wanted else {})
 
 
@@ -174,9 +173,3 @@ def _big(archive: Archive, prefix: str) -> bool:
     if order not in (b"little", b"big"):
         raise FormatError(f"expected little or big as byteorder, found {order!r}", path=archive.source.path, offset=at)
     return order == b"big"
-
-
-def names(wanted: Mapping[str, int], more: int = 0) -> list[str]:
-    """What a pickle wanted, as name@byte."""
-    listed = [f"{name}@{at}" for name, at in wanted.items()]
-    return [*listed, f"and {more} more"] if more else listed
