@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -302,6 +303,15 @@ def test_no_network_is_one_line(capsys, monkeypatch: pytest.MonkeyPatch, web: We
             open(address)
         assert "secret" not in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("address", "package"), [("hf://a/b", "huggingface_hub"), ("s3://a/b", "s3fs")])
+def test_a_missing_package_is_named_with_its_remedy(
+    address: str, package: str, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["inspect", address]) == 2
+    assert f"needs the package '{package}': pip install 'steelyard[remote]'" in capsys.readouterr().err
 
 
 def test_a_connection_that_breaks_is_taken_up_where_it_broke(web: Web, tmp_path: Path) -> None:

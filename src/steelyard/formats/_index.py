@@ -98,6 +98,11 @@ class Joined(Mapping[str, Weight]):
         """The names and the tensors, in order."""
         return _Items(self)
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all plain values; quicker than to add up those of each tensor."""
+        return sum(shard.nbytes for shard in self._shards.values())
+
     def all(self) -> Iterator[Weight]:
         """Every tensor; quicker than asking for each by its name."""
         return self._each(lambda shard: shard.values())
@@ -155,10 +160,10 @@ def gather(index: Index, folder: Folder, source: Source) -> tuple[Joined, dict[s
 def _check_names(index: Index, file: str, names: list[str], shard: Weights, source: Source) -> None:
     """The index and a file must name the same tensors; raises FormatError for the first that one of them lacks."""
     there = {*shard, *shard.ties}
+    if len(names) == len(there) and there.issuperset(names):
+        return
     lost = [name for name in names if name not in there]
     more = [name for name in there if index.map.get(name) != file]
-    if not lost and not more:
-        return
     if lost:
         text = f"tensor {quoted(lost[0])} is said to lie in {quoted(file)}, which does not have it"
     elif more[0] in index.map:
@@ -168,13 +173,13 @@ def _check_names(index: Index, file: str, names: list[str], shard: Weights, sour
     raise FormatError(f"index: {text}; fetch the index and its files again", path=source.path)
 
 
-def check_total(index: Index, weights: Weights, source: Source) -> None:
-    """The total must be the true one; raises FormatError naming both.
+def check_total(index: Index, weights: Weights, nbytes: int, source: Source) -> None:
+    """The total must be the true one; raises FormatError naming both. `nbytes` are the plain bytes of `weights`.
 
     Writers differ in two ways: a tied tensor counts once or with each of its names, and a bool counts as a
     byte or as an eighth of one.
     """
-    if index.total is None or index.total == weights.nbytes:
+    if index.total is None or index.total == nbytes:
         return
     once = sum(_nbytes(item) for item in weights.values())
     again = sum(_nbytes(weights[name]) for name in weights.ties)

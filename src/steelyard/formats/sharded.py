@@ -75,7 +75,7 @@ class Sharded(Resumable):
         else:
             found = Manifest.parse(index.own, source.path).collect(arrays, meta, source.path)
             found = Weights.over(dict(found.items()), {**ties, **found.ties}, found.meta)
-        check_total(index, found, source)
+        check_total(index, found, arrays.nbytes, source)
         return found
 
     def write(self, weights: Weights, path: Path, /) -> int:
