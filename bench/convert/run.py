@@ -66,6 +66,8 @@ def model(gigabytes: int, folder: Path) -> None:
 
 def cost(command: list[str], then: list[str] | None = None) -> dict[str, float]:
     """Wall and CPU seconds of a process, with `then` of both one after the other, and its highest resident memory."""
+    peak = Path(os.environ["PEAK"])
+    peak.unlink(missing_ok=True)
     start = time.perf_counter()
     total = {"wall, s": 0.0, "cpu, s": 0.0}
     for words in (command, then):
@@ -78,10 +80,8 @@ def cost(command: list[str], then: list[str] | None = None) -> dict[str, float]:
             raise SystemExit(f"{words} ended with {child.returncode}")
         total["cpu, s"] += usage.ru_utime + usage.ru_stime
     total["wall, s"] = time.perf_counter() - start
-    peak = Path(os.environ["PEAK"])
     if peak.exists():  # what the process says of itself: what wait4 says is at least the size of this one
         total["peak, MB"] = int(peak.read_text()) / 1000
-        peak.unlink()
     return total
 
 
