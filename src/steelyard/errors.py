@@ -71,6 +71,7 @@ EXTRAS = {  # packages that come with an extra -> that extra
     "onnx": "deploy",
     "onnxruntime": "deploy",
     "onnxscript": "deploy",
+    "h5py": "formats",
     "fsspec": "remote",
     "huggingface_hub": "remote",
     "s3fs": "remote",

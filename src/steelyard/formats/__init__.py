@@ -31,6 +31,7 @@ FORMATS: Registry[type[Format]] = Registry(
         "gguf": Row(
             "steelyard.formats.gguf:Gguf", "the container of llama.cpp; block types are codecs, splits are read"
         ),
+        "hdf5": Row("steelyard.formats.hdf5:Hdf5", "datasets of HDF5 and Keras; they are read, not written", "formats"),
         "onnx": Row("steelyard.formats.onnx:Onnx", "a graph of operators; its tensors are read, it is not written"),
     },
 )
