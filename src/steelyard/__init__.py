@@ -67,6 +67,7 @@ _EXPORTS: dict[str, str] = {
     "inventory": "explain.inventory:inventory",
     "spectra": "explain.spectra:spectra",
     "diff": "explain.diff:diff",
+    "health": "explain.health:health",
     "statistics": "explain.statistics:statistics",
     "signal": "explain.signal:signal",
     "contributions": "explain.contributions:contributions",
@@ -109,6 +110,7 @@ if TYPE_CHECKING:
     from steelyard.explain.contributions import contributions as contributions
     from steelyard.explain.diff import diff as diff
     from steelyard.explain.filters import filters as filters
+    from steelyard.explain.health import health as health
     from steelyard.explain.inventory import inventory as inventory
     from steelyard.explain.signal import signal as signal
     from steelyard.explain.spectra import spectra as spectra

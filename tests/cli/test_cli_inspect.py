@@ -209,3 +209,27 @@ def test_statistics_of_a_damaged_file_are_an_error_of_one_line(steelyard, model)
     assert "fetch it again" in result.err or "ends" in result.err
     with pytest.raises(sy.SteelyardError, match="changed since it was opened"):
         sy.statistics(weights)
+
+
+def test_health_on_the_command_line(steelyard, tmp_path):
+    x = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    x[3] = np.nan
+    path = tmp_path / "ill.safetensors"
+    sy.write(sy.Weights.of({"\x1b[31mred": x}), path)
+    result = steelyard("inspect", path, "--health", "--html", tmp_path / "page.html")
+    assert result.status == 0
+    assert r"\x1b[31mred" in result.out
+    assert "first at [3, 0]" in result.out
+    table, total = map(json.loads, steelyard("inspect", path, "--health", "--json").out.splitlines())
+    assert table["meta"]["errors"] == 1
+    assert table["rows"][0]["finding"] == "NaN"
+    assert total["title"] == "total"
+
+
+def test_the_page_of_statistics_has_pictures(steelyard, model, tmp_path):
+    result = steelyard("inspect", model, "--stats", "--html", tmp_path / "page.html")
+    assert result.status == 0
+    assert "histogram" not in result.out
+    page = (tmp_path / "page.html").read_text()
+    assert "Distribution of the values" in page
+    assert "model.layer.weight" in page

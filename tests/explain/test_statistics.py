@@ -17,6 +17,7 @@ import steelyard as sy
 from steelyard.core.spec import DTYPES
 from steelyard.errors import WeightsError
 from steelyard.explain import reading
+from steelyard.explain.reading import Workspace
 from steelyard.explain.statistics import THOUSANDTHS, statistics
 from steelyard.explain.sums import entropy, exact_mean_and_spread
 from steelyard.explain.tally import tally
@@ -69,7 +70,7 @@ def check(x: np.ndarray, compiled: bool) -> None:
     values = parts(x)
     finite = sorted(Fraction(v) for v in values if math.isfinite(v))
     n = len(finite)
-    found = tally(sy.Weight.of("x", x), compiled)
+    found = tally(sy.Weight.of("x", x), Workspace(compiled))
     assert (found.size, found.finite) == (len(values), n)
     assert found.zeros == finite.count(0)
     assert found.nan == sum(v != v for v in values)
@@ -166,7 +167,7 @@ def test_any_whole_numbers(values: list[int], compiled: bool) -> None:
 def test_numpy_and_machine_code_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     x = (rng.normal(size=(300, 1000)) * 20).astype(DTYPES[name].numpy)
-    one, other = tally(sy.Weight.of("x", x), False), tally(sy.Weight.of("x", x), True)
+    one, other = tally(sy.Weight.of("x", x), Workspace(False)), tally(sy.Weight.of("x", x), Workspace(True))
     ranks = list(range(0, one.finite, 29_999))
     assert one.ordered(ranks) == other.ordered(ranks)
     assert (one.counts == other.counts).all()
@@ -186,9 +187,9 @@ def test_numpy_and_machine_code_agree(name: str, monkeypatch: pytest.MonkeyPatch
 def test_distinct_values_of_wide_types_are_counted_while_they_are_few() -> None:
     few = np.tile(np.arange(4096, dtype=np.float32), 3)
     for compiled in (False, True):
-        assert tally(sy.Weight.of("x", few), compiled).distinct == 4096
-        assert tally(sy.Weight.of("x", np.append(few, np.float32(-1))), compiled).distinct is None
-        assert tally(sy.Weight.of("x", few.astype(np.float64)), compiled).distinct == 4096
+        assert tally(sy.Weight.of("x", few), Workspace(compiled)).distinct == 4096
+        assert tally(sy.Weight.of("x", np.append(few, np.float32(-1))), Workspace(compiled)).distinct is None
+        assert tally(sy.Weight.of("x", few.astype(np.float64)), Workspace(compiled)).distinct == 4096
 
 
 def test_the_tables(tmp_path) -> None:
@@ -234,7 +235,7 @@ def test_blocks_are_read_once_and_no_more_is_held(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(reading, "BLOCK", 128)
     item = sy.Weight("x", sy.Spec.like(x), lambda: pytest.fail("the whole was read"), fill=fill)
     seen: list[int] = []
-    found = tally(item, compiled=False, progress=seen.append)
+    found = tally(item, Workspace(False), progress=seen.append)
     assert found.ordered([0, 999]) == [float(x.min()), float(x.max())]
     assert read == [(at, min(128, 1000 - at)) for at in range(0, 1000, 128)]
     assert sum(seen) == 2000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,9 @@ from steelyard.cli.options import Output, each, output, show, where_option, writ
 from steelyard.cli.progress import watching
 from steelyard.core.table import Table
 from steelyard.core.where import Where
+
+if TYPE_CHECKING:
+    from steelyard.report.html import Page
 
 
 @click.command("inspect")
@@ -26,35 +30,45 @@ from steelyard.core.where import Where
     help="One row for each dotted prefix of so many components; 0: for each tensor, however many there are.",
 )
 @click.option("--stats", is_flag=True, help="Read the values: exact statistics, quantiles, rows and columns of each.")
+@click.option("--health", is_flag=True, help="Read the values: what is wrong with them, the worst first.")
 @output
 def verb(
-    sources: tuple[str, ...], where: Where | None, sort: str | None, depth: int | None, stats: bool, output: Output
+    sources: tuple[str, ...],
+    where: Where | None,
+    sort: str | None,
+    depth: int | None,
+    stats: bool,
+    health: bool,
+    output: Output,
 ) -> None:
     """Show what is in SOURCE: its tensors, their types and sizes, and the totals.
 
-    Only the header is read, unless --stats asks for values. Bytes are those of the plain values; stored bytes are
-    those in the file. As text, more than 200 tensors are shown with repeated layers in one row; --json and --csv have
-    a row for each. Of several sources, each is shown; one that cannot be read is named, and the next one follows.
+    Only the header is read, unless --stats or --health ask for values. Bytes are those of the plain values; stored
+    bytes are those in the file. As text, more than 200 tensors are shown with repeated layers in one row; --json and
+    --csv have a row for each. Of several sources, each is shown; one that cannot be read is named, and the next one
+    follows.
 
     \b
     Example:
       steelyard inspect model.safetensors --depth 1 --sort stored
       steelyard inspect model.safetensors --stats --where "*.weight"
+      steelyard inspect model.safetensors --health
     """
     pages: list[Table] = []
 
     def one(source: str) -> None:
         tables = _tables(source, where, sort, depth, output)
-        if stats:
-            tables = [*_statistics(source, where, output), tables[2]]
+        if stats or health:
+            tables = [*_of_values(source, where, stats, health), tables[2]]
         if len(sources) > 1:
             tables = [replace(table, meta={"source": source, **table.meta}) for table in tables]
-        show(tables, replace(output, html=None))
+        shown = [table for table in tables if table.title != "histogram" or output.form == "json"]
+        show(shown, replace(output, html=None))
         pages.extend(tables)
 
     status = each(sources, one)
     if output.html is not None and pages:
-        write_page(pages, output.html)
+        write_page(_page(pages), output.html)
     click.get_current_context().exit(status)
 
 
@@ -73,12 +87,34 @@ def _tables(source: str, where: Where | None, sort: str | None, depth: int | Non
     return [first, kinds(weights), summary(weights), *([besides] if besides is not None else [])]
 
 
-def _statistics(source: str, where: Where | None, output: Output) -> list[Table]:
-    """The histogram is data, not text: it has 65 numbers for each tensor."""
+def _page(tables: list[Table]) -> Page:
+    """The tables, and a picture in the place of each histogram."""
+    from steelyard.explain.statistics import distributions
+    from steelyard.report.html import Page, Section
+    from steelyard.report.plots import Histogram
+
+    sections = list(Page.of(tables).sections)
+    for i, table in enumerate(tables):
+        if table.title == "histogram":
+            bars = distributions(table)
+            title = "Distribution of the values"
+            picture = Histogram(bars, "from", "to", "share per unit", facet="name", title=title)
+            text = "The values of the largest tensors, from minimum to maximum."
+            sections[i] = Section("Distributions", text, pictures=[picture] if bars.rows else [])
+    return Page(Page.of(tables).title, sections)
+
+
+def _of_values(source: str, where: Where | None, stats: bool, health: bool) -> list[Table]:
+    """The histogram is data or a picture, not text: it has 65 numbers for each tensor."""
     from steelyard import formats
+    from steelyard.explain.health import health as findings
     from steelyard.explain.statistics import bytes_to_read, statistics
 
     weights = formats.open(source).choose(where)
+    found: list[Table] = []
     with watching() as begin:
-        found = statistics(weights, progress=begin("reading", bytes_to_read(weights)))
-    return found if output.form == "json" else found[:2]
+        if stats:
+            found += statistics(weights, progress=begin("statistics", bytes_to_read(weights)))
+        if health:
+            found.append(findings(weights, progress=begin("health", bytes_to_read(weights))))
+    return found

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from math import prod
 
 import numpy as np
 
+from steelyard.core.spec import DType
 from steelyard.core.weights import Weight
-from steelyard.explain.patterns import WIDE, alphabet
-from steelyard.explain.reading import BLOCK
+from steelyard.explain.patterns import WIDE, alphabet, part
+from steelyard.explain.reading import PIECE, Workspace
 
 KEPT = 1 << 20  # rows or columns up to which norms are kept: 8 MB
 
@@ -17,12 +19,11 @@ KEPT = 1 << 20  # rows or columns up to which norms are kept: 8 MB
 class Lines:
     """The sums of squares of rows (the first axis) and columns (all others)."""
 
-    def __init__(self, shape: tuple[int, int], each: int, values: np.ndarray | None, compiled: bool, scale: float):
-        self.shape, self.each, self.values, self.compiled, self.scale = shape, each, values, compiled, scale
+    def __init__(self, shape: tuple[int, int], each: int, values: np.ndarray | None, fast: bool):
+        self.shape, self.each, self.values, self.fast = shape, each, values, fast
         self.width = shape[1] * each
-        self.rows = np.zeros(shape[0])
-        self.columns = np.zeros(self.width if self.width <= KEPT else 0)
-        self.scratch = np.empty(BLOCK if compiled else 0, np.float32)
+        self.scale = 1.0
+        self.rows = self.columns = self.scratch = np.empty(0)
 
     @staticmethod
     def of(weight: Weight, kind: str, compiled: bool) -> Lines | None:
@@ -30,34 +31,37 @@ class Lines:
         shape = weight.spec.shape
         if len(shape) < 2 or shape[0] > KEPT:
             return None
-        values = None
-        if kind not in WIDE:
-            known = alphabet(weight.spec.dtype).values
-            values = np.where(np.isfinite(known), known, 0.0).astype(np.float32)
-            values = np.tile(values, (1 << 8 * weight.spec.dtype.numpy.itemsize) // values.size)
         each = 2 if weight.spec.dtype.kind == "complex" else 1
-        fast = compiled and kind not in ("float64", "int64", "uint64", "int32", "uint32")
-        return Lines((shape[0], prod(shape[1:])), each, values, fast, 1.0)
+        fast = compiled and (kind not in WIDE or kind == "float32")
+        return Lines((shape[0], prod(shape[1:])), each, _finite(weight.spec.dtype), fast)
 
-    def empty(self, scale: float = 1.0) -> Lines:
-        """Another one of the same kind."""
-        return Lines(self.shape, self.each, self.values, self.compiled, scale)
+    def empty(self, space: Workspace, worker: int, scale: float = 1.0) -> Lines:
+        """Another one of the same kind, to be filled; the values are multiplied by `scale` before they are squared."""
+        lines = Lines(self.shape, self.each, self.values, self.fast)
+        lines.rows = np.zeros(self.shape[0])
+        lines.columns = np.zeros(self.width if self.width <= KEPT else 0)
+        lines.scratch = space.array(worker, "values", (PIECE,), np.float32)
+        lines.scale = scale
+        return lines
 
     def add(self, first: int, block: np.ndarray) -> None:
-        if self.compiled:
-            from steelyard.kernels.moments import look_up, squares_of_rows
+        for at in range(0, block.size, PIECE):
+            (self._fast if self.fast else self._add)(first + at, block[at : at + PIECE])
 
-            if self.values is not None:
-                scratch = self.scratch[: block.size]
-                look_up(block, self.values, scratch)
-                block = scratch
-            squares_of_rows(block, first, self.width, self.rows, self.columns)
-            return
+    def _fast(self, first: int, block: np.ndarray) -> None:
+        from steelyard.kernels.moments import look_up, squares_of_rows
+
+        if self.values is not None:
+            scratch = self.scratch[: block.size]
+            look_up(block, self.values, scratch)
+            block = scratch
+        squares_of_rows(block, first, self.width, self.rows, self.columns)
+
+    def _add(self, first: int, block: np.ndarray) -> None:
         with np.errstate(invalid="ignore"):  # signalling NaNs
             values = (block if self.values is None else self.values[block]).astype(np.float64)
         squares = (np.where(np.isfinite(values), values, 0.0) * self.scale) ** 2
-        index = np.arange(first, first + block.size)
-        row, column = np.divmod(index, self.width)
+        row, column = np.divmod(np.arange(first, first + block.size), self.width)
         self.rows[row[0] : row[-1] + 1] += np.bincount(row - row[0], squares)
         if self.columns.size:
             self.columns += np.bincount(column, squares, self.columns.size)
@@ -73,3 +77,13 @@ class Lines:
         known = whole.width <= KEPT
         with np.errstate(over="ignore"):  # a norm above the largest float64 is infinite
             return np.sqrt(rows) / whole.scale, np.sqrt(columns) / whole.scale if known else None
+
+
+@cache
+def _finite(dtype: DType) -> np.ndarray | None:
+    """What a pattern of up to 16 bits, as it lies in memory, adds to a norm."""
+    if part(dtype) in WIDE:
+        return None
+    known = alphabet(dtype).values
+    values = np.where(np.isfinite(known), known, 0.0).astype(np.float32)
+    return np.tile(values, (1 << 8 * dtype.numpy.itemsize) // values.size)

@@ -8,17 +8,17 @@ import numpy as np
 
 from steelyard.explain.lines import Lines
 from steelyard.explain.patterns import Alphabet
-from steelyard.explain.reading import Numbers
+from steelyard.explain.reading import Numbers, Workspace
 from steelyard.explain.sums import Sums, Tally
 
 
 class _Patterns:
     """Counts by pattern; two bytes at a time where a value is one byte."""
 
-    def __init__(self, width: int, compiled: bool, lines: Lines | None):
-        self.width, self.compiled, self.lines = width, compiled, lines
-        self.counts = np.zeros(1 << 8 * width, np.int64)
-        self.tables = np.zeros((2, 65536), np.uint32)
+    def __init__(self, width: int, space: Workspace, worker: int, lines: Lines | None):
+        self.width, self.compiled, self.lines = width, space.compiled, lines
+        self.tables = space.zeros(worker, "counts", (2, 65536), np.uint32)
+        self.counts = space.zeros(worker, "all counts", (1 << 8 * width,), np.int64)
         self.pending = 0
 
     def add(self, first: int, block: np.ndarray) -> None:
@@ -40,14 +40,21 @@ class _Patterns:
             self.empty()
 
     def empty(self) -> None:
-        counts = self.tables.sum(axis=0, dtype=np.int64)
-        self.counts += counts if self.width == 2 else sum(counts.reshape(256, 256).sum(axis=k) for k in (0, 1))
-        self.tables[:], self.pending = 0, 0
+        """Move the counts out of the tables, whose counters have 32 bits."""
+        if self.pending:
+            for table in self.tables:
+                if self.width == 2:
+                    self.counts += table
+                else:
+                    self.counts += sum(table.reshape(256, 256).sum(axis=k, dtype=np.int64) for k in (0, 1))
+            self.tables.fill(0)
+            self.pending = 0
 
 
-def narrow(numbers: Numbers, known: Alphabet, lines: Lines | None, compiled: bool) -> Tally:
+def narrow(numbers: Numbers, known: Alphabet, lines: Lines | None) -> Tally:
+    """The tally of a tensor of up to 16 bits per value."""
     width = numbers.numpy.itemsize
-    accounts = numbers.each_by(lambda: _Patterns(width, compiled, lines and lines.empty()))
+    accounts = numbers.each_by(lambda k: _Patterns(width, numbers.space, k, lines and lines.empty(numbers.space, k)))
     for account in accounts:
         account.empty()
     counts = sum(account.counts for account in accounts)

@@ -19,7 +19,7 @@ from steelyard.core.table import Column, Table
 from steelyard.core.weights import Weight, Weights
 from steelyard.core.where import Where
 from steelyard.errors import WeightsError
-from steelyard.explain.reading import Progress
+from steelyard.explain.reading import Progress, Workspace
 from steelyard.explain.sums import Tally, entropy, exact_mean_and_spread
 from steelyard.explain.tally import tally
 
@@ -82,8 +82,8 @@ def statistics(
     if bins < 1:
         raise WeightsError(f"a histogram has at least one bin, got {bins}")
     chosen = weights.choose(where)
-    compiled = chosen.nbytes > SMALL
-    rows = [_row(item, tally(item, compiled, norms, progress), bins) for item in chosen.values()]
+    space = Workspace(compiled=chosen.nbytes > SMALL)
+    rows = [_row(item, tally(item, space, norms, progress), bins) for item in chosen.values()]
     kept = [c for c in _COLUMNS if norms or not c.name.endswith(" norms")]
     quantile_columns = [
         Column("name"),
@@ -97,6 +97,25 @@ def statistics(
         Table.of("quantiles", quantile_columns, [_only(row, quantile_columns) for row in rows]),
         Table.of("histogram", histogram_columns, [_only(row, histogram_columns) for row in rows], {"bins": bins}),
     ]
+
+
+def distributions(histogram: Table, tensors: int = 12) -> Table:
+    """The bins of the largest tensors of a histogram, a row for each, as densities: widths differ a little.
+
+    >>> bars = distributions(statistics(Weights.of({"w": np.float32([0.0, 0.0, 1.0, 4.0])}), bins=2)[2])
+    >>> bars.column("share per unit")
+    [0.375, 0.125]
+    """
+    whole = [row for row in histogram.rows if row["counts"] is not None and len(row["edges"]) > 2]  # type: ignore[arg-type]
+    whole.sort(key=lambda row: -sum(row["counts"]))  # type: ignore[arg-type]
+    rows = []
+    for row in whole[:tensors]:
+        edges, counts = np.array(row["edges"]), np.array(row["counts"])
+        shares = counts / counts.sum() / np.maximum(np.diff(edges), np.finfo(np.float64).tiny)
+        for low, high, share in zip(edges[:-1], edges[1:], shares, strict=True):
+            rows.append({"name": row["name"], "from": low, "to": high, "share per unit": share})
+    columns = [Column("name"), Column("from"), Column("to"), Column("share per unit", "", "of the values")]
+    return Table.of("distributions", columns, rows)
 
 
 def bytes_to_read(weights: Weights, where: Where | None = None) -> int:
@@ -170,4 +189,5 @@ def _spread(norms: np.ndarray | None) -> list[float] | None:
 def _sparkline(counts: list[int], width: int = 16) -> str:
     step = -(-len(counts) // width)
     heights = np.sqrt([sum(counts[i : i + step]) for i in range(0, len(counts), step)])
-    return "".join(_BARS[min(int(h / heights.max() * len(_BARS)), len(_BARS) - 1)] if h else " " for h in heights)
+    levels = np.minimum(heights / heights.max() * len(_BARS), len(_BARS) - 1).astype(int).tolist()
+    return "".join(_BARS[level] if height else " " for level, height in zip(levels, heights, strict=True))

@@ -10,20 +10,20 @@ from steelyard.core.weights import Weight
 from steelyard.explain.lines import Lines
 from steelyard.explain.narrow import narrow
 from steelyard.explain.patterns import WIDE, alphabet, part
-from steelyard.explain.reading import Numbers, Progress
+from steelyard.explain.reading import Numbers, Progress, Workspace
 from steelyard.explain.sums import Tally
 from steelyard.explain.wide import wide_tally
 
 
-def tally(weight: Weight, compiled: bool, norms: bool = True, progress: Progress | None = None) -> Tally:
+def tally(weight: Weight, space: Workspace, norms: bool = True, progress: Progress | None = None) -> Tally:
     """Look at every value of `weight` once, or, for dtypes of more than 16 bits, a few times.
 
-    ``compiled`` says whether by machine code on two threads, or by numpy alone, which starts sooner. Memory: two
-    blocks and their counts, whatever the size, where the weight can be read in parts.
+    Memory: two blocks and their counts, whatever the size, where the weight can be read in parts. What the tally is
+    asked for later must be asked for before `space` serves the next tensor.
     """
-    numbers = Numbers(weight, 2 if compiled else 1, progress)
+    numbers = Numbers(weight, space, progress)
     kind = part(weight.spec.dtype)
-    lines = Lines.of(weight, kind, compiled) if norms else None
+    lines = Lines.of(weight, kind, space.compiled) if norms else None
     if kind not in WIDE:
-        return narrow(numbers, alphabet(weight.spec.dtype), lines, compiled)
-    return wide_tally(numbers, kind, lines, compiled)
+        return narrow(numbers, alphabet(weight.spec.dtype), lines)
+    return wide_tally(numbers, kind, lines)

@@ -12,7 +12,7 @@ import numpy as np
 
 from steelyard.explain.lines import Lines
 from steelyard.explain.patterns import WIDE, Wide
-from steelyard.explain.reading import BLOCK, Numbers
+from steelyard.explain.reading import PIECE, Numbers, Workspace
 from steelyard.explain.sums import Sums, Tally
 
 DISTINCT = 4096  # up to so many different patterns are counted
@@ -22,9 +22,9 @@ LIMB = 16
 class _Account(ABC):
     """What a pass over numbers of 32 or 64 bits gathers."""
 
-    def __init__(self, wide: Wide, lines: Lines | None):
+    def __init__(self, wide: Wide, space: Workspace, worker: int, lines: Lines | None):
         self.wide, self.lines = wide, lines
-        self.counts = np.zeros(65536, np.int64)
+        self.counts = space.zeros(worker, "all counts", (65536,), np.int64)
         self.special = np.zeros(4, np.int64)  # 0.0, -0.0, +Inf, -Inf
         self.total = self.absolute = self.squares = 0
 
@@ -47,10 +47,13 @@ class _Exact(_Account):
     """By numpy: the significands in limbs of 16 bits, each summed by exponent. float64 holds these sums exactly."""
 
     def add(self, first: int, block: np.ndarray) -> None:
-        wide = self.wide
-        patterns = block.view(wide.unsigned)
         if self.lines is not None:
             self.lines.add(first, block)
+        for at in range(0, block.size, PIECE):
+            self._add(block[at : at + PIECE].view(self.wide.unsigned))
+
+    def _add(self, patterns: np.ndarray) -> None:
+        wide = self.wide
         self.counts += np.bincount(wide.leading(patterns), minlength=65536)
         for k, sought in enumerate(_specials(wide)):
             self.special[k] += np.count_nonzero(patterns == sought)
@@ -97,16 +100,15 @@ class _Halves(_Account):
     well; that of rest², less than 2^-14 of the whole, is added up in float64.
     """
 
-    def __init__(self, wide: Wide, lines: Lines | None):
-        super().__init__(wide, lines)
-        self.tables = np.zeros((2, 65536), np.uint64)
-        self.trailing = np.zeros(65536, np.int64)
-        self.heads = np.empty(BLOCK, np.uint32)
-        self.sought = _specials(wide)
+    def __init__(self, wide: Wide, space: Workspace, worker: int, lines: Lines | None):
+        super().__init__(wide, space, worker, lines)
+        self.tables = space.zeros(worker, "counts and sums", (2, 65536), np.uint64)
+        self.trailing = space.zeros(worker, "trailing", (65536,), np.int64)
+        self.heads = space.array(worker, "heads", (PIECE,), np.uint32)
         self.pending = 0
 
     def add(self, first: int, block: np.ndarray) -> None:
-        from steelyard.kernels.counts import PER_TABLE, count_32, count_exactly
+        from steelyard.kernels.counts import PER_TABLE, count_32
         from steelyard.kernels.moments import squares_of_differences
 
         patterns = block.view(np.uint32)
@@ -116,11 +118,12 @@ class _Halves(_Account):
             self.finish()
         self.pending += block.size
         count_32(patterns, self.tables)
-        count_exactly(patterns, self.sought, self.special)
-        heads = np.bitwise_and(patterns, np.uint32(0xFFFF0000), out=self.heads[: block.size])
-        rest = squares_of_differences(block, heads.view(np.float32))
-        numerator, denominator = rest.as_integer_ratio()
-        self.squares += (numerator << -2 * self.wide.base) // denominator
+        for at in range(0, block.size, PIECE):
+            piece = patterns[at : at + PIECE]
+            heads = np.bitwise_and(piece, np.uint32(0xFFFF0000), out=self.heads[: piece.size])
+            rest = squares_of_differences(piece.view(np.float32), heads.view(np.float32))
+            numerator, denominator = rest.as_integer_ratio()
+            self.squares += (numerator << -2 * self.wide.base) // denominator
 
     def finish(self) -> None:
         from steelyard.kernels.counts import COUNT
@@ -133,24 +136,49 @@ class _Halves(_Account):
     def sums(self) -> None:
         """Add what the counts say to the sums."""
         present = np.flatnonzero(self.counts)
+        present = present[(present & 0x7F80) != 0x7F80]
         size, shift, negative = _taken_apart(self.wide, present.astype(np.uint32) << np.uint32(16))
-        finite = (present & 0x7F80) != 0x7F80
-        for head, e, minus, times, trailing in zip(
-            *(x[finite].tolist() for x in (size, shift, negative, self.counts[present], self.trailing[present])),
-            strict=True,
-        ):
-            size_sum = (head * times + trailing) << e
-            self.absolute += size_sum
-            self.total += -size_sum if minus else size_sum
-            self.squares += (head * (head * times + 2 * trailing)) << (2 * e)
+        heads, times, trailing = size.astype(np.int64), self.counts[present], self.trailing[present]
+        sums = heads * times + trailing  # below 2^63 up to 2^39 numbers
+        minus = np.where(negative, sums, 0)
+        below, whole = _by_exponent(minus, shift), _by_exponent(sums, shift)
+        self.absolute += _shifted(whole, 0, 1)
+        self.total += _shifted(whole, 0, 1) - 2 * _shifted(below, 0, 1)
+        once = sums + trailing  # heads² x times + 2 heads x trailing = heads x this
+        for part, by in ((once & 0xFFFFFFFF, 16), (once >> 32, 48)):
+            self.squares += _shifted(_by_exponent((heads >> 16) * part, shift), by, 2)
 
 
-def wide_tally(numbers: Numbers, kind: str, lines: Lines | None, compiled: bool) -> Tally:
-    wide = WIDE[kind]
-    fast = compiled and kind == "float32"
+def _found_specials(numbers: Numbers, whole: _Halves) -> np.ndarray:
+    """How often zeros and infinities occur. Where nothing follows their leading halves, these were counted alone."""
+    sought = _specials(whole.wide)
+    heads = (sought >> np.uint32(16)).astype(np.int64)
+    if not whole.trailing[heads].any():
+        return whole.counts[heads]
+    from steelyard.kernels.counts import count_exactly
+
+    found = np.zeros(sought.size, np.int64)
+    for _, block in numbers.blocks(0, numbers.size):
+        count_exactly(block.view(np.uint32), sought, found)
+    return found
+
+
+def _by_exponent(values: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    sums = np.zeros(256, np.int64)
+    np.add.at(sums, shift, values)
+    return sums
+
+
+def wide_tally(numbers: Numbers, kind: str, lines: Lines | None) -> Tally:
+    """The tally of a tensor of 32 or 64 bits per value."""
+    wide, space = WIDE[kind], numbers.space
+    fast = space.compiled and kind == "float32"
     later = kind in ("float64",)  # whose squares may overflow: norms need to know the scale
     account: Callable[..., _Account] = _Halves if fast else _Exact
-    accounts = numbers.each_by(lambda: account(wide, None if later or lines is None else lines.empty()))
+    accounts = numbers.each_by(
+        lambda k: account(wide, space, k, None if later or lines is None else lines.empty(space, k))
+    )
+    numbers.progress = None  # what follows looks at bytes again
     for a in accounts:
         a.finish()
     whole = accounts[0]
@@ -164,6 +192,7 @@ def wide_tally(numbers: Numbers, kind: str, lines: Lines | None, compiled: bool)
             whole.trailing += a.trailing
     if isinstance(whole, _Halves):
         whole.sums()
+        whole.special = _found_specials(numbers, whole)
     order, in_order = wide.in_order(whole.counts)
     finite = int(in_order.sum())
     zeros, minus_zeros, plus, minus = map(int, whole.special)
@@ -173,10 +202,9 @@ def wide_tally(numbers: Numbers, kind: str, lines: Lines | None, compiled: bool)
         small = int(whole.counts[:heads].sum() + whole.counts[32768 : 32768 + heads].sum())
         zeros += minus_zeros
         subnormal = small - zeros
-    numbers.progress = None
 
     def ordered(ranks: Sequence[int]) -> list[float]:
-        return _select(numbers, wide, order, in_order, ranks, fast)
+        return _select(numbers, wide, order, in_order, ranks)
 
     def bins(low: float, high: float, count: int) -> tuple[list[float], list[int]]:
         return _snapped_bins(wide, order, in_order, low, high, count)
@@ -186,7 +214,7 @@ def wide_tally(numbers: Numbers, kind: str, lines: Lines | None, compiled: bool)
         if finite:
             ends = ordered([0, finite - 1])
             scale = 2.0 ** min(480 - int(np.frexp(max(abs(ends[0]), abs(ends[1])))[1]), 1000)  # squares up to 2^960
-        shares = numbers.each_by(lambda: lines.empty(scale))
+        shares = numbers.each_by(lambda k: lines.empty(space, k, scale))
         rows, columns = Lines.norms(shares)
     else:
         rows, columns = Lines.norms([a.lines for a in accounts])
@@ -199,8 +227,8 @@ def wide_tally(numbers: Numbers, kind: str, lines: Lines | None, compiled: bool)
         numbers.size - finite - plus - minus,
         (plus, minus),
         Sums(whole.total, whole.absolute, whole.squares, wide.base),
-        whole.counts,
-        _distinct(numbers, wide, compiled),
+        whole.counts.copy(),
+        _distinct(numbers, wide),
         ordered,
         bins,
         rows,
@@ -208,9 +236,7 @@ def wide_tally(numbers: Numbers, kind: str, lines: Lines | None, compiled: bool)
     )
 
 
-def _select(
-    numbers: Numbers, wide: Wide, order: np.ndarray, in_order: np.ndarray, ranks: Sequence[int], fast: bool
-) -> list[float]:
+def _select(numbers: Numbers, wide: Wide, order: np.ndarray, in_order: np.ndarray, ranks: Sequence[int]) -> list[float]:
     """The values with these ranks: their leading bits from the counts, then 16 bits more with each pass."""
     running = np.cumsum(in_order)
     at = np.searchsorted(running, ranks, "right")
@@ -218,15 +244,17 @@ def _select(
     left = (np.asarray(ranks) - (running[at] - in_order[at])).tolist()  # ranks among those that share them
     for known in range(16, wide.bits, 16):
         prefixes = sorted(set(found))
-        accounts = numbers.each_by(lambda p=prefixes, k=known: _Trailing(wide, p, k, fast))
-        tables = sum(account.tables for account in accounts)
+        accounts = numbers.each_by(lambda k, p=prefixes, b=known: _Trailing(wide, p, b, numbers, k))
+        tables = accounts[0].tables
+        for other in accounts[1:]:
+            tables += other.tables
+        down = [wide.descending(prefix >> (known - 16)) for prefix in prefixes]
+        behind = [np.cumsum(t[::-1] if d else t, dtype=np.int64) for t, d in zip(tables, down, strict=True)]
         for i, prefix in enumerate(found):
-            counts = tables[prefixes.index(prefix)]
-            down = wide.descending(prefix >> (known - 16))
-            running = np.cumsum(counts[::-1] if down else counts)
-            place = int(np.searchsorted(running, left[i], "right"))
-            left[i] -= int(running[place - 1]) if place else 0
-            found[i] = prefix << 16 | (65535 - place if down else place)
+            row = prefixes.index(prefix)
+            place = int(np.searchsorted(behind[row], left[i], "right"))
+            left[i] -= int(behind[row][place - 1]) if place else 0
+            found[i] = prefix << 16 | (65535 - place if down[row] else place)
     values = np.array(found, wide.unsigned).view(numbers.numpy)
     return [int(v) if wide.fraction is None else float(v) + 0.0 for v in values]
 
@@ -234,10 +262,12 @@ def _select(
 class _Trailing:
     """How often each pattern of the next 16 bits occurs behind given leading bits."""
 
-    def __init__(self, wide: Wide, prefixes: list[int], known: int, fast: bool):
-        self.wide, self.prefixes, self.known, self.fast = wide, prefixes, known, fast
-        self.tables = np.zeros((len(prefixes), 65536), np.int64)
-        self.slots = np.zeros(65536, np.uint8)
+    def __init__(self, wide: Wide, prefixes: list[int], known: int, numbers: Numbers, worker: int):
+        self.wide, self.prefixes, self.known = wide, prefixes, known
+        self.fast = numbers.space.compiled and wide.bits == 32
+        counter = np.uint32 if numbers.size < 1 << 32 else np.int64
+        self.tables = numbers.space.zeros(worker, "behind", (len(prefixes), 65536), counter)
+        self.slots = numbers.space.zeros(worker, "slots", (65536,), np.uint8)
         if known == 16:
             self.slots[prefixes] = np.arange(1, len(prefixes) + 1)
 
@@ -251,7 +281,8 @@ class _Trailing:
         heads = patterns >> patterns.dtype.type(self.wide.bits - self.known)
         for table, prefix in zip(self.tables, self.prefixes, strict=True):
             chosen = patterns[heads == prefix] >> patterns.dtype.type(self.wide.bits - self.known - 16)
-            table += np.bincount((chosen & patterns.dtype.type(65535)).astype(np.int64), minlength=65536)
+            counts = np.bincount((chosen & patterns.dtype.type(65535)).astype(np.int64), minlength=65536)
+            table += counts.astype(table.dtype)
 
 
 def _snapped_bins(
@@ -276,17 +307,18 @@ def _snapped_bins(
     return [low, *starts[at].tolist(), high], np.diff(running[cuts]).tolist()
 
 
-def _distinct(numbers: Numbers, wide: Wide, compiled: bool) -> int | None:
+def _distinct(numbers: Numbers, wide: Wide) -> int | None:
     """How many different patterns there are, as long as they are few."""
     seen = np.empty(0, wide.unsigned)
-    if compiled and wide.bits == 32:
+    if numbers.space.compiled and wide.bits == 32:
         from steelyard.kernels.counts import distinct_up_to
 
         table, found, count = np.full(4 * DISTINCT, -1, np.int32), np.empty(DISTINCT, np.uint32), 0
-        for _, block in numbers.blocks(0, numbers.size):
-            count = distinct_up_to(block.view(np.uint32), DISTINCT, table, found, count)
-            if count > DISTINCT:
-                return None
+        for first in (0, PIECE):  # the beginning shows, as a rule, that there are many
+            for _, block in numbers.blocks(first, min(PIECE, numbers.size) if not first else numbers.size):
+                count = distinct_up_to(block.view(np.uint32), DISTINCT, table, found, count)
+                if count > DISTINCT:
+                    return None
         return int(count)
     for _, block in numbers.blocks(0, numbers.size):
         for at in range(0, block.size, 4 * DISTINCT):
