@@ -208,6 +208,22 @@ def test_a_checkpoint_of_torch_is_read_over_the_web(web: Web, tmp_path: Path) ->
     assert web.sent < 200_000 + (1 << 20)
 
 
+def test_a_file_that_is_read_on_and_on_takes_few_requests(web: Web, tmp_path: Path) -> None:
+    weights = Weights.of({f"{i}": np.arange(i, i + 1_000_000, dtype=np.float32) for i in range(8)})
+    web.put(weights, "m.safetensors", tmp_path)
+    found = open(web.url("m.safetensors"))
+    web.asked.clear()
+    for name, item in found.items():
+        got = np.concatenate([block.copy() for block in item.blocks(1 << 15)])
+        assert np.array_equal(got, weights[name].array())
+    assert len(web.asked) < 12, "244 blocks of 128 KiB"
+    assert web.sent < len(web.files["m.safetensors"]) + 200_000, "no byte travels twice"
+    before = web.sent
+    backwards = [found["3"].array(), found["2"].array(), found["7"].array()]
+    assert [array[0] for array in backwards] == [3, 2, 7]
+    assert web.sent == before + 3 * 4_000_000
+
+
 def test_converting_from_the_web(web: Web, tmp_path: Path, capsys) -> None:
     web.put(some(), f"x/{INDEX}", tmp_path)
     target = tmp_path / "out.safetensors"

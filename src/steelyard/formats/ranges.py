@@ -14,6 +14,7 @@ import base64
 import http.client
 import io
 import re
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -44,6 +45,43 @@ class MissingFileError(FormatError):
     """There is no such file on the server."""
 
 
+class Trail:
+    """Where the last large read of a file ended, and what was fetched beyond it.
+
+    A tensor that is read in blocks, and the one after it, then take few requests: what is fetched at once doubles
+    for as long as each read begins where the one before ended. A block goes when all of it was passed on.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._at, self._next, self._start, self._block = -1, 0, 0, memoryview(b"")
+
+    def leads_to(self, at: int) -> bool:
+        """Whether what begins at `at` was fetched, or would be next."""
+        return at == self._at or 0 <= at - self._start < len(self._block)
+
+    def read(self, file: RemoteFile, at: int, rest: memoryview) -> int:
+        """Fill the beginning of `rest` from `at` on; the number of bytes."""
+        with self._lock:
+            offset = at - self._start
+            if not 0 <= offset < len(self._block):
+                self._next = min(PIECE, 2 * max(self._next, len(rest), AHEAD)) if at == self._at else 0
+                if self._next <= len(rest):
+                    got = min(PIECE, len(rest))
+                    file.get(at, rest[:got])
+                    self._at = at + got
+                    return got
+                block = memoryview(bytearray(min(self._next, file.size - at)))
+                file.get(at, block)
+                self._start, self._block, offset = at, block, 0
+            got = min(len(rest), len(self._block) - offset)
+            rest[:got] = self._block[offset : offset + got]
+            self._at = at + got
+            if offset + got == len(self._block):
+                self._block = memoryview(b"")
+            return got
+
+
 @dataclass(frozen=True)
 class RemoteFile(Source):
     """A file elsewhere. ``get(start, buffer)`` fills a buffer, and raises FormatError if the file changed."""
@@ -53,6 +91,7 @@ class RemoteFile(Source):
     get: Callable[[int, memoryview], None] = field(repr=False)
     place: Folder = field(repr=False)
     head: bytes = field(repr=False, default=b"")  # its first bytes, which came when it was opened
+    trail: Trail = field(repr=False, compare=False, default_factory=Trail)
 
     @contextmanager
     def reading(self) -> Iterator[IO[bytes]]:
@@ -98,11 +137,10 @@ class Ranges(io.RawIOBase):
         count = len(rest)
         while len(rest):
             got = self._ready(rest)
-            if not got and len(rest) < AHEAD:
-                self._look_ahead(len(rest))
+            if not got and (len(rest) >= AHEAD or self._file.trail.leads_to(self._at)):
+                got = self._file.trail.read(self._file, self._at, rest)
             elif not got:
-                got = min(PIECE, len(rest))
-                self._file.get(self._at, rest[:got])
+                self._look_ahead(len(rest))
             self._at += got
             rest = rest[got:]
         return count
