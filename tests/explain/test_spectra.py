@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from steelyard.cli import main
 from steelyard.core.spec import Spec
 from steelyard.core.weights import Weight, Weights
 from steelyard.errors import RecipeError, WeightsError
@@ -156,3 +158,12 @@ def test_a_power_law_needs_positive_values() -> None:
         with pytest.raises(WeightsError, match="two or more positive"):
             fit_power_law(np.array(values))
     assert fit_power_law(np.ones(5)).tail == 1  # no spread, no exponent
+
+
+def test_inspect_shows_the_figures_of_every_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.safetensors"
+    write(Weights.of({"w": np.diag([4.0, 3.0]), "v": np.zeros(3)}), path)
+    assert main(["inspect", str(path), "--spectra", "--json"]) == 0
+    table = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert table["title"] == "spectra"
+    assert [(row["name"], row["largest"], row["stable rank"]) for row in table["rows"]] == [("w", 4.0, 25 / 16)]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 )
 @click.option("--stats", is_flag=True, help="Read the values: exact statistics, quantiles, rows and columns of each.")
 @click.option("--health", is_flag=True, help="Read the values: what is wrong with them, the worst first.")
+@click.option("--spectra", is_flag=True, help="Read the values: singular values of every matrix, in figures.")
 @output
 def verb(
     sources: tuple[str, ...],
@@ -39,14 +40,15 @@ def verb(
     depth: int | None,
     stats: bool,
     health: bool,
+    spectra: bool,
     output: Output,
 ) -> None:
     """Show what is in SOURCE: its tensors, their types and sizes, and the totals.
 
-    Only the header is read, unless --stats or --health ask for values. Bytes are those of the plain values; stored
-    bytes are those in the file. As text, more than 200 tensors are shown with repeated layers in one row; --json and
-    --csv have a row for each. Of several sources, each is shown; one that cannot be read is named, and the next one
-    follows.
+    Only the header is read, unless --stats, --health or --spectra ask for values. Bytes are those of the plain
+    values; stored bytes are those in the file. As text, more than 200 tensors are shown with repeated layers in one
+    row; --json and --csv have a row for each. Of several sources, each is shown; one that cannot be read is named,
+    and the next one follows.
 
     \b
     Example:
@@ -58,8 +60,8 @@ def verb(
 
     def one(source: str) -> None:
         tables = _tables(source, where, sort, depth, output)
-        if stats or health:
-            tables = [*_of_values(source, where, stats, health), tables[2]]
+        if stats or health or spectra:
+            tables = [*_of_values(source, where, stats, health, spectra), tables[2]]
         if len(sources) > 1:
             tables = [replace(table, meta={"source": source, **table.meta}) for table in tables]
         shown = [table for table in tables if table.title != "histogram" or output.form == "json"]
@@ -104,7 +106,7 @@ def _page(tables: list[Table]) -> Page:
     return Page(Page.of(tables).title, sections)
 
 
-def _of_values(source: str, where: Where | None, stats: bool, health: bool) -> list[Table]:
+def _of_values(source: str, where: Where | None, stats: bool, health: bool, spectra: bool) -> list[Table]:
     """The histogram is data or a picture, not text: it has 65 numbers for each tensor."""
     from steelyard import formats
     from steelyard.explain.health import health as findings
@@ -117,4 +119,8 @@ def _of_values(source: str, where: Where | None, stats: bool, health: bool) -> l
             found += statistics(weights, progress=begin("statistics", bytes_to_read(weights)))
         if health:
             found.append(findings(weights, progress=begin("health", bytes_to_read(weights))))
+        if spectra:
+            from steelyard.explain.spectra import spectra as singular
+
+            found.append(singular(weights, progress=begin("singular values", weights.nbytes)))
     return found

@@ -12,7 +12,7 @@ largest value, in the memory of a few blocks of `SKETCH` vectors.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -54,12 +54,19 @@ COLUMNS = (
 )
 
 
-def spectra(weights: Weights, where: Where | None = None, exact: int = EXACT, seed: int = 0) -> Table:
+def spectra(
+    weights: Weights,
+    where: Where | None = None,
+    exact: int = EXACT,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Table:
     """One row for each tensor of two or more axes: its singular values in figures.
 
     The matrix of a tensor is its first axis against all others, so that a row is one output of a layer of torch.
     ``exact`` is the shorter side up to which all singular values are computed; of larger matrices the table has
-    lower ends, and upper ends that hold but for a chance of 1e-10, from random vectors of ``seed``.
+    lower ends, and upper ends that hold but for a chance of 1e-10, from random vectors of ``seed``. ``progress`` is
+    told the bytes of each matrix when it is done.
 
     >>> import numpy as np
     >>> row = spectra(Weights.of({"w": np.diag([4.0, 3.0, 0.0]).astype(np.float32)})).rows[0]
@@ -77,6 +84,8 @@ def spectra(weights: Weights, where: Where | None = None, exact: int = EXACT, se
     for item in chosen:
         matrix = Matrix.of(item)
         rows.append({"name": item.name, "rows": matrix.rows, "columns": matrix.columns, **_row(matrix, exact, seed)})
+        if progress is not None:
+            progress(item.spec.nbytes)
     return Table.of("spectra", COLUMNS, rows, {"exact up to": exact, "chance of a wrong bound": DOUBT})
 
 
