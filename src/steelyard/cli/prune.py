@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from steelyard.cli.options import Output, codec_option, output, show, source_and_target, where_option
+from steelyard.cli.progress import watching
 from steelyard.core.transform import Step, on
 from steelyard.core.where import Where
 from steelyard.core.where import where as choose
@@ -47,4 +48,6 @@ def verb(
     from steelyard.explain.rewrite import rewrite
 
     step = on(choose(kind="float", min_ndim=2), Prune(fraction, scope), codec)  # type: ignore[arg-type]
-    show(rewrite(source, target, step, where, force), output)
+    with watching() as watch:
+        tables = rewrite(source, target, step, where, force, watch=watch)
+    show(tables, output)

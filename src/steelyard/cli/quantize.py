@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from steelyard.cli.options import Output, output, show, source_and_target, where_option
+from steelyard.cli.progress import watching
 from steelyard.core.where import Where
 
 
@@ -39,4 +40,6 @@ def verb(
     from steelyard.explain.rewrite import rewrite
 
     step = Quantize(bits=bits, symmetric=not asymmetric, axis=axis, group=group)
-    show(rewrite(source, target, step, where, force), output)
+    with watching() as watch:
+        tables = rewrite(source, target, step, where, force, watch=watch)
+    show(tables, output)

@@ -175,4 +175,4 @@ def _endings(names: Sequence[str]) -> str:
     return f"{', '.join(others)} or {last}"
 
 
-__all__ = ["FORMATS", "WRITTEN", "Format", "Writable", "detect", "locate", "move", "open", "write"]
+__all__ = ["FORMATS", "WRITTEN", "Format", "Writable", "detect", "locate", "move", "open", "write", "writer"]
