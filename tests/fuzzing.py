@@ -24,6 +24,7 @@ from steelyard.errors import SteelyardError
 from steelyard.formats import FORMATS, write
 from steelyard.formats.source import InMemory
 
+import gguf_files
 from hostile_safetensors import LAXER_SAYS
 
 Seeds = Callable[[], list[bytes]]
@@ -253,4 +254,5 @@ ROWS = {
     "safetensors": Row(written("safetensors"), spoil_safetensors),
     "npz": Row(written("npz"), spoil_bytes),
     "npy": Row(written("npy"), spoil_bytes),
+    "gguf": Row(lambda: [*written("gguf")(), *gguf_files.seeds()[:2], gguf_files.seeds()[3]], gguf_files.spoil),
 }

@@ -11,7 +11,7 @@ from steelyard.formats import WRITTEN
 
 from fuzzing import ROWS, disagreement, judge
 
-COUNTS = {"safetensors": 10_000}
+COUNTS = {"safetensors": 10_000, "gguf": 10_000}
 
 
 def test_every_format_that_is_written_to_one_file_has_a_row() -> None:
