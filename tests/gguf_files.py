@@ -132,7 +132,7 @@ def seeds() -> list[bytes]:
         entry("flags", ARRAY, (7, [True, False])),
         entry("nested", ARRAY, (ARRAY, [(0, [1, 2]), (STRING, ["x"])])),
     ]
-    aligned = [entry("general.alignment", 4, 64)]
+    aligned = [entry("general.architecture", STRING, "unknown"), entry("general.alignment", 4, 64)]
     tensors = [
         tensor("a", (2, 3), 0, 0),
         tensor("q", (32, 2), 8, 32),
