@@ -23,14 +23,14 @@ FORMATS: Registry[type[Format]] = Registry(
         "safetensors": Row(
             "steelyard.formats.safetensors:Safetensors", "the open standard for weights; holds everything"
         ),
+        "gguf": Row(
+            "steelyard.formats.gguf:Gguf", "the container of llama.cpp; block types are codecs, splits are read"
+        ),
         "npz": Row("steelyard.formats.npz:Npz", "the arrays of numpy in a zip archive"),
         "npy": Row("steelyard.formats.npz:Npy", "one array of numpy, named by its file"),
         "dcp": Row("steelyard.formats.dcp:Dcp", "a folder of torch.distributed.checkpoint; read only"),
         "torch": Row("steelyard.formats.torchzip:Torch", "what torch.save writes; read without unpickling"),
         "peft": Row("steelyard.formats.peft:Peft", "an adapter of PEFT: its config, and the file beside it"),
-        "gguf": Row(
-            "steelyard.formats.gguf:Gguf", "the container of llama.cpp; block types are codecs, splits are read"
-        ),
         "hdf5": Row("steelyard.formats.hdf5:Hdf5", "datasets of HDF5 and Keras; they are read, not written", "formats"),
         "onnx": Row("steelyard.formats.onnx:Onnx", "a graph of operators; its tensors are read, it is not written"),
     },
