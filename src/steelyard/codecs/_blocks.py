@@ -18,6 +18,8 @@ from steelyard.errors import CodecError
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 AT_ONCE = 1 << 17  # elements that are worked on together: what stays in the cache of a processor
+# the levels of iq4_nl and iq4_xs
+NONLINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 
 class Blocks(Codec):

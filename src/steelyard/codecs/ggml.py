@@ -11,27 +11,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from steelyard.codecs._blocks import Blocks, half, inverse, nibbles, to_half, to_nibbles
+from steelyard.codecs._blocks import NONLINEAR, Blocks, half, inverse, nibbles, to_half, to_nibbles
 from steelyard.errors import CodecError, quoted
 
-NONLINEAR = (
-    -127,
-    -104,
-    -83,
-    -65,
-    -49,
-    -35,
-    -22,
-    -10,
-    1,
-    13,
-    25,
-    38,
-    53,
-    69,
-    89,
-    113,
-)  # the levels of iq4_nl and iq4_xs
 UNREAD = {  # types that are carried and not decoded: elements and bytes of a block
     "q8_1": (32, 40),
     "q8_k": (256, 292),

@@ -12,8 +12,17 @@ from typing import ClassVar
 
 import numpy as np
 
-from steelyard.codecs._blocks import Blocks, bit_planes, half, inverse, nibbles, to_bit_planes, to_half, to_nibbles
-from steelyard.codecs.ggml import NONLINEAR
+from steelyard.codecs._blocks import (
+    NONLINEAR,
+    Blocks,
+    bit_planes,
+    half,
+    inverse,
+    nibbles,
+    to_bit_planes,
+    to_half,
+    to_nibbles,
+)
 
 
 @dataclass(frozen=True)
