@@ -71,7 +71,7 @@ def large(path: Path) -> int:
     """Write the file with the vocabulary; the bytes of its header."""
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyzĠ", k=rng.choice((5, 8, 11, 13)))) for _ in range(TOKENS)]
-    merges = [f"{rng.choice(words)[:7]} {rng.choice(words)[:7]}" for _ in range(MERGES)]
+    merges = [f"{rng.choice(words)[:8]} {rng.choice(words)[:8]}" for _ in range(MERGES)]
     entries = [
         text("general.architecture") + struct.pack("<I", 8) + text("qwen2"),
         text("tokenizer.ggml.tokens") + array(8, TOKENS, b"".join(map(text, words))),

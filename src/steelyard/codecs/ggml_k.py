@@ -180,39 +180,42 @@ def _with_minimum(x: np.ndarray, top: int, name: str) -> tuple[np.ndarray, np.nd
 def _search(parts: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
     """The scale and the amount below zero of each (n, 8, 32) that suit best, elements weighing by their magnitude.
 
-    For 21 ways to spread the codes, both are fitted to the codes by least squares; the best of all is kept.
+    For 22 ways to spread the codes, from that of the whole range on, both are fitted to the codes by least squares;
+    the best of all is kept.
     """
     weight = np.sqrt(np.mean(parts * parts, axis=-1, keepdims=True)) + np.abs(parts)
-    low = np.minimum(parts.min(axis=-1, keepdims=True), np.float32(0))  # (n, 8, 1)
-    span = parts.max(axis=-1, keepdims=True) - low
-    total = weight.sum(axis=-1, keepdims=True)
-    sum_x = (weight * parts).sum(axis=-1, keepdims=True)
+    low = np.minimum(parts.min(axis=-1), np.float32(0))  # (n, 8), as all sums below
+    span = parts.max(axis=-1) - low
+    shifted, codes, weighted = parts - low[..., None], np.empty_like(parts), np.empty_like(parts)
+    sum_w, sum_x = weight.sum(axis=-1), _dot(weight, parts)
     best_scale, best_low = span / np.float32(top), low
-    best = _loss(parts, weight, best_scale, best_low, np.rint((parts - low) * inverse(best_scale)).clip(0, top))
-    for i in range(21):
-        factor = np.float32(top - 1 + 0.1 * i) * inverse(span)
-        codes = np.rint((parts - low) * factor).clip(0, top)
-        weighted = weight * codes
-        sum_l = weighted.sum(axis=-1, keepdims=True)
-        sum_ll = (weighted * codes).sum(axis=-1, keepdims=True)
-        sum_xl = (weighted * parts).sum(axis=-1, keepdims=True)
-        over = inverse(total * sum_ll - sum_l * sum_l)
-        scale = (total * sum_xl - sum_x * sum_l) * over
-        at = (sum_ll * sum_x - sum_l * sum_xl) * over
-        scale = np.where(at > 0, sum_xl * inverse(sum_ll), scale)
-        at = np.minimum(at, np.float32(0))
-        loss = _loss(parts, weight, scale, at, codes)
+    best = np.full_like(low, np.inf)
+    over_span = inverse(span)
+    for way in (None, *range(21)):
+        steps = np.float32(top if way is None else top - 1 + 0.1 * way)
+        np.multiply(shifted, (steps * over_span)[..., None], out=codes)
+        np.minimum(np.rint(codes, out=codes), np.float32(top), out=codes)
+        np.multiply(weight, codes, out=weighted)
+        sum_l, sum_ll, sum_xl = weighted.sum(axis=-1), _dot(weighted, codes), _dot(weighted, parts)
+        if way is None:
+            scale, at = best_scale, best_low
+        else:
+            over = inverse(sum_w * sum_ll - sum_l * sum_l)
+            scale, at = (sum_w * sum_xl - sum_x * sum_l) * over, (sum_ll * sum_x - sum_l * sum_xl) * over
+            scale = np.where(at > 0, sum_xl * inverse(sum_ll), scale)
+            at = np.minimum(at, np.float32(0))
+        # the weighted squares of what scale * codes + at misses, but for those of the elements, the same for all
+        loss = scale * (scale * sum_ll + 2 * (at * sum_l - sum_xl)) + at * (at * sum_w - 2 * sum_x)
         better = (loss < best) & (scale > 0)
         best, best_scale, best_low = (
             np.where(better, new, old) for new, old in ((loss, best), (scale, best_scale), (at, best_low))
         )
-    return best_scale[..., 0], -best_low[..., 0]
+    return best_scale, -best_low
 
 
-def _loss(parts: np.ndarray, weight: np.ndarray, scale: np.ndarray, low: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """The weighted squares of what scale * codes + low misses, (n, 8, 1)."""
-    missed = scale * codes + low - parts
-    return np.asarray((weight * missed * missed).sum(axis=-1, keepdims=True))
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The sums over the last axis of products."""
+    return np.asarray(np.einsum("...i,...i->...", a, b))
 
 
 def _symmetric(parts: np.ndarray, zero: int) -> np.ndarray:
@@ -221,17 +224,18 @@ def _symmetric(parts: np.ndarray, zero: int) -> np.ndarray:
     19 scales around that which maps the element of the largest magnitude to -zero; each is fitted to its codes.
     """
     largest = np.take_along_axis(parts, np.abs(parts).argmax(axis=-1, keepdims=True), axis=-1)  # (n, k, 1)
-    weight = parts * parts
-    weight /= weight.max(axis=-1, keepdims=True) + np.float32(1e-37)  # squares must not vanish in float32
-    best = np.zeros_like(largest)
-    best_scale = np.zeros_like(largest)
+    weight = parts * inverse(np.abs(largest))  # squares of what is not scaled could vanish in float32
+    weight *= weight
+    codes, weighted = np.empty_like(parts), np.empty_like(parts)
+    best = np.zeros_like(largest[..., 0])
+    best_scale = np.zeros_like(best)
     for i in (0, *range(-9, 0), *range(1, 10)):
-        factor = np.float32(-(zero + 0.1 * i)) * inverse(largest)
-        codes = np.rint(parts * factor).clip(-zero, zero - 1)
-        sum_lx = (weight * codes * parts).sum(axis=-1, keepdims=True)
-        sum_ll = (weight * codes * codes).sum(axis=-1, keepdims=True)
+        np.multiply(parts, np.float32(-(zero + 0.1 * i)) * inverse(largest), out=codes)
+        np.clip(np.rint(codes, out=codes), np.float32(-zero), np.float32(zero - 1), out=codes)
+        np.multiply(weight, codes, out=weighted)
+        sum_lx, sum_ll = _dot(weighted, parts), _dot(weighted, codes)
         scale = sum_lx * inverse(sum_ll)
         gain = scale * sum_lx
         better = gain > best
         best, best_scale = np.where(better, gain, best), np.where(better, scale, best_scale)
-    return best_scale[..., 0]
+    return best_scale
