@@ -82,7 +82,8 @@ def _exact(x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _ascending(codebook: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    sortable = codebook if codebook.dtype.kind in "biufc" else codebook.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN warns as it is cast
+        sortable = codebook if codebook.dtype.kind in "biufc" else codebook.astype(np.float64)
     order = np.argsort(sortable, kind="stable")
     rank = np.empty(order.size, np.int32)
     rank[order] = np.arange(order.size, dtype=np.int32)
