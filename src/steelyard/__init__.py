@@ -68,6 +68,7 @@ _EXPORTS: dict[str, str] = {
     "spectra": "explain.spectra:spectra",
     "diff": "explain.diff:diff",
     "health": "explain.health:health",
+    "ancestor": "explain.diff.lineage:ancestor",
     "statistics": "explain.statistics:statistics",
     "signal": "explain.signal:signal",
     "contributions": "explain.contributions:contributions",
@@ -109,6 +110,7 @@ if TYPE_CHECKING:
     from steelyard.explain.coefficients import coefficients as coefficients
     from steelyard.explain.contributions import contributions as contributions
     from steelyard.explain.diff import diff as diff
+    from steelyard.explain.diff.lineage import ancestor as ancestor
     from steelyard.explain.filters import filters as filters
     from steelyard.explain.health import health as health
     from steelyard.explain.inventory import inventory as inventory

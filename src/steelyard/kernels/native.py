@@ -13,6 +13,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -114,4 +115,5 @@ def _keep(path: Path, symbol: str, code: bytes) -> None:
         temporary.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
         temporary.replace(path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()

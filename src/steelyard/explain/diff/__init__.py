@@ -7,6 +7,7 @@ same numbers to the last bit. Knows nothing of models.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -40,15 +41,16 @@ class Difference:
         return [f for f in self.findings if f.verdict == "unreadable"]
 
     def tables(self, everything: bool = False) -> list[Table]:
-        """Tensors, layers, kinds, renamings, metadata (those that have rows) and the summary."""
+        """Tensors, layers, kinds, renamings, metadata, lineage (those that have rows) and the summary."""
         from steelyard.explain.diff import tables
+        from steelyard.explain.diff.lineage import lineage
 
         listed = tables.tensors(self.findings, everything)
         more = [
             tables.groups(self.findings, "layers", tables.layer),
             tables.groups(self.findings, "kinds", tables.kind),
         ]
-        more += [tables.renamings(self.findings), tables.metadata(self.a, self.b)]
+        more += [tables.renamings(self.findings), tables.metadata(self.a, self.b), lineage(self)]
         return [listed, *(t for t in more if t.rows), tables.summary(self.findings, self.a, self.b)]
 
 
@@ -77,15 +79,25 @@ def diff(a: Weights, b: Weights, where: Where | None = None, rank: bool = False,
     return replace(table, meta={**table.meta, "verdict": found.tables()[-1].rows[0]["verdict"]})
 
 
-def difference(a: Weights, b: Weights, where: Where | None = None, rank: bool = False) -> Difference:
-    """All that `diff` finds, for more tables than one."""
+def difference(
+    a: Weights,
+    b: Weights,
+    where: Where | None = None,
+    rank: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Difference:
+    """All that `diff` finds, for more tables than one; `progress` is told the bytes of each tensor that is done."""
     from steelyard.explain.diff.pairing import pair
     from steelyard.explain.diff.verdict import Finding, judge
 
     a, b = _chosen(a, b, where)
     paired = pair(a, b)
     fast = sum(p.b.spec.size for p in paired.pairs) >= FAST
-    findings = [judge(p, fast, rank) for p in paired.pairs]
+    findings = []
+    for p in paired.pairs:
+        findings.append(judge(p, fast, rank))
+        if progress is not None:
+            progress(p.b.spec.nbytes)
     findings = _moved(findings)
     findings += [Finding("tie", name, notes=(text,)) for name, text in paired.ties.items()]
     findings += [Finding("removed", item.name, a=item) for item in paired.removed]

@@ -74,7 +74,8 @@ def may_be_permuted(tally: Tally) -> bool:
     x, y = tally.total(2), tally.total(3)
     if tally.nan_appeared or tally.nan_vanished or tally.inf_appeared or tally.inf_vanished:
         return tally.nan_appeared == tally.nan_vanished and tally.inf_appeared == tally.inf_vanished
-    return bool(tally.differ) and (x == y or abs(x - y) <= 1e-9 * max(x, y))
+    moved = tally.changed >= 2 and tally.negated < tally.changed  # else a sign changed, and nothing moved
+    return moved and (x == y or abs(x - y) <= 1e-9 * max(x, y))
 
 
 def sums(weight: Weight) -> Sums:

@@ -21,7 +21,7 @@ from steelyard.explain.diff.tally import same_bits, wide
 WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # put in by torch
 SAMPLE = 1024  # elements of a tensor that are looked at before its content is trusted to be that of another
 ALIKE = 0.9  # cosine of samples from which two tensors of one shape are taken for each other
-_CROWD = 64  # tensors of one shape among which alike values are looked for
+_CROWD = 512  # tensors of one shape among which alike values are looked for
 
 
 @dataclass(frozen=True)

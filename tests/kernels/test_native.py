@@ -1,0 +1,77 @@
+"""Loops kept as objects: loaded without numba, made anew when they are damaged, and usable where nothing can be kept."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from steelyard.kernels.native import Native
+
+ADD = """
+import numpy as np, sys
+from steelyard.kernels.compare import compare
+sums, counts = np.zeros((5, 16)), np.zeros(6, np.int64)
+compare(np.float32([1, 2]), np.float32([1, 3]), sums, counts)
+print(sums[0].sum(), *counts, "numba" in sys.modules)
+"""
+
+
+def build(numba):
+    def double(values, n):
+        for i in range(n):
+            values[i] = 2 * values[i]
+
+    return double
+
+
+def made(source: str = "one") -> Native:
+    return Native("double", build, ("float64*", "int64"), source)
+
+
+def run(native: Native) -> list[float]:
+    x = np.arange(3.0)
+    native(x, 3)
+    return x.tolist()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    return tmp_path
+
+
+def test_the_second_process_does_not_import_numba(folder):
+    said = [
+        subprocess.run([sys.executable, "-c", ADD], capture_output=True, text=True, check=True).stdout for _ in range(2)
+    ]
+    assert said == ["1.0 1 1 0 0 0 0 True\n", "1.0 1 1 0 0 0 0 False\n"]
+
+
+def test_a_damaged_object_is_made_anew(folder):
+    assert run(made()) == [0.0, 2.0, 4.0]
+    (kept,) = folder.glob("*.o")
+    whole = kept.read_bytes()
+    for damaged in (b"", whole[:-1], whole.replace(b"\x7fELF", b"\x7fELG"), b"\n\n\n"):
+        kept.write_bytes(damaged)
+        assert run(made()) == [0.0, 2.0, 4.0]
+        assert len(kept.read_bytes()) == len(whole)
+
+
+def test_another_source_is_another_object(folder):
+    run(made())
+    run(made("two"))
+    assert len(list(folder.glob("*.o"))) == 2
+
+
+def test_where_nothing_can_be_written_it_is_compiled_each_time(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file" / "below"))
+    assert run(made()) == [0.0, 2.0, 4.0]
+
+
+def test_too_few_values_are_an_error(folder):
+    with pytest.raises(ValueError):
+        made()(np.zeros(3))
