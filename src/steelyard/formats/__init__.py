@@ -32,6 +32,9 @@ FORMATS: Registry[type[Format]] = Registry(
         "torch": Row("steelyard.formats.torchzip:Torch", "what torch.save writes; read without unpickling"),
         "peft": Row("steelyard.formats.peft:Peft", "an adapter of PEFT: its config, and the file beside it"),
         "hdf5": Row("steelyard.formats.hdf5:Hdf5", "datasets of HDF5 and Keras; they are read, not written", "formats"),
+        "keras": Row(
+            "steelyard.formats.keras:Keras", "the archive of a Keras model; it is read, not written", "formats"
+        ),
         "onnx": Row("steelyard.formats.onnx:Onnx", "a graph of operators; its tensors are read, it is not written"),
     },
 )

@@ -23,6 +23,8 @@ from steelyard.formats.source import Source
 LOCAL, CENTRAL, END, END64, LOCATOR = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 STORED, DEFLATED = 0, 8
 DIRECTORY_LIMIT = 100_000_000  # bytes
+MEMBER_LIMIT = 100_000
+FIRST = 1 << 12  # packed bytes that are read first: often only the beginning of a member is wanted
 DEFLATE_LIMIT = 1032  # the largest factor by which deflate can shrink anything
 MASKED = (0xFFFF, 0xFFFFFFFF)  # "see the zip64 record"
 DESCRIPTORS = (0, 12, 16, 20, 24)  # bytes that may follow a member whose sizes were not known before
@@ -39,6 +41,7 @@ class Member:
     size: int  # unpacked
     packed: int  # in the file
     header: int  # where its local header lies
+    crc: int = 0  # of the unpacked bytes, as the directory has it
 
     @property
     def described(self) -> bool:
@@ -65,6 +68,8 @@ class Archive:
         for member in _entries(bytes(raw), start, source):
             if member.name in members:
                 raise _wrong(source, member, "is there twice")
+            if len(members) >= count:
+                raise _wrong(source, member, f"is one more than the {count} that the end record announces")
             members[member.name] = member
         if len(members) != count:
             text = f"zip: the end record announces {count} members, the directory has {len(members)}"
@@ -117,7 +122,7 @@ class Archive:
         if member.method == STORED:
             self.source.fill(file, at + first, buffer)
             return
-        for block in self._unpacked(file, member, at):
+        for block in self.unpacked(file, member, at):
             if first >= len(block):
                 first -= len(block)
                 continue
@@ -129,13 +134,14 @@ class Archive:
         if len(buffer):
             raise _wrong(self.source, member, f"unpacks to {len(buffer)} bytes less than it announces")
 
-    def _unpacked(self, file: IO[bytes], member: Member, at: int) -> Iterator[bytes]:
+    def unpacked(self, file: IO[bytes], member: Member, at: int) -> Iterator[bytes]:
         """The unpacked bytes in blocks, never more than the member announces."""
         unpack, left, end = zlib.decompressobj(-15), member.size, at + member.packed
-        pending = b""
+        pending, step = b"", FIRST
         while left and not unpack.eof:
             if not pending and at < end:
-                raw = bytearray(min(COPY, end - at))
+                raw = bytearray(min(step, end - at))
+                step = min(2 * step, COPY)
                 self.source.fill(file, at, raw)
                 at, pending = at + len(raw), bytes(raw)
             given = len(pending)
@@ -152,7 +158,7 @@ class Archive:
 
 def _spans(ordered: list[Member], end: int) -> Iterator[tuple[Member, int]]:
     """Each member, and where the next one begins."""
-    return zip(ordered, [*(member.header for member in ordered[1:]), end], strict=True)
+    return zip(ordered, [*(member.header for member in ordered[1:]), end], strict=False)  # of nothing: nothing
 
 
 def _wrong(source: Source, member: Member, text: str) -> FormatError:
@@ -189,6 +195,8 @@ def _end(source: Source, file: IO[bytes]) -> tuple[int, int, int]:
         raise wrong(text, base + at)
     if size > DIRECTORY_LIMIT:
         raise wrong(f"the directory takes {size} bytes, the limit is {DIRECTORY_LIMIT}", start)
+    if count > MEMBER_LIMIT:
+        raise wrong(f"{count} members, the limit is {MEMBER_LIMIT}", base + at)
     return start, size, count
 
 
@@ -235,7 +243,7 @@ def _entries(raw: bytes, start: int, source: Source) -> Iterator[Member]:
         if len(raw) - at < 46 or raw[at : at + 4] != CENTRAL:
             raise FormatError("zip: the directory is damaged; fetch it again", path=source.path, offset=start + at)
         fields = struct.unpack_from("<4s6H3L5H2L", raw, at)
-        _, _, _, flags, method, _, _, _, packed, size, names, extras, comment, disk, _, _, header = fields
+        _, _, _, flags, method, _, _, crc, packed, size, names, extras, comment, disk, _, _, header = fields
         name = raw[at + 46 : at + 46 + names]
         extra = raw[at + 46 + names : at + 46 + names + extras]
         values = [size, packed, header]
@@ -245,7 +253,7 @@ def _entries(raw: bytes, start: int, source: Source) -> Iterator[Member]:
                 text = f"zip: member {quoted(_text(name))} lacks its zip64 sizes"
                 raise FormatError(text, path=source.path, offset=start + at)
             values = found
-        member = Member(_text(name), name, flags, method, *values)
+        member = Member(_text(name), name, flags, method, values[0], values[1], values[2], crc)
         _check(source, member, disk, start)
         yield member
         at += 46 + names + extras + comment

@@ -10,12 +10,12 @@ Specification: https://numpy.org/doc/stable/reference/generated/numpy.lib.format
 
 from __future__ import annotations
 
-import ast
+import re
 import sys
+import threading
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -24,8 +24,9 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar, cast
 from steelyard.core.packed import Packed
 from steelyard.core.spec import DTYPES, Spec
 from steelyard.core.weights import Weight, Weights
-from steelyard.errors import FormatError, SteelyardError, printable, quoted
-from steelyard.formats.base import COPY, Writable, announced, check_text, empty, flat_bytes, replacing
+from steelyard.errors import FormatError, quoted
+from steelyard.formats._zip import STORED, Archive, Member
+from steelyard.formats.base import Writable, announced, check_text, empty, flat_bytes, replacing
 from steelyard.formats.manifest import Draft, Manifest
 from steelyard.formats.source import Source
 
@@ -36,7 +37,6 @@ MAGIC = b"\x93NUMPY"
 HEADER_LIMIT = 10_000  # bytes, as in numpy.load
 MANIFEST = "steelyard.json"
 MANIFEST_LIMIT = 100_000_000  # bytes
-DEFLATE_LIMIT = 1032  # no deflated byte stands for more
 LARGEST = 2**63 - 1  # of a dimension
 RANK_LIMIT = 64  # of numpy
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the date of every member, so that the same weights give the same bytes
@@ -45,6 +45,13 @@ NATIVE: dict[str, str] = {  # the type of an element in a .npy header, without i
     **{"f2": "float16", "f4": "float32", "f8": "float64", "c8": "complex64", "c16": "complex128"},  # noqa: PIE800
     **{f"{kind}{size}": f"{word}{8 * size}" for kind, word in (("i", "int"), ("u", "uint")) for size in (1, 2, 4, 8)},
 }
+PEEK = 128  # bytes in which nearly every header lies
+PAIR = re.compile(
+    r"""\s* (?P<mark>['"]) (?P<key>descr|fortran_order|shape) (?P=mark) \s* : \s*
+    (?: (?P<flag>True|False) | (?P<quote>['"]) (?P<text>[^'"\\]*) (?P=quote) | \( (?P<shape>[-\d\s,]*) \) )
+    \s* (?P<end>,\s*\}?|\}) \s*""",
+    re.VERBOSE | re.ASCII,
+)
 DESCRIPTIONS = {name: code for code, name in NATIVE.items()}
 
 
@@ -61,28 +68,26 @@ class Npz(Writable):
         if head[:4] not in (b"PK\x03\x04", b"PK\x05\x06"):
             return False
         try:
-            with source.reading() as file, zipfile.ZipFile(file) as archive:
-                return all(name.endswith(".npy") or name == MANIFEST for name in archive.namelist())
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+            return all(name.endswith(".npy") or name == MANIFEST for name in Archive.of(source).members)
+        except FormatError:
             return False
 
     def open(self, source: Source, /) -> Weights:
         """The weights in an archive: reads its directory and the header of each member."""
-        path = source.path
-        with _archive(source) as archive:
-            members = _members(archive, path)
-            headers = {key: _member_header(archive, info, path) for key, info in members.items()}
-            manifest, meta, dtypes = _manifest(archive, path)
+        path, archive = source.path, Archive.of(source)
+        found: dict[str, tuple[_Array, _Header]] = {}
+        with source.reading() as file:
+            for member in archive.members.values():
+                if member.name == MANIFEST:
+                    continue
+                key = _key(member, path)
+                array = _Array(archive, member, archive.data(file, member), key)
+                found[key] = array, _header(partial(array.peek, file), path, f"member {quoted(member.name)}")
+        manifest, meta, dtypes = _manifest(archive, path)
         for key in dtypes:
-            if key not in headers:
+            if key not in found:
                 raise FormatError(f"{MANIFEST}: the dtype of {quoted(key)}, which is not there", path=path)
-        arrays = {}
-        for key, header in headers.items():
-            spec = header.spec(dtypes.get(key), f"tensor {quoted(key)}", path)
-            info = members[key]
-            _check_size(key, info, header.length + header.count * header.itemsize, path)
-            read = partial(_read_member, source, info, header, spec, key)
-            arrays[key] = Weight(key, spec, read, info.compress_size, source.origin(info.header_offset))
+        arrays = {key: item.weight(header, dtypes.get(key)) for key, (item, header) in found.items()}
         return manifest.collect(arrays, meta, path)
 
     def write(self, weights: Weights, path: Path, /) -> int:
@@ -119,14 +124,14 @@ class Npy(Writable):
     def open(self, source: Source, /) -> Weights:
         """The one tensor of a file: reads its header."""
         path, stem = source.path, PurePosixPath(source.name).stem
-        with source.reading() as file:
-            header = _header(partial(_exactly, file, path), path, "array")
+        header = _header(lambda count: source.bytes(0, min(count, source.size)), path, "array")
         spec = header.spec(None, "array", path)
         if header.length + spec.nbytes != source.size:
             text = f"{spec} takes {spec.nbytes} bytes, {source.size - header.length} follow the header; fetch it again"
             raise FormatError(text, path=path, offset=header.length)
         read = partial(_read_file, source, header, spec)
-        return Weights([Weight(stem, spec, read, spec.nbytes, source.origin(header.length))])
+        fill = partial(_fill, source, header.length) if header.direct else None
+        return Weights([Weight(stem, spec, read, spec.nbytes, source.origin(header.length), fill=fill)])
 
     def write(self, weights: Weights, path: Path, /) -> int:
         """Write the one tensor of `weights`; raises FormatError for more than the file can say."""
@@ -163,6 +168,11 @@ class _Header:
     def count(self) -> int:
         return Spec(self.shape, DTYPES["uint8"]).size
 
+    @property
+    def direct(self) -> bool:
+        """Whether the values lie as they are in memory, so that a part of them can be read."""
+        return not self.fortran and (self.code[0] == "|" or (self.code[0] == "<") == (sys.byteorder == "little"))
+
     def spec(self, dtype: str | None, what: str, path: Path | str) -> Spec:
         """The spec; `dtype` is the name of the type where the header has opaque bytes."""
         if (dtype is None) == (self.code[1] == "V"):
@@ -174,49 +184,53 @@ class _Header:
         return Spec(self.shape, row)
 
 
-def _header(take: Any, path: Path | str, what: str) -> _Header:
-    """Parse the header that `take(count)` returns piece by piece; raises FormatError."""
+def _header(peek: Callable[[int], bytes], path: Path | str, what: str) -> _Header:
+    """Parse the header of the array whose first bytes, or all, `peek(count)` returns; raises FormatError."""
 
     def wrong(text: str, offset: int = 10) -> FormatError:
         return FormatError(f"{what}: {text}", path=path, offset=offset)
 
-    start = take(8)
-    if start[:6] != MAGIC or start[6] not in (1, 2, 3):
-        raise wrong(f"expected the beginning of a .npy file of version 1 to 3, found {start!r}", 0)
+    start = peek(PEEK)
+    if start[:6] != MAGIC or len(start) < 12 or start[6] not in (1, 2, 3):
+        raise wrong(f"expected the beginning of a .npy file of version 1 to 3, found {start[:8]!r}", 0)
     width = 2 if start[6] == 1 else 4
-    count = int.from_bytes(take(width), "little")
+    count = int.from_bytes(start[8 : 8 + width], "little")
     if count > HEADER_LIMIT:
         raise wrong(f"the header takes {count} bytes, the limit is {HEADER_LIMIT}", 8)
-    try:
-        data = ast.literal_eval(take(count).decode("utf-8" if start[6] == 3 else "latin-1").strip())
-    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-        raise wrong(f"the header is no Python literal: {str(error)[:100]}") from error
-    if not isinstance(data, dict) or set(data) != {"descr", "fortran_order", "shape"}:
-        raise wrong("expected descr, fortran_order and shape in the header")
-    code, fortran, shape = data["descr"], data["fortran_order"], data["shape"]
-    if (
-        not isinstance(shape, tuple)
-        or len(shape) > RANK_LIMIT
-        or not all(type(n) is int and 0 <= n <= LARGEST for n in shape)
-    ):
-        raise wrong(f"expected up to {RANK_LIMIT} dimensions from 0 to 2^63-1, found {str(shape)[:100]}")
-    if not isinstance(fortran, bool):
-        raise wrong("expected True or False as fortran_order")
-    opaque = isinstance(code, str) and code[1:] in ("V1", "V2")
-    if not isinstance(code, str) or code[:1] not in ("<", ">", "|", "=") or not (opaque or code[1:] in NATIVE):
-        pickled = "; nothing is ever unpickled here" if isinstance(code, str) and "O" in code else ""
-        raise wrong(f"expected numbers, found elements of {quoted(str(code))}{pickled}")
-    return _Header(shape, fortran, "<" + code[1:] if code[0] == "=" else code, 8 + width + count)
+    length = 8 + width + count
+    if length > len(start):
+        start = peek(length)
+    if length > len(start):
+        raise wrong(f"the header takes {count} bytes, the file ends before", len(start))
+    data = _literal(start[8 + width : length], wrong)
+    code, fortran, text = data["descr"], data["fortran_order"], data["shape"]
+    words = [word.strip() for word in text.split(",")]
+    words = words if words[-1] else words[:-1]
+    if len(words) > RANK_LIMIT or not all(word.isdigit() and len(word) < 20 for word in words):
+        raise wrong(f"expected up to {RANK_LIMIT} dimensions from 0 to 2^63-1, found {quoted(text)}")
+    shape = tuple(int(word) for word in words)
+    if any(n > LARGEST for n in shape) or (len(shape) == 1 and "," not in text):
+        raise wrong(f"expected up to {RANK_LIMIT} dimensions from 0 to 2^63-1, found {quoted(text)}")
+    if code[:1] not in ("<", ">", "|", "=") or not (code[1:] in ("V1", "V2") or code[1:] in NATIVE):
+        pickled = "; nothing is ever unpickled here" if "O" in code else ""
+        raise wrong(f"expected numbers, found elements of {quoted(code)}{pickled}")
+    return _Header(shape, fortran == "True", "<" + code[1:] if code[0] == "=" else code, length)
 
 
-def _exactly(file: IO[bytes], path: Path | str, count: int) -> bytes:
-    """`count` bytes of `file`; raises FormatError if it ends before."""
-    found = b""
-    while len(found) < count:
-        more = file.read(count - len(found))
-        if not more:
-            raise FormatError(f"expected {count} bytes, the file ends after {len(found)}; fetch it again", path=path)
-        found += more
+def _literal(raw: bytes, wrong: Callable[[str], FormatError]) -> dict[str, str]:
+    """The three values of a header as they are spelled; nothing else that Python could mean is looked at."""
+    text, found = raw.decode("latin-1").strip(), dict[str, str]()
+    at = 1 if text.startswith("{") else len(text)
+    while (pair := PAIR.match(text, at)) is not None:
+        key, at = pair["key"], pair.end()
+        value = pair[{"descr": "text", "fortran_order": "flag", "shape": "shape"}[key]]
+        if value is None or key in found:
+            raise wrong(f"{key} is given twice, or is not what it should be: {quoted(pair[0].strip())}")
+        found[key] = value
+        if pair["end"].endswith("}"):
+            break
+    if len(found) != 3 or at != len(text):
+        raise wrong(f"expected descr, fortran_order and shape as numpy writes them, found {quoted(text[at:] or text)}")
     return found
 
 
@@ -237,73 +251,104 @@ def _read_file(source: Source, header: _Header, spec: Spec) -> np.ndarray:
         return _values(partial(source.fill, file, header.length), source, header, spec, PurePosixPath(source.name).stem)
 
 
-def _read_member(source: Source, info: zipfile.ZipInfo, header: _Header, spec: Spec, key: str) -> np.ndarray:
-    with _archive(source) as archive, archive.open(info) as file:
-        _exactly(file, source.path, header.length)
+def _fill(source: Source, begin: int, first: int, flat: np.ndarray) -> None:
+    """Read the elements from `first` on of the array whose values begin at byte `begin` into `flat`."""
+    import numpy as np
 
-        def fill(buffer: memoryview) -> None:
-            while len(buffer):
-                block = file.read(min(len(buffer), COPY))
-                if not block:
-                    raise FormatError(f"tensor {quoted(key)} ends too early", path=source.path)
-                buffer[: len(block)] = block
-                buffer = buffer[len(block) :]
-
-        return _values(fill, source, header, spec, key)
+    with source.reading() as file:
+        source.fill(file, begin + first * flat.itemsize, flat.view(np.uint8).data)
 
 
-@contextmanager
-def _archive(source: Source) -> Iterator[zipfile.ZipFile]:
-    """The archive; what zipfile and zlib raise for a damaged one becomes a FormatError."""
-    try:
-        with source.reading() as file, zipfile.ZipFile(file) as archive:
-            yield archive
-    except SteelyardError:
-        raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
-        text = f"a damaged or encrypted zip archive ({printable(str(error))[:200]}); fetch it again"
-        raise FormatError(text, path=source.path) from error
+@dataclass(frozen=True)
+class _Array:
+    """One member of an archive; its bytes begin at `begin`."""
+
+    archive: Archive
+    member: Member
+    begin: int
+    key: str
+
+    def peek(self, file: IO[bytes], count: int) -> bytes:
+        """The first `count` bytes, or all."""
+        raw = bytearray(min(count, self.member.size))
+        self.archive.fill(file, self.member, self.begin, 0, memoryview(raw))
+        return bytes(raw)
+
+    def weight(self, header: _Header, dtype: str | None) -> Weight:
+        """The weight; `dtype` is the type of opaque bytes. Raises FormatError where the sizes cannot be."""
+        source, member = self.archive.source, self.member
+        spec = header.spec(dtype, f"tensor {quoted(self.key)}", source.path)
+        expected = header.length + header.count * header.itemsize
+        if member.size != expected:
+            text = f"tensor {quoted(self.key)} takes {str(expected)[:30]} bytes, its member has {member.size}"
+            raise FormatError(text, path=source.path, offset=member.header)
+        direct = header.direct and member.method == STORED and spec.dtype.bits >= 8
+        fill = _Filler(self, header.length, spec.nbytes) if direct else None
+        read = partial(self._read, header, spec)
+        return Weight(self.key, spec, read, member.packed, source.origin(member.header), fill=fill)
+
+    def check(self, crc: int) -> None:
+        """Raise FormatError where `crc`, that of all bytes, is not the one in the directory."""
+        if crc != self.member.crc:
+            text = f"tensor {quoted(self.key)}: the checksum (CRC) is another; fetch the file again"
+            raise FormatError(text, path=self.archive.source.path, offset=self.begin)
+
+    def _read(self, header: _Header, spec: Spec) -> np.ndarray:
+        """All values, with the checksum compared."""
+        archive, source = self.archive, self.archive.source
+        with source.reading() as file:
+
+            def fill(buffer: memoryview) -> None:
+                archive.fill(file, self.member, self.begin, header.length, buffer)
+                self.check(zlib.crc32(buffer, zlib.crc32(self.peek(file, header.length))))
+
+            return _values(fill, source, header, spec, self.key)
 
 
-def _members(archive: zipfile.ZipFile, path: Path | str) -> dict[str, zipfile.ZipInfo]:
-    """The members that are arrays, by the name of the tensor."""
-    found: dict[str, zipfile.ZipInfo] = {}
-    for info in archive.infolist():
-        where = f"member {quoted(info.filename)}"
-        if info.filename == MANIFEST:
-            continue
-        if not info.filename.endswith(".npy"):
-            raise FormatError(f"{where} is no array; expected names that end in .npy", path=path)
-        key = info.filename.removesuffix(".npy")
-        if key in found:
-            raise FormatError(f"{where} is there twice", path=path, offset=info.header_offset)
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise FormatError(f"{where} is neither stored nor deflated; save it again with numpy", path=path)
-        found[key] = info
-    return found
+class _Filler:
+    """Reads parts of a stored member, and compares its checksum where they follow each other up to its end."""
+
+    def __init__(self, array: _Array, head: int, nbytes: int):
+        self._array, self._head, self._nbytes = array, head, nbytes
+        self._lock, self._at, self._crc = threading.Lock(), 0, 0
+
+    def __call__(self, first: int, flat: np.ndarray) -> None:
+        """Read the elements from `first` on into `flat`; raises FormatError for another checksum."""
+        import numpy as np
+
+        source, at, raw = self._array.archive.source, first * flat.itemsize, flat.view(np.uint8).data
+        with source.reading() as file:
+            source.fill(file, self._array.begin + self._head + at, raw)
+            start = zlib.crc32(self._array.peek(file, self._head)) if at == 0 else 0
+        with self._lock:
+            if at == 0:
+                self._at, self._crc = 0, start
+            if at == self._at:
+                self._at, self._crc = at + len(raw), zlib.crc32(raw, self._crc)
+                if self._at == self._nbytes:
+                    self._array.check(self._crc)
 
 
-def _check_size(key: str, info: zipfile.ZipInfo, expected: int, path: Path | str) -> None:
-    """The sizes in the directory must be possible, before memory is asked for."""
-    stored = info.compress_type == zipfile.ZIP_STORED
-    possible = info.compress_size == info.file_size if stored else info.file_size <= DEFLATE_LIMIT * info.compress_size
-    if info.file_size != expected or not possible:
-        text = f"tensor {quoted(key)} takes {str(expected)[:30]} bytes, its member has {info.file_size}"
-        raise FormatError(text, path=path, offset=info.header_offset)
+def _key(member: Member, path: Path | str) -> str:
+    """The name of the tensor in a member; raises FormatError for one that is no array."""
+    if not member.name.endswith(".npy"):
+        text = f"member {quoted(member.name)} is no array; expected names that end in .npy"
+        raise FormatError(text, path=path, offset=member.header)
+    return member.name.removesuffix(".npy")
 
 
-def _member_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path | str) -> _Header:
-    with archive.open(info) as file:
-        return _header(partial(_exactly, file, path), path, f"member {quoted(info.filename)}")
-
-
-def _manifest(archive: zipfile.ZipFile, path: Path | str) -> tuple[Manifest, Mapping[str, str], Mapping[str, str]]:
+def _manifest(archive: Archive, path: Path | str) -> tuple[Manifest, Mapping[str, str], Mapping[str, str]]:
     """The manifest of an archive, its metadata, and its dtypes by key."""
-    if MANIFEST not in archive.namelist():
+    if MANIFEST not in archive.members:
         return Manifest(), {}, {}
-    if archive.getinfo(MANIFEST).file_size > MANIFEST_LIMIT:
-        raise FormatError(f"{MANIFEST} takes more than {MANIFEST_LIMIT} bytes", path=path)
-    manifest = Manifest.parse(archive.read(MANIFEST).decode("utf-8"), path, extra=("dtypes", "meta"))
+    raw, at = archive.read(MANIFEST, MANIFEST_LIMIT)
+    if zlib.crc32(raw) != archive.members[MANIFEST].crc:
+        raise FormatError(f"{MANIFEST}: the checksum (CRC) is another; fetch the file again", path=path, offset=at)
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{MANIFEST} is not UTF-8", path=path, offset=at) from error
+    manifest = Manifest.parse(text, path, extra=("dtypes", "meta"))
     meta, dtypes = manifest.extra.get("meta", {}), manifest.extra.get("dtypes", {})
     for found in (meta, dtypes):
         if not isinstance(found, dict) or any(not isinstance(text, str) for text in found.values()):
