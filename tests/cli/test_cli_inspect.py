@@ -31,15 +31,27 @@ def test_text_of_inspect(steelyard, model, golden):
 
 def test_json_is_complete_and_its_parts_add_up(steelyard, model):
     result = steelyard("inspect", model, "--json")
-    tensors, by_kind, total = (json.loads(line) for line in result.out.splitlines())
+    tables = {table["title"]: table for table in map(json.loads, result.out.splitlines())}
+    assert list(tables) == ["tensors", "kinds", "roles", "layers", "architecture", "total"]
+    tensors, total = tables["tensors"], tables["total"]
     for column in ("elements", "bytes", "stored"):
         found = total["rows"][0][column]
-        assert sum(row[column] for row in tensors["rows"]) == found
-        assert sum(row[column] for row in by_kind["rows"]) == found
+        for title in ("tensors", "kinds", "roles", "layers"):
+            assert sum(row[column] for row in tables[title]["rows"]) == found
     assert tensors["rows"][0]["shape"] == [40, 16]
     assert tensors["rows"][0]["also"] == "head.weight"
     assert total["rows"][0]["ties"] == 1
     assert {"name": "stored", "unit": "B", "about": "in the file"} in tensors["columns"]
+
+
+def test_metadata_are_shown_escaped_and_cut_and_are_whole_as_data(steelyard, tmp_path):
+    path = tmp_path / "meta.safetensors"
+    sy.write(sy.Weights.of({"a": np.zeros(1, np.float32)}, meta={"k\x1b[2J": "v\n", "long": "x" * 1000}), path)
+    shown = steelyard("inspect", path).out
+    assert r"k\x1b[2J" in shown
+    assert "x" * 200 + "… (1000 characters)" in shown
+    tables = {table["title"]: table for table in map(json.loads, steelyard("inspect", path, "--json").out.splitlines())}
+    assert tables["metadata"]["rows"][1] == {"key": "long", "value": "x" * 1000}
 
 
 def test_csv_is_the_first_table(steelyard, model):
@@ -139,7 +151,7 @@ def test_many_tensors_stay_readable_as_text_and_complete_as_data(steelyard, tmp_
     large(path)
     shown = steelyard("inspect", path).out
     assert "layers.{0..149}.up.weight" in shown
-    assert len(shown.splitlines()) < 40
+    assert len(shown.splitlines()) < 60
     assert "layers.149.down.weight" in steelyard("inspect", path, "--depth", "0").out
     for words in (("--csv",), ("--depth", "0", "--csv"), ("--where", "*", "--csv")):
         assert len(steelyard("inspect", path, *words).out.splitlines()) == 301

@@ -15,6 +15,8 @@ from steelyard.core.where import Where
 if TYPE_CHECKING:
     from steelyard.report.html import Page
 
+LONGEST = 200  # characters of a value of the metadata that are shown as text
+
 
 @click.command("inspect")
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
@@ -43,7 +45,7 @@ def verb(
     spectra: bool,
     output: Output,
 ) -> None:
-    """Show what is in SOURCE: its tensors, their types and sizes, and the totals.
+    """Show what is in SOURCE: tensors, types, roles, layers, architecture, metadata and totals.
 
     Only the header is read, unless --stats, --health or --spectra ask for values. Bytes are those of the plain
     values; stored bytes are those in the file. As text, more than 200 tensors are shown with repeated layers in one
@@ -61,7 +63,8 @@ def verb(
     def one(source: str) -> None:
         tables = _tables(source, where, sort, depth, output)
         if stats or health or spectra:
-            tables = [*_of_values(source, where, stats, health, spectra), tables[2]]
+            totals = [table for table in tables if table.title == "total"]
+            tables = [*_of_values(source, where, stats, health, spectra), *totals]
         if len(sources) > 1:
             tables = [replace(table, meta={"source": source, **table.meta}) for table in tables]
         shown = [table for table in tables if table.title != "histogram" or output.form == "json"]
@@ -76,17 +79,21 @@ def verb(
 
 def _tables(source: str, where: Where | None, sort: str | None, depth: int | None, output: Output) -> list[Table]:
     from steelyard import formats
+    from steelyard.explain.architecture import architecture, metadata
     from steelyard.explain.inventory import inventory, kinds, summary
     from steelyard.explain.repeats import ROWS, repeats
+    from steelyard.explain.roles import layers, roles, roles_of
     from steelyard.explain.wanted import wanted
 
     weights = formats.open(source).choose(where)
-    besides = wanted(weights)
+    said = roles_of(weights)
     if depth is None and output.form == "text" and len(weights) > ROWS:
         first = repeats(weights, sort=sort)
     else:
         first = inventory(weights, depth=depth or None, sort=sort)
-    return [first, kinds(weights), summary(weights), *([besides] if besides is not None else [])]
+    tables = [first, kinds(weights), roles(weights, said), layers(weights), architecture(weights, said)]
+    tables += [metadata(weights, LONGEST if output.form == "text" else None), summary(weights), wanted(weights)]
+    return [table for table in tables if table is not None]
 
 
 def _page(tables: list[Table]) -> Page:

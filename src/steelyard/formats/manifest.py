@@ -105,7 +105,7 @@ def strict_scanner() -> Callable[[str, int], tuple[Any, int]]:
 
 
 def _decoder() -> json.JSONDecoder:
-    return json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_number)
+    return json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_number, parse_int=_whole)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -114,6 +114,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise FormatError(f"the key {quoted(twice)} is given twice")
     return found
+
+
+def _whole(text: str) -> int:
+    """A whole number; "-0" is one for Python, and a fraction for others."""
+    if text == "-0":
+        raise FormatError("-0 is no count")
+    return int(text)
 
 
 def _no_number(text: str) -> Any:
