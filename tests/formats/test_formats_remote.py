@@ -468,7 +468,7 @@ def store() -> Iterator[object]:
         patch.setenv(key, value)
     import fsspec
 
-    files = fsspec.filesystem("s3")
+    files = fsspec.filesystem("s3", **remote.STORE)
     files.mkdir("weights")
     yield files
     server.stop()

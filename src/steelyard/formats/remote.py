@@ -21,6 +21,7 @@ from steelyard.formats.ranges import AHEAD, PIECE, Address, RemoteFile, web_file
 from steelyard.formats.source import NAMES, Folder, Source, inside
 
 ANSWER_LIMIT = 50_000_000  # bytes of what the hub says of a model
+STORE = {"config_kwargs": {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 1}}}  # seconds
 _HUB = re.compile(r"([\w.-]+/[\w.-]+)(?:@(refs/[\w.-]+/[^/]+|[^/@]+))?(?:/(.*))?")
 
 
@@ -111,7 +112,7 @@ def _store(kind: str, rest: str) -> Source | Folder:
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"reading from {kind}://", error.name or "?", "remote") from error
     with _telling(shown):
-        store = fsspec.filesystem(kind)
+        store = fsspec.filesystem(kind, **STORE)
         info = store.info(path, refresh=True)
     if info["type"] == "directory":
         return StoreFolder(shown, store)
