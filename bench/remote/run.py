@@ -51,6 +51,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def write_models(folder: Path) -> list[str]:
+    import h5py
     import numpy as np
     import torch
 
@@ -63,8 +64,12 @@ def write_models(folder: Path) -> list[str]:
     sy.write(weights, folder / "model.safetensors")
     sy.write(weights, folder / index, Sharded(shard_size=20_000_000))
     sy.write(weights, folder / "model.npz")
+    sy.write(weights, folder / "model.gguf")
+    with h5py.File(folder / "model.h5", "w") as file:
+        for name, item in weights.items():
+            file[name.replace(".", "/")] = item.array()
     torch.save({name: torch.from_numpy(item.array()) for name, item in weights.items()}, folder / "model.pt")
-    return ["model.safetensors", index, "model.pt", "model.npz"]
+    return ["model.safetensors", index, "model.gguf", "model.pt", "model.npz", "model.h5"]
 
 
 def main() -> None:
@@ -85,7 +90,7 @@ def main() -> None:
             weights = sy.open(f"http://127.0.0.1:{server.server_address[1]}/{file}")
             assert len(weights) == 100
             opened = (Handler.requests, Handler.sent)
-            assert weights["layers.7.weight"].array()[0, 0] == 7
+            assert next(item for name, item in weights.items() if "7" in name).array()[0, 0] == 7
             figures[file] = {
                 "bytes of all files": whole,
                 "requests of the header": opened[0],

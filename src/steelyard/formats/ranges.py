@@ -18,6 +18,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 AHEAD = 1 << 16  # bytes of the first request: most headers come with it
 NEAR = 1 << 13  # bytes that are asked for when fewer are needed somewhere else in the file
+KEPT = 16  # blocks that are kept while a file is open
 FAR = 1 << 20  # bytes that are asked for at most when a file is read on and on in small pieces
 PIECE = 1 << 23  # bytes of one request at most
 TIMEOUT = 30.0  # seconds without a byte
@@ -105,11 +107,11 @@ class RemoteFile(Source):
 
 
 class Ranges(io.RawIOBase):
-    """A file that is read by ranges. Small reads are served from a block that was asked for ahead."""
+    """A file that is read by ranges. Small reads are served from the last blocks that were asked for ahead."""
 
     def __init__(self, file: RemoteFile):
         self._file, self._at = file, 0
-        self._start, self._block = 0, file.head
+        self._blocks = deque([(0, file.head)], KEPT)  # where each begins, and its bytes; the last one is first
         self._ahead = NEAR
 
     def readable(self) -> bool:
@@ -147,20 +149,21 @@ class Ranges(io.RawIOBase):
 
     def _look_ahead(self, count: int) -> None:
         """Fetch a block with the next `count` bytes: the more, the longer the file has been read without a jump."""
-        goes_on = self._at == self._start + len(self._block)
+        start, block = self._blocks[0]
+        goes_on = self._at == start + len(block)
         self._ahead = min(FAR, max(AHEAD, 2 * self._ahead)) if goes_on else NEAR
-        block = bytearray(min(max(count, self._ahead), self._file.size - self._at))
-        self._file.get(self._at, memoryview(block))
-        self._start, self._block = self._at, bytes(block)
+        fetched = bytearray(min(max(count, self._ahead), self._file.size - self._at))
+        self._file.get(self._at, memoryview(fetched))
+        self._blocks.appendleft((self._at, bytes(fetched)))
 
     def _ready(self, rest: memoryview) -> int:
-        """Fill the beginning of `rest` from the block; the number of bytes."""
-        from_ = self._at - self._start
-        if not 0 <= from_ < len(self._block):
-            return 0
-        got = min(len(rest), len(self._block) - from_)
-        rest[:got] = self._block[from_ : from_ + got]
-        return got
+        """Fill the beginning of `rest` from a block; the number of bytes."""
+        for start, block in self._blocks:
+            if 0 <= self._at - start < len(block):
+                ready = block[self._at - start : self._at - start + len(rest)]
+                rest[: len(ready)] = ready
+                return len(ready)
+        return 0
 
 
 @dataclass(frozen=True)
