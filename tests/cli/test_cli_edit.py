@@ -217,6 +217,19 @@ def test_shards(steelyard, model, tmp_path, size, files):
     assert total["file after"] == back.stat().st_size
 
 
+def test_no_file_of_the_source_is_ever_replaced(steelyard, model, tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    steelyard("convert", model, folder, "--shard-size", "1kB")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for path in before:
+        result = steelyard("convert", folder, path, "--force")
+        assert (result.status, result.err.count("\n")) == (2, 1)
+        assert "is the source itself" in result.err
+    assert steelyard("convert", folder, folder, "--force", "--shard-size", "2kB").status == 2
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_pieces_in_order(steelyard, tmp_path):
     source, target, back = (tmp_path / f"{name}.safetensors" for name in "abc")
     x = np.arange(24, dtype=np.float32).reshape(4, 6)

@@ -509,3 +509,17 @@ def test_what_an_object_store_does_not_have(store, monkeypatch: pytest.MonkeyPat
         with pytest.raises(SteelyardError) as caught:
             open(address)
         assert "secret" not in str(caught.value).lower()
+
+
+def test_a_source_elsewhere_is_converted(web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from steelyard.cli import main
+
+    web.put(some(), INDEX, tmp_path)
+    target = tmp_path / "to.safetensors"
+    assert main(["convert", web.url(INDEX), str(target), "--verify", "--split", "layer.0=a,b"]) == 0
+    assert capsys.readouterr().err == ""
+    found = open(target)
+    assert list(found) == ["a", "b", "layer.1", "layer.2"]
+    assert found["b"].array().tolist() == [3, 4, 5]
+    assert main(["convert", web.url(INDEX), str(target)]) == 2
+    assert "--force" in capsys.readouterr().err

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,9 +65,9 @@ def transfer(
     broken off stays in a folder beside `target`, where the format can be written so, and the same job goes on
     from there; `step` must then be a Step.
 
-    Raises FormatError where `target` is `source`, or exists and `force` is off; WeightsError if no tensor matches
-    `where`; VerdictError where what was read back differs. Whatever goes wrong, nothing half-written bears the
-    name of the target, and what bore it before is whole.
+    Raises FormatError where `target` is a file of `source`, or exists and `force` is off; WeightsError if no tensor
+    matches `where`; VerdictError where what was read back differs. Whatever goes wrong, nothing half-written bears
+    the name of the target, and what bore it before is whole.
 
     >>> transfer("nowhere.safetensors", "b.npz", lambda w: w)
     Traceback (most recent call last):
@@ -77,11 +76,15 @@ def transfer(
     """
     target = Path(target)
     before = formats.open(source)
-    check = partial(check_target, target, Path(formats.locate(source).path), force=force)
+    files = _files(before, source)
+
+    def check() -> None:
+        for path in files or [None]:
+            check_target(target, path, force=force)
+
     if not was_moved(target):
         check()
     before.choose(where)
-    files = _files(before, source)
     made = (on(where, step) if where else step)(before)
     writer = formats.writer(target, format)
     job = None
