@@ -25,6 +25,7 @@ from steelyard.formats import FORMATS, write
 from steelyard.formats.source import InMemory
 
 import gguf_files
+import pickles
 from hostile_safetensors import LAXER_SAYS
 
 Seeds = Callable[[], list[bytes]]
@@ -250,9 +251,22 @@ def _respelled(rng: random.Random, text: bytes) -> bytes:
 
 _TEXTS = (_twice, _spaced, _respelled)
 
+
+def checkpoints() -> list[bytes]:
+    """A PyTorch checkpoint of each kind."""
+    pickled = b"\x80\x02}" + pickles.text("a") + pickles.tensor() + b"s."
+    return [pickles.zipped(pickled), pickles.legacy(pickled)]
+
+
+def spoil_checkpoint(rng: random.Random, content: bytes, others: Sequence[bytes]) -> bytes:
+    """Opcodes put in, left out, doubled or changed; or bytes of the whole file."""
+    return pickles.mutant(rng) if rng.random() < 0.7 else spoil_bytes(rng, content, others)
+
+
 ROWS = {
     "safetensors": Row(written("safetensors"), spoil_safetensors),
     "npz": Row(written("npz"), spoil_bytes),
     "npy": Row(written("npy"), spoil_bytes),
     "gguf": Row(lambda: [*written("gguf")(), *gguf_files.seeds()[:2], gguf_files.seeds()[3]], gguf_files.spoil),
+    "torch": Row(checkpoints, spoil_checkpoint),
 }

@@ -6,6 +6,7 @@ Nothing here is loaded by an unpickler except where a test proves, in a process 
 from __future__ import annotations
 
 import io
+import random
 import struct
 import zipfile
 from collections.abc import Callable
@@ -124,3 +125,35 @@ CONTAINERS = {"zip": zipped, "legacy": legacy, "bare": bare}
 def beside(payload: bytes) -> bytes:
     """A dict of a tensor, the payload, and the tensor once more."""
     return b"\x80\x04}" + text("a") + tensor() + b"s" + text("x") + payload + b"s" + text("b") + tensor() + b"s."
+
+
+PIECES = [
+    tensor(), text("a"), b"(", b".", b"0", b"2", b"}", b"]", b")", b"s", b"u", b"a", b"e", b"t", b"\x85", b"\x86", b"\x87", b"R",
+    b"b", b"\x81", b"\x92", b"\x93", b"Q", b"q\x00", b"h\x00", b"\x94", b"\x8a\x01\xff", b"\x8a\x09\xff\xff\xff\xff\xff\xff\xff\xff\x7f",
+    b"K\x00", b"J\xff\xff\xff\xff", b"G\x7f\xf8\x00\x00\x00\x00\x00\x00", b"\x95\x05\x00\x00\x00\x00\x00\x00\x00", b"N", b"\x88",
+    named("torch.FloatStorage"), named("torch.HalfStorage"), named("torch._utils._rebuild_tensor_v3"), named("torch.float8_e4m3fn"),
+    named("collections.OrderedDict"), named("torch._tensor._rebuild_from_type_v2"), named("torch.Size"), named("posix.system"),
+    named("numpy.core.multiarray.scalar"), named("_codecs.encode"), named("builtins.set"), named("torch.device"), b"\x8f", b"\x90",
+]  # fmt: skip
+
+
+def mutant(rng: random.Random) -> bytes:
+    """A checkpoint of which pieces were put in, left out, doubled or swapped, or bytes or numbers changed."""
+    parts = [b"\x80\x02", b"}", b"(", text("a"), tensor(), text("b"), b"]", b"(", tensor(), text("c"), b"e", b"u", b"."]
+    for _ in range(rng.randint(1, 3)):
+        at, kind = rng.randrange(len(parts)), rng.randrange(5)
+        if kind == 0:
+            parts.insert(at, rng.choice(PIECES))
+        elif kind == 1:
+            parts[at] = rng.choice(PIECES)
+        elif kind == 2:
+            parts.insert(at, parts[rng.randrange(len(parts))])
+        elif parts[at]:
+            byte = rng.randrange(len(parts[at]))
+            value = rng.choice((0, 1, 127, 128, 255, rng.randrange(256), *b"()RQ.}]tbs\x85\x93"))
+            parts[at] = parts[at][:byte] + bytes([value]) + parts[at][byte + (kind == 3) :]
+    data = CONTAINERS[rng.choice(("zip", "legacy"))](b"".join(parts))
+    if rng.random() < 0.3:
+        at = rng.randrange(len(data))
+        data = data[:at] + bytes([rng.randrange(256)]) + data[at + 1 :]
+    return data

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 
 from steelyard.errors import FormatError, SteelyardError
-from steelyard.formats import detect, open
-from steelyard.formats._tensors import TORCH
+from steelyard.formats import detect, open, write
+from steelyard.formats._rebuild import TORCH
 
 torch = pytest.importorskip("torch", reason="these tests compare with torch.load")
 
@@ -492,3 +492,28 @@ def test_every_truncation_and_mutation_is_valid_or_a_typed_error(saved: Path) ->
             refusals.append(str(error))
     assert len(refusals) > 300
     assert not [text for text in refusals if "\n" in text]
+
+
+def test_shards_that_an_index_names_are_opened_as_one(tmp_path: Path) -> None:
+    tensors = {"a.weight": torch.arange(6.0).reshape(2, 3), "b.weight": torch.ones(4, dtype=torch.bfloat16)}
+    files = {name: f"pytorch_model-0000{i}-of-00002.bin" for i, name in enumerate(tensors, 1)}
+    for name, file in files.items():
+        torch.save({name: tensors[name]}, tmp_path / file)
+    index = {"metadata": {"total_size": 32}, "weight_map": files}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    same(tmp_path, tensors)
+    for file in files.values():
+        (tmp_path / file).unlink()
+    (tmp_path / "pytorch_model.bin.index.json").unlink()
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    same(tmp_path, tensors)
+
+
+def test_what_is_read_can_be_written_as_safetensors(tmp_path: Path) -> None:
+    base = torch.arange(6.0).reshape(2, 3)
+    torch.save({"a": base, "b": base, "c": base.t(), "epoch": 3, "steelyard": "x"}, tmp_path / "a.pt")
+    write(open(tmp_path / "a.pt"), tmp_path / "a.safetensors")
+    found = open(tmp_path / "a.safetensors")
+    assert {name: item.array().tolist() for name, item in found.items()} == {"a": base.tolist(), "c": base.t().tolist()}
+    assert dict(found.ties) == {"b": "a"}
+    assert found.meta["epoch"] == "3"

@@ -16,7 +16,8 @@ from typing import Any
 
 from steelyard.errors import FormatError, quoted
 from steelyard.formats._pickle import OPCODES, Global, Machine, TooShortError
-from steelyard.formats._tensors import BUILDERS, STORAGES, Storage, Store, View, storages
+from steelyard.formats._rebuild import BUILDERS, STORAGES, Storage, View, storages
+from steelyard.formats._tensors import Store
 from steelyard.formats.source import Source
 
 MAGIC = 0x1950A86A20F9469CFC6C

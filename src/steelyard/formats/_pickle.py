@@ -77,7 +77,7 @@ class Machine:
 
     def __init__(
         self,
-        data: bytes | bytearray,
+        data: bytes,
         *,
         where: object,
         start: int = 0,
@@ -115,6 +115,8 @@ class Machine:
             try:
                 run(self)
             except IndexError:
+                if self.at >= len(data):  # a byte was to be read, or there is no STOP
+                    raise TooShortError("the pickle is cut off", path=self.where, offset=self.here) from None
                 raise self.wrong(f"{run.__name__.strip('_').upper()} needs more than the stack holds") from None
             if self.frame and self.at >= self.frame:
                 if self.at > self.frame:
@@ -144,13 +146,17 @@ class Machine:
         if end > len(self.data):
             text = f"{count} bytes are announced, {len(self.data) - self.at} follow; fetch it again"
             raise TooShortError(text, path=self.where, offset=self.here)
-        found = bytes(self.data[self.at : end])
+        found = self.data[self.at : end]
         self.at = end
         return found
 
     def number(self, count: int) -> int:
         """The next `count` bytes as an unsigned number."""
-        return int.from_bytes(self.take(count), "little")
+        at = self.at
+        if at + count > len(self.data):
+            self.take(count)  # which says what is missing
+        self.at = at + count
+        return int.from_bytes(self.data[at : at + count], "little")
 
     def line(self, limit: int = 1 << 20) -> str:
         """The text up to the next end of line."""
@@ -159,7 +165,7 @@ class Machine:
             raise TooShortError("a line of the pickle has no end", path=self.where, offset=self.here)
         if end < 0:
             raise self.wrong(f"a line of more than {limit} bytes")
-        text = bytes(self.data[self.at : end]).decode("utf-8", "surrogateescape")
+        text = self.data[self.at : end].decode("utf-8", "surrogateescape")
         self.at = end + 1
         return text
 
@@ -382,12 +388,16 @@ def _put_memo(m: Machine) -> None:
 
 
 def _binput(m: Machine) -> None:
-    index = m.take(1)[0]
-    m.memo[index] = m.stack[-1]
+    m.memo[m.data[m.at]] = m.stack[-1]
+    m.at += 1
 
 
 def _binget(m: Machine) -> None:
-    _recall(m, m.take(1)[0])
+    index = m.data[m.at]
+    m.at += 1
+    if index not in m.memo:
+        _recall(m, index)
+    m.stack.append(m.memo[index])
 
 
 def _memoize(m: Machine) -> None:
@@ -514,6 +524,11 @@ def _unsigned(width: int) -> Callable[[Machine], None]:
     return unsigned
 
 
+def _byte(m: Machine) -> None:
+    m.stack.append(m.data[m.at])
+    m.at += 1
+
+
 def _raw(_: Machine, data: bytes) -> bytes:
     return data
 
@@ -529,7 +544,7 @@ def _integer(_: Machine, data: bytes) -> int:
 _OPS: dict[bytes, Callable[[Machine], None]] = {
     b"(": _mark, b".": _stop, b"0": _pop, b"1": _pop_mark, b"2": _dup,
     b"F": _float, b"I": _int, b"L": _long, b"S": _string, b"V": _unicode,
-    b"J": _binint, b"K": _unsigned(1), b"M": _unsigned(2), b"G": _binfloat,
+    b"J": _binint, b"K": _byte, b"M": _unsigned(2), b"G": _binfloat,
     b"T": _counted(4, _old_text), b"U": _counted(1, _old_text),
     b"X": _counted(4, Machine.text), b"\x8c": _counted(1, Machine.text), b"\x8d": _counted(8, Machine.text),
     b"B": _counted(4, _raw), b"C": _counted(1, _raw), b"\x8e": _counted(8, _raw), b"\x96": _counted(8, _raw),

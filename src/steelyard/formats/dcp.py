@@ -22,7 +22,8 @@ from steelyard.core.spec import Spec
 from steelyard.core.weights import Weight, Weights
 from steelyard.errors import FormatError, quoted
 from steelyard.formats._pickle import Dict, Foreign, Global, Machine
-from steelyard.formats._tensors import BUILDERS, TORCH, dimensions, listed, named
+from steelyard.formats._rebuild import BUILDERS, TORCH, named
+from steelyard.formats._tensors import dimensions, listed
 from steelyard.formats.base import Format, empty
 from steelyard.formats.source import Folder, Source
 

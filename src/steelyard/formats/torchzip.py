@@ -10,7 +10,10 @@ Sources: https://github.com/pytorch/pytorch/blob/main/torch/serialization.py and
 
 from __future__ import annotations
 
+import gc
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,7 +21,8 @@ from steelyard.core.weights import Weights
 from steelyard.errors import FormatError, SteelyardError, printable, quoted
 from steelyard.formats._oldtorch import HEAD, Pickles, Places, is_tar, legacy, tar
 from steelyard.formats._pickle import Machine
-from steelyard.formats._tensors import BUILDERS, Found, Store, collect, listed, storages
+from steelyard.formats._rebuild import BUILDERS, storages
+from steelyard.formats._tensors import Found, Store, collect, listed
 from steelyard.formats._zip import LOCAL, STORED, Archive, Member
 from steelyard.formats.base import Format
 from steelyard.formats.source import LocalFile, Source
@@ -44,6 +48,9 @@ class Torch(Format):
     def claims(self, head: bytes, source: Source, /) -> bool:
         """A zip archive with a data.pkl, a pickle of torch's magic number, or a tar of its members."""
         if head.startswith(LOCAL):
+            start = source.bytes(0, min(30 + 256, source.size))
+            if start[30 : 30 + int.from_bytes(start[26:28], "little")].endswith(b"/" + PICKLE.encode()):
+                return True  # torch writes it first
             try:
                 return _main(Archive.of(source)) is not None
             except SteelyardError:
@@ -52,18 +59,35 @@ class Torch(Format):
 
     def open(self, source: Source, /) -> Weights:
         """The weights in a file: reads the pickle and the places of the storages; raises FormatError."""
-        head = source.bytes(0, min(16, source.size))
-        if head.startswith(LOCAL):
-            return _open_zip(source)
-        if head[2:15] == HEAD:
-            return _open_old(source, *legacy(source))
-        if is_tar(source):
-            return _open_old(source, *tar(source))
-        if head[:1] == b"\x80":
-            return _open_pickle(source)
-        other = next((text for magic, text in OTHERS.items() if head.startswith(magic)), "no container of torch")
-        text = f"unknown format: {other} begins with {head!r}; unpack it, or save it again with torch"
-        raise FormatError(text, path=source.path, offset=0)
+        with _without_collection():
+            return _open(source)
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """No search for cycles while millions of small objects are made that have none: it would take half of the time."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _open(source: Source) -> Weights:
+    head = source.bytes(0, min(16, source.size))
+    if head.startswith(LOCAL):
+        return _open_zip(source)
+    if head[2:15] == HEAD:
+        return _open_old(source, *legacy(source))
+    if is_tar(source):
+        return _open_old(source, *tar(source))
+    if head[:1] == b"\x80":
+        return _open_pickle(source)
+    other = next((text for magic, text in OTHERS.items() if head.startswith(magic)), "no container of torch")
+    text = f"unknown format: {other} begins with {head!r}; unpack it, or save it again with torch"
+    raise FormatError(text, path=source.path, offset=0)
 
 
 @dataclass(frozen=True)
