@@ -136,13 +136,26 @@ def test_metadata_is_made_when_it_is_asked_for(tmp_path: Path, monkeypatch: pyte
     path.write_bytes(gguf([entry("t", ARRAY, (STRING, ["a"]))], [tensor("w")], padded(bytes(8))))
     asked: list[int] = []
     right = _gguf_meta._read_array
-    monkeypatch.setattr(_gguf_meta, "_read_array", lambda raw, at: (asked.append(at), right(raw, at))[1])
+    monkeypatch.setattr(_gguf_meta, "_read_array", lambda *args: (asked.append(args[1]), right(*args))[1])
     weights = open(path)
     assert len(list(weights.values())) == 1
     assert "t" in weights.select(lambda item: True).meta
+    assert weights.with_meta(more="x", t="y").meta["t"] == "y"
     assert not asked
+    assert weights.with_meta(more="x").meta["more"] == "x"
     assert weights.meta["t"] == '["a"]'
     assert asked
+
+
+def test_the_beginning_of_a_long_text_is_made_of_the_first_elements(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    tokens = [("é", "", '"', b"\xff")[i % 4] for i in range(40)]
+    path.write_bytes(gguf([entry("t", ARRAY, (STRING, tokens)), entry("n", 4, 30), entry("s", STRING, "text")]))
+    meta = open(path).meta
+    for key in meta:
+        for count in (0, 1, 2, 3, 7, 30, 1000):
+            assert meta.beginning(key, count) == meta[key][:count]
+    assert len(meta._made["t"](5)) < len(meta["t"]) / 3
 
 
 @pytest.mark.parametrize(

@@ -111,17 +111,28 @@ def _fill_after(
 class Texts(Mapping[str, str]):
     """Texts by key, each made when it is asked for: metadata that would be long and is seldom wanted.
 
-    >>> dict(Texts({"a": lambda: "1"}))
-    {'a': '1'}
+    Each is made by a function of the number of its first characters that are enough, or of None for all.
+
+    >>> texts = Texts({"a": lambda enough: "12345"})
+    >>> texts["a"], texts.beginning("a", 2)
+    ('12345', '12')
     """
 
     __slots__ = ("_made",)
 
-    def __init__(self, made: Mapping[str, Callable[[], str]]):
+    def __init__(self, made: Mapping[str, Callable[[int | None], str]]):
         self._made = dict(made)
 
     def __getitem__(self, key: str) -> str:
-        return self._made[key]()
+        return self._made[key](None)
+
+    def replaced(self, others: Mapping[str, str]) -> Texts:
+        """These texts with others added or in their place; none is made for that."""
+        return Texts({**self._made, **{key: partial(_said, text) for key, text in others.items()}})
+
+    def beginning(self, key: str, count: int) -> str:
+        """The first `count` characters of a text, without those that follow."""
+        return self._made[key](count)[:count]
 
     def __contains__(self, key: object) -> bool:
         return key in self._made
@@ -131,6 +142,10 @@ class Texts(Mapping[str, str]):
 
     def __len__(self) -> int:
         return len(self._made)
+
+
+def _said(text: str, _enough: int | None) -> str:
+    return text
 
 
 class Weights(Mapping[str, Weight]):
@@ -240,7 +255,8 @@ class Weights(Mapping[str, Weight]):
 
     def with_meta(self, **meta: str) -> Weights:
         """The same weights with metadata added or replaced."""
-        return Weights.over(self._items, self.ties, {**self.meta, **meta}, self._specs)
+        every = self.meta.replaced(meta) if isinstance(self.meta, Texts) else {**self.meta, **meta}
+        return Weights.over(self._items, self.ties, every, self._specs)
 
     def select(self, where: Where | Callable[[Weight], bool]) -> Weights:
         """The weights for which `where` holds, in order, with their ties."""

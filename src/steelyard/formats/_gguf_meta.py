@@ -35,7 +35,7 @@ def texts(header: Header, hidden: frozenset[str] = frozenset()) -> Texts:
             types[key] = kind
         made[key] = partial(_text, header.raw, value, kind is None)
     if types:
-        made[TYPES] = partial(compact_json, types)
+        made[TYPES] = lambda _enough: compact_json(types)
     return Texts(made)
 
 
@@ -78,10 +78,12 @@ def _label(raw: bytes | bytearray, value: Value) -> str | None:
     return None
 
 
-def _text(raw: bytes | bytearray, value: Value, plain: bool) -> str:
+def _text(raw: bytes | bytearray, value: Value, plain: bool, enough: int | None) -> str:
+    """The text of a value, or one that begins as it does: each element of an array has a character and a comma."""
     if plain:
         return _bytes(raw, value.begin)[0].decode()
-    found = _read_array(raw, value.begin)[0][1] if value.kind == ARRAY else _read(raw, value.kind, value.begin)[0]
+    array = value.kind == ARRAY
+    found = _read_array(raw, value.begin, enough)[0][1] if array else _read(raw, value.kind, value.begin)[0]
     return _LONE.sub(lambda lone: f"\\u{ord(lone[0]):04x}", compact_json(found))
 
 
@@ -103,9 +105,10 @@ def _read(raw: bytes | bytearray, kind: int, at: int) -> tuple[Any, int]:
     return (_readable(number, bytes(raw[at:end])) if isinstance(number, float) else number), end
 
 
-def _read_array(raw: bytes | bytearray, at: int) -> tuple[list[Any], int]:
-    """[the name of the type of the elements, the elements], and where the array ends."""
+def _read_array(raw: bytes | bytearray, at: int, most: int | None = None) -> tuple[list[Any], int]:
+    """[the name of the type of the elements, the elements or the first `most`], and where these end."""
     kind, count = struct.unpack_from("<IQ", raw, at)
+    count = count if most is None else min(count, most)
     at += 12
     if kind in WHOLE or kind == BOOL:
         code = NUMBERS[kind][1]
