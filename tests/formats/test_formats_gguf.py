@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import struct
 from pathlib import Path
 
@@ -18,12 +19,12 @@ from steelyard.core.packed import Packed, nest, pack
 from steelyard.core.spec import DTYPES, Spec
 from steelyard.core.weights import Weight, Weights
 from steelyard.edit.pack import Pack
-from steelyard.errors import CodecError, FormatError
+from steelyard.errors import CodecError, FormatError, SteelyardError
 from steelyard.formats import open, write
 from steelyard.formats._gguf_header import KINDS
 from steelyard.formats.gguf import codec_of
 
-from gguf_files import ARRAY, CODES, STRING, entry, gguf, padded, seeds, tensor
+from gguf_files import ARRAY, CODES, STRING, entry, gguf, padded, seeds, spoil, tensor
 
 LAW = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 BLOCKS = [kind for kind in KINDS.values() if kind.dtype is None]
@@ -127,6 +128,26 @@ def test_every_float32_with_few_digits_comes_back(tmp_path: Path) -> None:
     raw = struct.pack("<IIQ", ARRAY, 6, bits.size) + bits.tobytes()
     path.write_bytes(gguf([entry("general.architecture", STRING, "x"), entry("f", 0, 0)[:-5] + raw]))
     assert again(path) == path.read_bytes()
+
+
+def test_whatever_is_accepted_can_be_written_and_is_then_the_same(tmp_path: Path) -> None:
+    rng, whole, path = random.Random(2), seeds(), tmp_path / "x.gguf"
+    accepted = 0
+    for _ in range(1500):
+        path.write_bytes(spoil(rng, rng.choice(whole), whole))
+        try:
+            weights = open(path)
+        except SteelyardError:
+            continue
+        accepted += 1
+        first = again(path)
+        found = open(tmp_path / "again.gguf")
+        assert dict(found.meta) == dict(weights.meta)
+        for name, item in weights.items():
+            assert (found[name].spec, found[name].scheme) == (item.spec, item.scheme)
+        path.write_bytes(first)
+        assert again(path) == first
+    assert accepted > 100
 
 
 def test_metadata_is_made_when_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
