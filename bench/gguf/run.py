@@ -32,7 +32,8 @@ import numpy as np
 
 HERE = Path(__file__).parent
 TOKENS, MERGES = 151_936, 151_387
-BLOCKS = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs")
+BLOCKS = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4")
+BLOCKS += ("tq1_0", "tq2_0")
 
 PROBE = """
 import json, sys, time

@@ -133,7 +133,7 @@ def test_every_float32_with_few_digits_comes_back(tmp_path: Path) -> None:
 def test_whatever_is_accepted_can_be_written_and_is_then_the_same(tmp_path: Path) -> None:
     rng, whole, path = random.Random(2), seeds(), tmp_path / "x.gguf"
     accepted = 0
-    for _ in range(1500):
+    for _ in range(700):
         path.write_bytes(spoil(rng, rng.choice(whole), whole))
         try:
             weights = open(path)
@@ -147,7 +147,7 @@ def test_whatever_is_accepted_can_be_written_and_is_then_the_same(tmp_path: Path
             assert (found[name].spec, found[name].scheme) == (item.spec, item.scheme)
         path.write_bytes(first)
         assert again(path) == first
-    assert accepted > 100
+    assert accepted > 50
 
 
 def test_metadata_is_made_when_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

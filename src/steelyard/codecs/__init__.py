@@ -27,6 +27,9 @@ CODECS: Registry[type[Codec]] = Registry(
         "q6_k": Row("steelyard.codecs.ggml_k:Q6K", "GGML: 6 bits, scales in two levels"),
         "iq4_nl": Row("steelyard.codecs.ggml:IQ4NL", "GGML: 16 uneven levels and a scale for 32 elements; only read"),
         "iq4_xs": Row("steelyard.codecs.ggml_k:IQ4XS", "GGML: 16 uneven levels, scales in two levels; only read"),
+        "mxfp4": Row("steelyard.codecs.ggml:MXFP4", "GGML: E2M1 and a power of two for 32 elements; only read"),
+        "tq1_0": Row("steelyard.codecs.ggml_ternary:TQ1", "GGML: -1, 0, 1 in base 3, a scale for 256; only read"),
+        "tq2_0": Row("steelyard.codecs.ggml_ternary:TQ2", "GGML: -1, 0, 1 in 2 bits, a scale for 256; only read"),
         "ggml": Row("steelyard.codecs.ggml:Ggml", "GGML: other block types, carried as they are"),
     },
 )

@@ -1,4 +1,4 @@
-"""The block types of GGML with one scale for 32 elements: q8_0, q4_0, q4_1, q5_0, q5_1, iq4_nl; and those unread.
+"""The block types of GGML with one scale for 32 elements, from q8_0 to mxfp4; and those that are only carried.
 
 Decides how each block is rounded and laid out, bit for bit as GGML does. Knows no file.
 Source: ggml-quants.c and ggml-common.h of https://github.com/ggml-org/ggml, and gguf-py beside them.
@@ -14,6 +14,7 @@ import numpy as np
 from steelyard.codecs._blocks import NONLINEAR, Blocks, half, inverse, nibbles, to_half, to_nibbles
 from steelyard.errors import CodecError, quoted
 
+E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # the levels of mxfp4: twice the values
 UNREAD = {  # types that are carried and not decoded: elements and bytes of a block
     "q8_1": (32, 40),
     "q8_k": (256, 292),
@@ -24,9 +25,6 @@ UNREAD = {  # types that are carried and not decoded: elements and bytes of a bl
     "iq3_s": (256, 110),
     "iq1_s": (256, 50),
     "iq1_m": (256, 56),
-    "tq1_0": (256, 54),
-    "tq2_0": (256, 66),
-    "mxfp4": (32, 17),
     "nvfp4": (64, 36),
     "q1_0": (128, 18),
 }
@@ -146,6 +144,22 @@ class IQ4NL(Blocks):
         """d v(q)."""
         levels = np.array(NONLINEAR, np.float32)
         return np.asarray(half(raw, 0) * levels[nibbles(raw[:, 2:], 16)])
+
+
+@dataclass(frozen=True)
+class MXFP4(Blocks):
+    """x = 2^(e - 128) v(q) with e of 8 bits, q of 4 bits and v the doubled values of E2M1: 4.25 bits. Only decoded."""
+
+    name: ClassVar[str] = "mxfp4"
+    encodes: ClassVar[bool] = False
+    block: ClassVar[int] = 32
+    width: ClassVar[int] = 17
+
+    def unpack_blocks(self, raw: np.ndarray, /) -> np.ndarray:
+        """2^(e - 128) v(q); the two smallest scales are subnormal."""
+        e = raw[:, :1].astype(np.uint32)
+        scale = np.where(e < 2, np.uint32(0x00200000) << np.minimum(e, 1), e - 1 << np.uint32(23)).view(np.float32)
+        return np.asarray(scale * np.array(E2M1, np.float32)[nibbles(raw[:, 1:], 16)])
 
 
 @dataclass(frozen=True)
