@@ -71,6 +71,26 @@ def test_other_formats_hold_the_same(steelyard, model, tmp_path):
         assert json.loads(result.out.splitlines()[-1])["rows"][0]["verdict"].startswith(("identical", "the same"))
 
 
+def test_a_set_of_shards_holds_the_same(steelyard, model, tmp_path):
+    (tmp_path / "set").mkdir()
+    assert steelyard("convert", model, tmp_path / "set", "--shard-size", "2kB").status == 0
+    assert steelyard("diff", model, tmp_path / "set", "--exit-code").status == 0
+    row = json.loads(steelyard("diff", model, tmp_path / "set", "--json").out.splitlines()[-1])["rows"][0]
+    assert row["verdict"].startswith("identical")
+    assert row["files"] == f"1 and {len(list((tmp_path / 'set').glob('*.safetensors')))}"
+
+
+def test_gguf_and_torch_hold_the_same(steelyard, model, tmp_path):
+    assert steelyard("convert", model, tmp_path / "model.gguf", "--where", "*.weight").status == 0
+    words = ("--where", "*.weight", "--json")
+    row = json.loads(steelyard("diff", model, tmp_path / "model.gguf", *words).out.splitlines()[-1])["rows"][0]
+    assert row["identical"] == 2
+    torch = pytest.importorskip("torch")
+    torch.save({k: torch.from_numpy(v) for k, v in sy.open(model).arrays().items()}, tmp_path / "model.pt")
+    row = json.loads(steelyard("diff", model, tmp_path / "model.pt", "--json").out.splitlines()[-1])["rows"][0]
+    assert row["identical"] == 4
+
+
 def test_a_tensor_that_cannot_be_read_is_named_and_the_others_go_on(steelyard, tmp_path):
     header = {
         "bad": {"dtype": "F6_E2M3", "shape": [4], "data_offsets": [0, 3]},

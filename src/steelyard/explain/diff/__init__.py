@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from steelyard.core.table import Table
-from steelyard.core.weights import Weight, Weights
+from steelyard.core.weights import Weights
 from steelyard.core.where import Where
-from steelyard.errors import SteelyardError, WeightsError
+from steelyard.errors import WeightsError
 
 if TYPE_CHECKING:
     from steelyard.explain.diff.verdict import Finding
@@ -117,6 +117,8 @@ def _chosen(a: Weights, b: Weights, where: Where | None) -> tuple[Weights, Weigh
 
 def _moved(findings: list[Finding]) -> list[Finding]:
     """Tensors that hold what another name held before: sums of squares agree to the last bit, then all bits."""
+    from steelyard.explain.diff.tally import surely_same
+
     held: dict[tuple[object, ...], list[Finding]] = {}
     for f in findings:
         if f.tally is not None and f.a is not None and f.tally.total(2) > 0:
@@ -126,18 +128,9 @@ def _moved(findings: list[Finding]) -> list[Finding]:
         source = None
         if f.tally is not None and f.b is not None and f.verdict in ("values", "NaN appeared", "NaN vanished"):
             candidates = held.get((f.b.spec, f.tally.total(3)), [])
-            source = next((c for c in candidates if c is not f and c.a and _same(c.a, f.b)), None)
+            source = next((c for c in candidates if c is not f and c.a and surely_same(c.a, f.b)), None)
         if source is None:
             result.append(f)
         else:
             result.append(replace(f, verdict="moved", notes=(*f.notes, f"holds what {source.was} held"), rank=None))
     return result
-
-
-def _same(a: Weight, b: Weight) -> bool:
-    from steelyard.explain.diff.tally import same_bits
-
-    try:
-        return same_bits(a, b)
-    except SteelyardError:
-        return False

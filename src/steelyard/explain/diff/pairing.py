@@ -16,7 +16,7 @@ import numpy as np
 
 from steelyard.core.weights import Weight, Weights
 from steelyard.errors import SteelyardError
-from steelyard.explain.diff.tally import same_bits, wide
+from steelyard.explain.diff.tally import surely_same, wide
 
 WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # put in by torch
 SAMPLE = 1024  # elements of a tensor that are looked at before its content is trusted to be that of another
@@ -190,7 +190,7 @@ def _classes(left: list[Weight], right: list[Weight]) -> list[tuple[list[Weight]
     for side, items in enumerate((left, right)):
         for item in items:
             for known in classes:
-                if same_bits((known[0] or known[1])[0], item):
+                if surely_same((known[0] or known[1])[0], item):
                     known[side].append(item)
                     break
             else:

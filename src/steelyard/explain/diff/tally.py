@@ -16,6 +16,7 @@ import numpy as np
 
 from steelyard.core.spec import DType
 from steelyard.core.weights import Weight
+from steelyard.errors import SteelyardError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -228,6 +229,14 @@ def aligned(a: Weight, b: Weight, elements: int = BLOCK) -> Iterator[tuple[np.nd
 def same_bits(a: Weight, b: Weight) -> bool:
     """Whether two tensors of one dtype and size hold the same bits; stops at the first difference."""
     return all(np.array_equal(_words(x), _words(y)) for x, y in aligned(a, b))
+
+
+def surely_same(a: Weight, b: Weight) -> bool:
+    """`same_bits`, and False where one cannot be read."""
+    try:
+        return same_bits(a, b)
+    except SteelyardError:
+        return False
 
 
 def _words(values: np.ndarray) -> np.ndarray:
