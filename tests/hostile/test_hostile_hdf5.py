@@ -127,6 +127,17 @@ def test_bytes_before_the_file_are_refused(tmp_path: Path) -> None:
         open(path)
 
 
+@pytest.mark.parametrize("size", [0, 2**64 - 1, 2**40])
+def test_a_heap_that_would_send_the_library_in_circles_is_refused(size: int, tmp_path: Path) -> None:
+    path = made(tmp_path / "x.h5", lambda f: f.attrs.__setitem__("text", "hello"))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"GCOL") + 16  # the first object: an index of 0 is that of the free space
+    data[at : at + 16] = bytes(8) + size.to_bytes(8, "little")
+    path.write_bytes(data)
+    verdict = judged([path], memory=100_000_000, imports=("h5py",))[path]
+    assert f"byte {at}: a global heap with an object of {size} bytes" in verdict.refusal
+
+
 def rich(file: Any) -> None:
     """A small file with all that is looked into."""
     file.attrs["layer_names"] = [b"a", b"b"]
