@@ -138,6 +138,17 @@ def test_a_heap_that_would_send_the_library_in_circles_is_refused(size: int, tmp
     assert f"byte {at}: a global heap with an object of {size} bytes" in verdict.refusal
 
 
+def test_a_text_that_is_longer_than_its_place_is_refused_before_memory_is_asked_for(tmp_path: Path) -> None:
+    path = made(tmp_path / "x.h5", lambda f: f.attrs.__setitem__("text", "hello"))
+    assert open(path).meta == {"text": "hello"}
+    data = bytearray(path.read_bytes())
+    at = data.index((5).to_bytes(4, "little") + data.index(b"GCOL").to_bytes(8, "little"))
+    data[at : at + 4] = (2**31).to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(FormatError, match=f"byte {at}: a text of 2147483648 bytes"):
+        open(path)
+
+
 def rich(file: Any) -> None:
     """A small file with all that is looked into."""
     file.attrs["layer_names"] = [b"a", b"b"]
@@ -182,6 +193,7 @@ def test_two_thousand_mutations_are_refused_or_read(version: str, tmp_path: Path
     assert len(verdicts) == len(paths)
     untyped = {path.stem: verdict for path, verdict in verdicts.items() if verdict.untyped}
     assert not untyped
+    assert max(verdict.seconds for verdict in verdicts.values()) < 1.5  # a second on a machine that is not busy
     refused = [verdict for verdict in verdicts.values() if verdict.refusal]
     assert 50 < len(refused) < 1000
     assert not [verdict for verdict in refused if "\n" in verdict.refusal or str(tmp_path) not in verdict.refusal]

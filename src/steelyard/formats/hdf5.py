@@ -59,12 +59,19 @@ class Hdf5(Format):
 
     def open(self, source: Source, /) -> Weights:
         """The datasets of a file: reads what describes them."""
-        with _library(source) as file:
-            return _Walk(source, file).weights()
+        with _guarded(source) as (file, guard):
+            return _Walk(source, file, guard).weights()
 
 
 @contextmanager
 def _library(source: Source) -> Iterator[h5py.File]:
+    """The file as the HDF5 library sees it."""
+    with _guarded(source) as (file, _):
+        yield file
+
+
+@contextmanager
+def _guarded(source: Source) -> Iterator[tuple[h5py.File, Guard]]:
     """The file as the HDF5 library sees it; what it raises for a damaged one becomes a FormatError."""
     try:
         import h5py
@@ -77,7 +84,7 @@ def _library(source: Source) -> Iterator[h5py.File]:
             if file.userblock_size:
                 text = f"{file.userblock_size} bytes lie before the file; cut them off"
                 raise FormatError(text, path=source.path, offset=0)
-            yield file
+            yield file, guard
     except SteelyardError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, MemoryError, OverflowError, LookupError) as error:
@@ -88,8 +95,8 @@ def _library(source: Source) -> Iterator[h5py.File]:
 class _Walk:
     """What is found on the way through one open file."""
 
-    def __init__(self, source: Source, file: h5py.File):
-        self._source, self._file = source, file
+    def __init__(self, source: Source, file: h5py.File, guard: Guard):
+        self._source, self._file, self._guard = source, file, guard
         self._left = OBJECTS
         self._groups: set[object] = set()
         self._found: dict[str, tuple[object, Weight]] = {}  # path -> identity in the file, dataset
@@ -274,6 +281,8 @@ class _Walk:
         import numpy as np
 
         if math.prod(attribute.shape) * kind.get_size() > limit:
+            return None
+        if kind.is_variable_str() and not self._guard.check_texts(raw):
             return None
         found = np.empty(attribute.shape, attribute.dtype)
         if found.size:
