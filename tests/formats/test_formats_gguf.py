@@ -20,6 +20,7 @@ from steelyard.core.spec import DTYPES, Spec
 from steelyard.core.weights import Weight, Weights
 from steelyard.edit.pack import Pack
 from steelyard.errors import CodecError, FormatError, SteelyardError
+from steelyard.explain.architecture import metadata
 from steelyard.formats import open, write
 from steelyard.formats._gguf_header import KINDS
 from steelyard.formats.gguf import codec_of
@@ -177,6 +178,9 @@ def test_the_beginning_of_a_long_text_is_made_of_the_first_elements(tmp_path: Pa
         for count in (0, 1, 2, 3, 7, 30, 1000):
             assert meta.beginning(key, count) == meta[key][:count]
     assert len(meta._made["t"](5)) < len(meta["t"]) / 3
+    shown = {row["key"]: row["value"] for row in metadata(open(path), 6).rows}
+    assert shown == {"t": '["é","…', "n": "30", "s": "text", "gguf.types": '{"t":"…'}
+    assert {row["key"]: row["value"] for row in metadata(open(path)).rows} == dict(meta)
 
 
 @pytest.mark.parametrize(

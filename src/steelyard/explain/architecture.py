@@ -14,7 +14,7 @@ from typing import Any
 
 from steelyard.core.spec import Spec
 from steelyard.core.table import Column, Table
-from steelyard.core.weights import Weights
+from steelyard.core.weights import Texts, Weights
 from steelyard.errors import quoted
 from steelyard.explain.roles import KINDS, LONGEST, OUTSIDE, kind_of, layer, roles_of
 
@@ -87,8 +87,16 @@ def metadata(weights: Weights, longest: int | None = None) -> Table | None:
     """What the file says of itself, a row for each key; values are cut to `longest` characters. None for nothing."""
     if not weights.meta:
         return None
-    rows = [{"key": key, "value": _cut(value, longest)} for key, value in weights.meta.items()]
+    rows = [{"key": key, "value": _value(weights.meta, key, longest)} for key in weights.meta]
     return Table.of("metadata", [Column("key"), Column("value", "", "as the file has it")], rows)
+
+
+def _value(meta: Mapping[str, str], key: str, longest: int | None) -> str:
+    """One value, cut; of a text that is made when it is asked for, such as a vocabulary, no more than is shown."""
+    if longest is None or not isinstance(meta, Texts):
+        return _cut(meta[key], longest)
+    text = meta.beginning(key, longest + 1)
+    return text if len(text) <= longest else f"{text[:longest]}…"
 
 
 def _cut(text: str, longest: int | None) -> str:
