@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -46,15 +47,35 @@ def _peft(folder: Path) -> Path:
     return folder
 
 
-def _hdf5(folder: Path) -> Path:
+def _keras(folder: Path) -> Path:
     h5py = pytest.importorskip("h5py", reason="h5py writes what is read here")
-    with h5py.File(folder / "model.h5", "w") as file:
+    with h5py.File(folder / "model.weights.h5", "w") as file:
         for name, x in ARRAYS.items():
-            file[name] = x
-    return folder / "model.h5"
+            file[name.replace(".", "/")] = x
+    return folder / "model.weights.h5"
 
 
-MADE = {"torch": _torch, "onnx": _onnx, "peft": _peft, "hdf5": _hdf5}  # the formats that are read only
+def _hdf5(folder: Path) -> Path:
+    return _keras(folder).rename(folder / "model.h5")
+
+
+def _dcp(folder: Path) -> Path:
+    torch = pytest.importorskip("torch", reason="torch writes what is read here")
+    checkpoint = pytest.importorskip("torch.distributed.checkpoint", reason="torch writes what is read here")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the writer, about processes that there are not
+        checkpoint.save({name: torch.from_numpy(x) for name, x in ARRAYS.items()}, checkpoint_id=folder, no_dist=True)
+    return folder
+
+
+MADE = {
+    "torch": _torch,
+    "onnx": _onnx,
+    "peft": _peft,
+    "keras": _keras,
+    "hdf5": _hdf5,
+    "dcp": _dcp,
+}  # the formats that are read only
 
 
 def sample(format: str, folder: Path) -> Path:
