@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import codecs
 import json
 import os
 import random
@@ -123,6 +124,8 @@ def watched() -> Iterator[list[str]]:
 @pytest.fixture(autouse=True, scope="module")
 def _warm(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Everything that opening imports on purpose is imported before anybody watches."""
+    for encoding in ("cp437", "latin-1", "raw-unicode-escape", "unicode-escape"):
+        codecs.lookup(encoding)
     path = tmp_path_factory.mktemp("warm") / "a.pt"
     for make in CONTAINERS.values():
         path.write_bytes(make(b"\x80\x04}" + text("a") + tensor() + b"s."))
