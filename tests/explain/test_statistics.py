@@ -17,6 +17,7 @@ import steelyard as sy
 from steelyard.core.spec import DTYPES
 from steelyard.errors import WeightsError
 from steelyard.explain import reading
+from steelyard.explain.narrow import _weighed
 from steelyard.explain.reading import Workspace
 from steelyard.explain.statistics import THOUSANDTHS, statistics
 from steelyard.explain.sums import entropy, exact_mean_and_spread
@@ -184,6 +185,11 @@ def test_numpy_and_machine_code_agree(name: str, monkeypatch: pytest.MonkeyPatch
     np.testing.assert_allclose(one.columns, other.columns, 1e-13)
 
 
+def test_sums_of_counts_above_2_to_the_32_are_exact() -> None:
+    times, factors, exponents = np.array([2**40 + 3, 5]), np.array([2**32 - 1, -(2**32)]), np.array([2, 0])
+    assert _weighed(times, factors, exponents) == (2**40 + 3) * (2**32 - 1) * 4 - 5 * 2**32
+
+
 def test_distinct_values_of_wide_types_are_counted_while_they_are_few() -> None:
     few = np.tile(np.arange(4096, dtype=np.float32), 3)
     for compiled in (False, True):
@@ -239,3 +245,31 @@ def test_blocks_are_read_once_and_no_more_is_held(monkeypatch: pytest.MonkeyPatc
     assert found.ordered([0, 999]) == [float(x.min()), float(x.max())]
     assert read == [(at, min(128, 1000 - at)) for at in range(0, 1000, 128)]
     assert sum(seen) == 2000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("code", "width"), [("BF16", 2), ("F32", 4), ("I8", 1)])
+def test_more_than_two_to_the_31_elements(tmp_path, code: str, width: int) -> None:
+    """A file of zeros that takes no room on the disk, but for its last element."""
+    import json
+
+    size = 2**31 + 64
+    entry = {"dtype": code, "shape": [2, size // 2], "data_offsets": [0, size * width]}
+    head = json.dumps({"w": entry}).encode()
+    with open(tmp_path / "huge.safetensors", "wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        file.truncate(8 + len(head) + size * width)
+        file.seek(-1, 2)
+        file.write(b"\x40")
+    shown, quantiles, _ = statistics(sy.open(tmp_path / "huge.safetensors"))
+    row = shown.rows[0]
+    last = {"BF16": 2.0, "F32": 2.0, "I8": 64}[code]
+    assert row["elements"] == size
+    assert row["zeros"] == size - 1
+    assert (row["minimum"], row["maximum"]) == (0, last)
+    assert row["mean"] == last / size
+    assert row["L1"] == row["L2"] == last
+    assert row["distinct"] == 2
+    assert quantiles.rows[0]["99.9 %"] == 0
+    assert row["row norms"] == [0, last / 2, last]
+    assert row["column norms"] is None

@@ -270,13 +270,17 @@ class _Trailing:
         self.slots = numbers.space.zeros(worker, "slots", (65536,), np.uint8)
         if known == 16:
             self.slots[prefixes] = np.arange(1, len(prefixes) + 1)
+        self.wanted = np.minimum(self.slots, 1)
+        self.gathered = numbers.space.array(worker, "gathered", (PIECE + 1,), np.uint32)
 
     def add(self, _first: int, block: np.ndarray) -> None:
         patterns = block.view(self.wide.unsigned)
         if self.fast:
-            from steelyard.kernels.counts import count_trailing
+            from steelyard.kernels.counts import count_trailing, gather
 
-            count_trailing(patterns, self.slots, self.tables)
+            for at in range(0, patterns.size, PIECE):
+                count = gather(patterns[at : at + PIECE], self.wanted, self.gathered)
+                count_trailing(self.gathered[:count], self.slots, self.tables)
             return
         heads = patterns >> patterns.dtype.type(self.wide.bits - self.known)
         for table, prefix in zip(self.tables, self.prefixes, strict=True):

@@ -52,10 +52,25 @@ def count_exactly(patterns, sought, found):
 
 
 @kernel
+def gather(patterns, wanted, out):
+    """Move the uint32 `patterns` whose leading half is `wanted`, (65536,) uint8 of 0 or 1, to `out`; how many they are.
+
+    Every pattern is written, and the next one over it where it is not wanted: a store costs less than a wrong guess.
+    """
+    count = np.int64(0)
+    half = np.uint32(16)
+    for i in range(patterns.size):
+        pattern = patterns[i]
+        out[count] = pattern
+        count += np.int64(wanted[np.int64(pattern >> half)])
+    return count
+
+
+@kernel
 def count_trailing(patterns, slots, tables):
     """Where `slots` has a row for the leading half of a uint32 pattern, count its trailing half in that row.
 
-    `slots` is (65536,) uint8 with 0 for no row, `tables` (rows, 65536) int64.
+    `slots` is (65536,) uint8 with 0 for no row, `tables` (rows, 65536).
     """
     half, low = np.uint32(16), np.uint32(65535)
     for i in range(patterns.size):
