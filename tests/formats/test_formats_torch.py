@@ -445,6 +445,15 @@ def test_an_archive_that_two_readers_could_see_apart_is_refused(case: str, tmp_p
     refused(tmp_path / "a.pt", message)
 
 
+def test_bytes_before_the_first_member_are_refused_even_where_the_directory_counts_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    path.write_bytes(b"PK\x03\x04 and a script")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("archive/data.pkl", tensor())
+        archive.writestr("archive/data/0", bytes(24))
+    refused(path, "17 bytes lie before the first member")
+
+
 def test_bombs_doubles_and_other_members(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
 
