@@ -6,6 +6,7 @@ the others through their bytes, their numbers and pieces of other files. `judge`
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import re
@@ -263,10 +264,38 @@ def spoil_checkpoint(rng: random.Random, content: bytes, others: Sequence[bytes]
     return pickles.mutant(rng) if rng.random() < 0.7 else spoil_bytes(rng, content, others)
 
 
+def of_onnx() -> list[bytes]:
+    """A graph of two initialisers and a constant."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    initial = [
+        numpy_helper.from_array(np.ones((2, 3), np.float32), "w"),
+        numpy_helper.from_array(np.int64([1, 2]), "i"),
+    ]
+    constant = helper.make_node(
+        "Constant", [], ["c"], value=helper.make_tensor("c", TensorProto.FLOAT, [2], [1.0, 2.0])
+    )
+    return [helper.make_model(helper.make_graph([constant], "g", [], [], initial)).SerializeToString()]
+
+
+def of_hdf5() -> list[bytes]:
+    """Datasets in groups, one in chunks, and attributes."""
+    import h5py
+
+    file = io.BytesIO()
+    with h5py.File(file, "w") as made:
+        made.attrs["k"] = "v"
+        made.create_dataset("a/kernel", data=np.ones((2, 3), np.float32))
+        made.create_dataset("a/bias", data=np.zeros(3, np.float16), chunks=(2,), compression="gzip")
+    return [file.getvalue()]
+
+
 ROWS = {
     "safetensors": Row(written("safetensors"), spoil_safetensors),
     "npz": Row(written("npz"), spoil_bytes),
     "npy": Row(written("npy"), spoil_bytes),
     "gguf": Row(lambda: [*written("gguf")(), *gguf_files.seeds()[:2], gguf_files.seeds()[3]], gguf_files.spoil),
     "torch": Row(checkpoints, spoil_checkpoint),
+    "onnx": Row(of_onnx, spoil_bytes),
+    "hdf5": Row(of_hdf5, spoil_bytes),
 }

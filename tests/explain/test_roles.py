@@ -234,6 +234,11 @@ def test_roles_and_layers_add_up_to_the_totals_and_count_ties_once() -> None:
     ]
 
 
+def test_ties_are_counted_in_the_layers_of_their_own_names() -> None:
+    weights = unread({f"h.{i}.w": (2,) for i in range(3)}, {f"h.{i}.again": "h.0.w" for i in range(3)})
+    assert [(row["layers"], row["tensors"], row["tied"]) for row in layers(weights).rows] == [("h.{0..2}", 3, 3)]
+
+
 def test_a_thousand_unlike_layers_are_added_up_at_the_end() -> None:
     weights = unread({f"h.{i}.w": (i + 1,) for i in range(1000)})
     table = layers(weights)
