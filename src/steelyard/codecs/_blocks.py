@@ -37,7 +37,7 @@ class Blocks(Codec):
 
     def pack_blocks(self, _x: np.ndarray, /) -> np.ndarray:
         """The blocks (n, width) uint8 of elements (n, block) float32, which are finite; only where it `encodes`."""
-        raise NotImplementedError(self.kind)
+        raise self._unwritten()
 
     @abstractmethod
     def unpack_blocks(self, raw: np.ndarray, /) -> np.ndarray:
@@ -48,6 +48,9 @@ class Blocks(Codec):
         """The name of the block type."""
         return self.name
 
+    def _unwritten(self) -> CodecError:
+        return CodecError(f"{self.kind}: is read and not written; encode as q8_0, q4_0, q4_k, q6_k or another")
+
     def count(self, spec: Spec) -> int:
         """The number of blocks of a tensor; raises CodecError for one that has none."""
         return blocks_of(spec, self.kind, self.block)
@@ -55,7 +58,7 @@ class Blocks(Codec):
     def encode(self, x: np.ndarray) -> dict[str, np.ndarray]:
         """``{"blocks": uint8 (blocks, width)}``; raises CodecError for NaN, infinities and broken rows."""
         if not self.encodes:
-            raise CodecError(f"{self.kind}: is read and not written; encode as q8_0, q4_0, q4_k, q6_k or another")
+            raise self._unwritten()
         spec = Spec.like(x)
         n = self.count(spec)
         raw = np.empty((n, self.width), np.uint8)
