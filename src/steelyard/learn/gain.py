@@ -36,7 +36,7 @@ def gain(of: str | Callable[[Tensor], Tensor]) -> float:
     stable point: a deviation grows by a sixth from layer to layer, so that deep nets of them need a start by data.
 
     >>> round(gain("relu") ** 2, 6), round(gain("tanh"), 4), round(gain(torch.sin), 4)
-    (2.0, 1.5925, 1.5208)
+    (2.0, 1.5925, 1.5209)
 
     Raises UnknownNameError for another name, and ModelError for a function that gives no finite scale.
 
