@@ -18,6 +18,16 @@ compare(np.float32([1, 2]), np.float32([1, 3]), sums, counts)
 print(sums[0].sum(), *counts, "numba" in sys.modules)
 """
 
+STATISTICS = """
+import ml_dtypes, numpy as np, sys
+import steelyard as sy
+from steelyard.explain.reading import Workspace
+from steelyard.explain.tally import tally
+for kind in (np.float32, np.float16, ml_dtypes.bfloat16):
+    found = tally(sy.Weight.of("x", np.arange(6.0).reshape(2, 3).astype(kind)), Workspace(True))
+    print(*found.ordered([0, 5]), found.rows[0] ** 2, "numba" in sys.modules)
+"""
+
 
 def build(numba):
     def double(values, n):
@@ -48,6 +58,36 @@ def test_the_second_process_does_not_import_numba(folder):
         subprocess.run([sys.executable, "-c", ADD], capture_output=True, text=True, check=True).stdout for _ in range(2)
     ]
     assert said == ["1.0 1 1 0 0 0 0 True\n", "1.0 1 1 0 0 0 0 False\n"]
+
+
+def test_statistics_do_not_import_numba_the_second_time(folder):
+    said = [
+        subprocess.run([sys.executable, "-c", STATISTICS], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert [line.split()[-1] for line in said[0].splitlines()] == ["True"] * 3
+    assert said[1] == said[0].replace("True", "False")
+
+
+def test_sums_may_be_reordered_where_that_is_said(folder):
+    def add(numba):
+        def total(values, n, out):
+            result = 0.0
+            for i in range(n):
+                result += values[i]
+            out[0] = result
+
+        return total
+
+    x = np.random.default_rng(0).normal(size=10_001)
+    x[::2] *= 1e-9
+    sums = {}
+    for reordered in (False, True):
+        out = np.zeros(1)
+        Native("total", add, ("float64*", "int64", "float64*"), "a sum", reordered)(x, x.size, out)
+        sums[reordered] = out[0]
+    assert sums[False] == np.cumsum(x)[-1] != sums[True]
+    assert abs(sums[True] - sums[False]) < 1e-12 * abs(x).sum()
 
 
 def test_a_damaged_object_is_made_anew(folder):

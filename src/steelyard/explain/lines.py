@@ -45,17 +45,19 @@ class Lines:
         return lines
 
     def add(self, first: int, block: np.ndarray) -> None:
+        if self.fast:
+            self._fast(first, block)
+            return
         for at in range(0, block.size, PIECE):
-            (self._fast if self.fast else self._add)(first + at, block[at : at + PIECE])
+            self._add(first + at, block[at : at + PIECE])
 
     def _fast(self, first: int, block: np.ndarray) -> None:
-        from steelyard.kernels.moments import look_up, squares_of_rows
+        from steelyard.kernels.moments import squares_of_rows, squares_of_rows_by_table
 
-        if self.values is not None:
-            scratch = self.scratch[: block.size]
-            look_up(block, self.values, scratch)
-            block = scratch
-        squares_of_rows(block, first, self.width, self.rows, self.columns)
+        if self.values is None:
+            squares_of_rows(block, PIECE, first, self.width, self.rows, self.columns)
+        else:
+            squares_of_rows_by_table(block, self.values, self.scratch, first, self.width, self.rows, self.columns)
 
     def _add(self, first: int, block: np.ndarray) -> None:
         with np.errstate(invalid="ignore"):  # signalling NaNs

@@ -53,7 +53,7 @@ class Numbers:
         self.each = 2 if weight.spec.dtype.kind == "complex" else 1
         self.size = weight.spec.size * self.each
         self.numpy = DTYPES[part(weight.spec.dtype)].numpy
-        self.whole = np.ascontiguousarray(weight.array()).reshape(-1) if weight.fill is None else np.empty(0)
+        self.whole = np.require(weight.array(), requirements="CA").reshape(-1) if weight.fill is None else np.empty(0)
 
     def blocks(self, first: int, last: int, worker: int = 0) -> Iterator[tuple[int, np.ndarray]]:
         """Each block and where it begins; valid until the next."""

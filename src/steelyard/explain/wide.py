@@ -104,12 +104,11 @@ class _Halves(_Account):
         super().__init__(wide, space, worker, lines)
         self.tables = space.zeros(worker, "counts and sums", (2, 65536), np.uint64)
         self.trailing = space.zeros(worker, "trailing", (65536,), np.int64)
-        self.heads = space.array(worker, "heads", (PIECE,), np.uint32)
         self.pending = 0
 
     def add(self, first: int, block: np.ndarray) -> None:
         from steelyard.kernels.counts import PER_TABLE, count_32
-        from steelyard.kernels.moments import squares_of_differences
+        from steelyard.kernels.moments import squares_of_rests
 
         patterns = block.view(np.uint32)
         if self.lines is not None:
@@ -118,10 +117,7 @@ class _Halves(_Account):
             self.finish()
         self.pending += block.size
         count_32(patterns, self.tables)
-        for at in range(0, block.size, PIECE):
-            piece = patterns[at : at + PIECE]
-            heads = np.bitwise_and(piece, np.uint32(0xFFFF0000), out=self.heads[: piece.size])
-            rest = squares_of_differences(piece.view(np.float32), heads.view(np.float32))
+        for rest in squares_of_rests(patterns, PIECE).tolist():
             numerator, denominator = rest.as_integer_ratio()
             self.squares += (numerator << -2 * self.wide.base) // denominator
 
@@ -270,17 +266,14 @@ class _Trailing:
         self.slots = numbers.space.zeros(worker, "slots", (65536,), np.uint8)
         if known == 16:
             self.slots[prefixes] = np.arange(1, len(prefixes) + 1)
-        self.wanted = np.minimum(self.slots, 1)
         self.gathered = numbers.space.array(worker, "gathered", (PIECE + 1,), np.uint32)
 
     def add(self, _first: int, block: np.ndarray) -> None:
         patterns = block.view(self.wide.unsigned)
         if self.fast:
-            from steelyard.kernels.counts import count_trailing, gather
+            from steelyard.kernels.counts import count_trailing
 
-            for at in range(0, patterns.size, PIECE):
-                count = gather(patterns[at : at + PIECE], self.wanted, self.gathered)
-                count_trailing(self.gathered[:count], self.slots, self.tables)
+            count_trailing(patterns, self.slots, self.gathered, self.tables)
             return
         heads = patterns >> patterns.dtype.type(self.wide.bits - self.known)
         for table, prefix in zip(self.tables, self.prefixes, strict=True):
@@ -317,13 +310,13 @@ def _distinct(numbers: Numbers, wide: Wide) -> int | None:
     if numbers.space.compiled and wide.bits == 32:
         from steelyard.kernels.counts import distinct_up_to
 
-        table, found, count = np.full(4 * DISTINCT, -1, np.int32), np.empty(DISTINCT, np.uint32), 0
+        table, found, count = np.full(4 * DISTINCT, -1, np.int32), np.empty(DISTINCT, np.uint32), np.zeros(1, np.int64)
         for first in (0, PIECE):  # the beginning shows, as a rule, that there are many
             for _, block in numbers.blocks(first, min(PIECE, numbers.size) if not first else numbers.size):
-                count = distinct_up_to(block.view(np.uint32), DISTINCT, table, found, count)
-                if count > DISTINCT:
+                distinct_up_to(block.view(np.uint32), DISTINCT, table, found, count)
+                if count[0] > DISTINCT:
                     return None
-        return int(count)
+        return int(count[0])
     for _, block in numbers.blocks(0, numbers.size):
         for at in range(0, block.size, 4 * DISTINCT):
             seen = np.union1d(seen, block[at : at + 4 * DISTINCT].view(wide.unsigned))

@@ -28,15 +28,6 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     >>> total(np.ones(3))
     3.0
     """
-    return _compiled(function)
-
-
-def reordering_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Like `kernel`, for sums whose terms may be added in any order, several at a time."""
-    return _compiled(function, fastmath={"reassoc", "nsz"})
-
-
-def _compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     import numba
 
     before = numba.config.CACHE_DIR
@@ -44,9 +35,9 @@ def _compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any
         # numba asks for the folder when it decorates; other users of numba in this process keep theirs
         numba.config.CACHE_DIR = user_cache_dir("steelyard", appauthor=False)
     try:
-        compiled: Callable[..., Any] = numba.njit(nogil=True, cache=True, **options)(function)
+        compiled: Callable[..., Any] = numba.njit(nogil=True, cache=True)(function)
     except (RuntimeError, OSError):  # no folder that can be written, or a function without a file
-        compiled = numba.njit(nogil=True, **options)(function)
+        compiled = numba.njit(nogil=True)(function)
     finally:
         numba.config.CACHE_DIR = before
     return compiled

@@ -47,6 +47,7 @@ class Native:
     build: Callable[[Any], Callable[..., None]]
     arguments: tuple[str, ...]
     source: str  # the text that the loop is made of: another text, another object
+    reordered: bool = False  # whether the terms of a sum may be added in any order, several at a time
 
     def __call__(self, *values: Any) -> None:
         """Run it: arrays where the arguments are pointers, numbers elsewhere."""
@@ -76,7 +77,9 @@ class Native:
     def _path(self) -> Path:
         folder = os.environ.get("NUMBA_CACHE_DIR") or user_cache_dir("steelyard", appauthor=False)
         machine = (llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten(), llvmlite.__version__)
-        key = hashlib.sha256(repr((self.name, self.source, self.arguments, machine)).encode()).hexdigest()[:32]
+        key = hashlib.sha256(
+            repr((self.name, self.source, self.arguments, self.reordered, machine)).encode()
+        ).hexdigest()[:32]
         return Path(folder) / f"{_LABEL}_{self.name}_{key}.o"
 
     def _compile(self) -> tuple[str, bytes]:
@@ -86,7 +89,9 @@ class Native:
         signature = [
             numba.types.CPointer(t) if a.endswith("*") else t for t, a in zip(types, self.arguments, strict=True)
         ]
-        options = {"error_model": "numpy", "no_cfunc_wrapper": True, "no_cpython_wrapper": True}
+        options: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True, "no_cpython_wrapper": True}
+        if self.reordered:
+            options["fastmath"] = {"reassoc", "nsz"}
         made = numba.njit(tuple(signature), **options)(self.build(numba))
         (result,) = made.overloads.values()
         return result.fndesc.llvm_func_name, result.library._get_compiled_object()
