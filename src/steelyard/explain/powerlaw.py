@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+PROBES = 16  # values of a tail at which a fit is tried before it is looked at as a whole
+
+
 @dataclass(frozen=True)
 class PowerLaw:
     """p(x) ~ x^-alpha for x >= xmin."""
@@ -53,13 +56,33 @@ def fit_power_law(values: np.ndarray) -> PowerLaw:
     logs = np.log(x)
     counts = np.arange(x.size, 0, -1.0)  # of the values from each threshold on
     excess = np.cumsum(logs[::-1])[::-1] - counts * logs  # sum(log(x / xmin)) for each threshold
-    steps = np.arange(x.size) / x.size
+    found = np.flatnonzero(excess[:-1] > 1e-12 * counts[:-1])  # where values differ at all, there is an exponent
+    slopes = counts[found] / excess[found]
     best = PowerLaw(float("inf"), float(x[-1]), 1.0, 1)
-    for i in np.flatnonzero(excess[:-1] > 1e-12 * counts[:-1]):
-        n = x.size - i
-        slope = counts[i] / excess[i]
-        fitted = -np.expm1(-slope * (logs[i:] - logs[i]))  # the distribution function of the fit
-        distance = float(np.abs(fitted - steps[:n] * (x.size / n)).max())
-        if distance < best.distance:
-            best = PowerLaw(1 + float(slope), float(x[i]), distance, int(n))
+    for i in np.argsort(least := _at_least(logs, found, slopes), kind="stable"):
+        if least[i] >= best.distance:
+            break  # no threshold that is left can be better
+        first, n = found[i], x.size - found[i]
+        distance = float(np.abs(_fitted(logs[first:] - logs[first], slopes[i]) - np.arange(n) / n).max())
+        if (distance, first) < (best.distance, x.size - best.tail):
+            best = PowerLaw(1 + float(slopes[i]), float(x[first]), distance, int(n))
     return best
+
+
+def _fitted(above: np.ndarray, slope: np.ndarray) -> np.ndarray:
+    """The distribution function of the fit at values with log(x / xmin) = `above`."""
+    import numpy as np
+
+    values: np.ndarray = -np.expm1(-slope * above)
+    return values
+
+
+def _at_least(logs: np.ndarray, first: np.ndarray, slopes: np.ndarray) -> np.ndarray:
+    """For each threshold what its distance is at least: what it is at PROBES values of the tail."""
+    import numpy as np
+
+    tail = (logs.size - first)[:, None]
+    probes = (tail * (np.arange(PROBES) + 0.5) / PROBES).astype(np.int64)  # (thresholds, PROBES), counted from xmin
+    above = logs[first[:, None] + probes] - logs[first][:, None]
+    distances: np.ndarray = np.abs(_fitted(above, slopes[:, None]) - probes / tail).max(axis=1)
+    return distances

@@ -12,7 +12,8 @@ largest value, in the memory of a few blocks of `SKETCH` vectors.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 EXACT = 4096  # the shorter side up to which all singular values are computed: some 10 s of a core at the limit
 PANEL = 1 << 20  # elements that are in memory at a time: 8 MB in float64
+WORKERS = 4  # matrices at a time: each takes twice the square of its shorter side in memory
 SKETCH = 128  # random vectors of the bounds
 DOUBT = 1e-10  # the probability that a bound from above is wrong
 FITTED = 50  # eigenvalues from which on the tail is fitted: fewer leave the exponent to chance
@@ -80,13 +82,30 @@ def spectra(
     chosen = [item for item in weights.choose(where).values() if _is_matrix(item)]
     if not chosen:
         raise WeightsError("none of the tensors is a matrix of numbers: a spectrum needs two axes; choose others")
-    rows = []
-    for item in chosen:
+
+    def one(item: Weight) -> dict[str, Any]:
         matrix = Matrix.of(item)
-        rows.append({"name": item.name, "rows": matrix.rows, "columns": matrix.columns, **_row(matrix, exact, seed)})
+        row = {"name": item.name, "rows": matrix.rows, "columns": matrix.columns, **_row(matrix, exact, seed)}
         if progress is not None:
             progress(item.spec.nbytes)
+        return row
+
+    rows = _side_by_side(one, chosen)
     return Table.of("spectra", COLUMNS, rows, {"exact up to": exact, "chance of a wrong bound": DOUBT})
+
+
+def _side_by_side(one: Callable[[Weight], dict[str, Any]], items: Sequence[Weight]) -> list[dict[str, Any]]:
+    """What `one` gives for each item, in order: a matrix a core, since LAPACK's own threads mostly wait here."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from threadpoolctl import threadpool_limits
+
+    pool = ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1))
+    try:
+        with threadpool_limits(1, "blas"):
+            return list(pool.map(one, items))
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interrupt waits for the matrices at hand, not for all
 
 
 def singular_values(weight: Weight) -> np.ndarray:
@@ -135,16 +154,22 @@ class Matrix:
         return min(self.rows, self.columns)
 
     def panels(self, factor: float) -> Iterator[np.ndarray]:
-        """`factor` times the matrix, or its transpose if it is wide, some rows at a time: (some, short) in float64."""
+        """`factor` times the matrix, or its transpose if it is wide, some rows at a time: (some, short) in float64.
+
+        All lie in one buffer: a panel is valid until the next one is asked for.
+        """
         import numpy as np
 
-        wide = _wide(self.weight)
-        if self.columns <= self.rows:
-            for block in self.weight.blocks(max(PANEL // self.columns, 1) * self.columns):
-                yield np.multiply(block.astype(wide, copy=False).reshape(-1, self.columns), factor, dtype=wide)
-        else:
-            for panel in self._upright():
-                yield np.multiply(panel.T.astype(wide, copy=False), factor, dtype=wide, order="C")
+        rows = max(PANEL // self.short, 1)
+        buffer = np.empty((min(rows, max(self.rows, self.columns)), self.short), _wide(self.weight))
+        tall = self.columns <= self.rows
+        parts = self.weight.blocks(rows * self.columns) if tall else self._upright()
+        for part in parts:
+            values = part.reshape(-1, self.short) if tall else part.T
+            panel = buffer[: len(values)]
+            panel[...] = values  # cast as it is copied
+            panel *= factor
+            yield panel
 
     def _upright(self) -> Iterator[np.ndarray]:
         """Of a wide matrix, some columns at a time: (rows, some), as they are held."""
