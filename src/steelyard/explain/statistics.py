@@ -23,7 +23,7 @@ from steelyard.explain.reading import Progress, Workspace
 from steelyard.explain.sums import Tally, entropy, exact_mean_and_spread
 from steelyard.explain.tally import tally
 
-SMALL = 4_000_000  # bytes up to which numpy is done before the machine code is loaded
+SMALL = 4_000_000  # bytes up to which numpy alone is as quick, and nothing is compiled at a first use
 THOUSANDTHS = (1, 10, 50, 250, 500, 750, 950, 990, 999)  # the quantiles that are shown
 BINS = 32
 _BARS = "▁▂▃▄▅▆▇█"

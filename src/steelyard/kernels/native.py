@@ -1,7 +1,7 @@
 """Loops over raw memory whose machine code is kept as an object file, and called without importing numba.
 
-Loading numba and a kernel of its cache takes some 0.4 s; loading the object takes 0.03 s, so that a command which needs
-one loop need not wait. Decides where the objects lie, and that one is used only by the processor, the compiler and
+Loading numba and a kernel of its cache takes some 0.4 s and 130 MB; the object is loaded without it, and without LLVM
+where it is simple enough. Decides where the objects lie, and that one is used only by the processor, the compiler and
 the source that made it. Such a loop takes pointers and numbers, allocates nothing and raises nothing; whoever calls it
 vouches for the lengths. Knows nothing of what it computes.
 """
@@ -15,13 +15,15 @@ import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import llvmlite
-import llvmlite.binding as llvm
 from platformdirs import user_cache_dir
+
+from steelyard.kernels import elf
 
 _LABEL = "steelyard_native"
 _KEPT: list[Any] = []  # the engines: machine code lives as long as the process
@@ -63,20 +65,14 @@ class Native:
         symbol, code = kept or self._compile()
         if kept is None:
             _keep(path, symbol, code)
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
-        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-        engine.finalize_object()
-        _KEPT.append(engine)
         kinds = [ctypes.c_void_p if a.endswith("*") else ctypes.c_int64 for a in self.arguments]
         prototype = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *kinds)
-        return prototype(engine.get_function_address(symbol))
+        return prototype(elf.load(code, symbol) or _load(code, symbol))
 
     @property
     def _path(self) -> Path:
         folder = os.environ.get("NUMBA_CACHE_DIR") or user_cache_dir("steelyard", appauthor=False)
-        machine = (llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten(), llvmlite.__version__)
+        machine = (_processor(), llvmlite.__version__)
         key = hashlib.sha256(
             repr((self.name, self.source, self.arguments, self.reordered, machine)).encode()
         ).hexdigest()[:32]
@@ -97,8 +93,34 @@ class Native:
         return result.fndesc.llvm_func_name, result.library._get_compiled_object()
 
 
-def _machine() -> Any:
-    return llvm.Target.from_default_triple().create_target_machine()
+def _load(code: bytes, symbol: str) -> int:
+    """The address of a function that LLVM has put into memory."""
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine()
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    _KEPT.append(engine)
+    return int(engine.get_function_address(symbol))
+
+
+@cache
+def _processor() -> str:
+    """What the processor is called and what it can do, in the words of the system, or of LLVM where it has none."""
+    described = {}
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        for line in takewhile(str.strip, file):  # of the first one
+            key, _, value = line.partition(":")
+            described[key.strip()] = value.strip()
+    said = [described[key] for key in ("vendor_id", "cpu family", "model", "model name", "flags") if key in described]
+    if "flags" in described:
+        return " ".join(said)
+    import llvmlite.binding as llvm
+
+    return f"{llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}"
 
 
 def _read(path: Path) -> tuple[str, bytes] | None:
