@@ -49,6 +49,14 @@ def test_any_scale(factor: float) -> None:
     np.testing.assert_allclose(values, np.array([3.0, 2.0, 1.0]) * factor, rtol=1e-12)
 
 
+def test_elements_at_the_end_of_the_range() -> None:
+    row = spectra(Weights.of({"w": np.array([[1e308, -1e308], [1e308, 1e308]])})).rows[0]
+    assert row["largest"] == pytest.approx(2**0.5 * 1e308)
+    assert row["stable rank"] == pytest.approx(2)
+    beyond = spectra(Weights.of({"w": np.full((9, 9), 1e308), "b": np.full((300, 300), 1e308)}), exact=100)
+    assert [row["largest"] for row in beyond.rows] == [np.inf, np.inf]
+
+
 def test_the_figures_of_a_known_spectrum() -> None:
     left, _ = np.linalg.qr(RNG.standard_normal((50, 50)))
     right, _ = np.linalg.qr(RNG.standard_normal((30, 30)))

@@ -121,17 +121,25 @@ def singular_values(weight: Weight) -> np.ndarray:
 
     if not _is_matrix(weight):
         raise WeightsError(f"{weight.origin}: {quoted(weight.name)} is {weight.spec}; a spectrum needs two axes")
-    matrix = Matrix.of(weight)
+    energies, scale = _energies(Matrix.of(weight))
+    with np.errstate(over="ignore"):  # a singular value may be beyond float64 where no element is
+        values: np.ndarray = np.sqrt(energies) * scale
+    return values
+
+
+def _energies(matrix: Matrix) -> tuple[np.ndarray, float]:
+    """The squared singular values in units of a scale, largest first, and the scale: no square leaves the range."""
+    import numpy as np
+
     scale = _scale(matrix)
     if not scale:
-        return np.zeros(matrix.short)
-    gram = np.zeros((matrix.short, matrix.short), _wide(weight))
+        return np.zeros(matrix.short), 1.0
+    gram = np.zeros((matrix.short, matrix.short), _wide(matrix.weight))
     for panel in matrix.panels(1 / scale):
         gram += _adjoint(panel) @ panel
     energies = np.linalg.eigvalsh(gram)[::-1]
     energies[energies < NOISE * matrix.short * energies[0]] = 0
-    values: np.ndarray = np.sqrt(energies) * scale
-    return values
+    return energies, scale
 
 
 @dataclass(frozen=True)
@@ -282,22 +290,22 @@ def _row(matrix: Matrix, exact: int, seed: int) -> dict[str, Any]:
         return {"how": "no elements"}
     try:
         if matrix.short <= exact:
-            return _exact_row(singular_values(matrix.weight))
+            return _exact_row(*_energies(matrix))
         return _bounds_row(bounds(matrix, seed))
     except _NotFiniteError as error:
         return {"how": str(error)}
 
 
-def _exact_row(values: np.ndarray) -> dict[str, Any]:
-    largest = float(values[0])
-    row: dict[str, Any] = {"largest": largest, "largest below": largest, "how": "exact"}
-    if not largest:
-        return row | {"norm": 0.0, "smallest": 0.0, "rank": 0, "how": "all zero"}
-    energies = (values / largest) ** 2
-    total = float(energies.sum())
-    row["norm"] = largest * total**0.5
-    rank, stable, effective = int((values > 0).sum()), total, _effective(energies)
-    row |= {"smallest": values[-1], "condition": largest / values[-1] if values[-1] else math.inf, "rank": rank}
+def _exact_row(squares: np.ndarray, scale: float) -> dict[str, Any]:
+    first, last = float(squares[0]) ** 0.5, float(squares[-1]) ** 0.5
+    row: dict[str, Any] = {"largest": scale * first, "largest below": scale * first, "smallest": scale * last}
+    if not first:
+        return row | {"norm": 0.0, "rank": 0, "how": "all zero"}
+    energies = squares / squares[0]
+    total, rank = float(energies.sum()), int((squares > 0).sum())
+    row |= {"norm": scale * first * total**0.5, "condition": first / last if last else math.inf, "rank": rank}
+    row["how"] = "exact"
+    stable, effective = total, _effective(energies)
     row |= {"stable rank": stable, "stable rank below": stable}
     row |= {"effective rank": effective, "effective rank below": effective}
     row["90 % energy"] = int((energies.cumsum() < 0.9 * total).sum()) + 1
@@ -347,7 +355,7 @@ def _scale(matrix: Matrix) -> float:
     if bad:
         text = f"{bad} values are not finite; repair them first"
         raise _NotFiniteError(f"{matrix.weight.origin}: {quoted(matrix.weight.name)}: {text}")
-    return 2.0 ** max(math.frexp(largest)[1], -1000) if largest else 0.0  # its inverse must be finite, too
+    return 2.0 ** min(max(math.frexp(largest)[1], -1000), 1000) if largest else 0.0  # its inverse must be finite, too
 
 
 def _adjoint(panel: np.ndarray) -> np.ndarray:
