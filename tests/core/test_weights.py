@@ -122,3 +122,25 @@ def test_packed_values_are_decoded_by_array_and_kept_by_settle(halves):
     assert w["a"].array().tolist() == [1.0, 2.0]
     assert isinstance(w.settle()["a"].read(), Packed)
     assert w.arrays()["a"].tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_rows_of_the_first_axis_are_read_alone(lazy: bool) -> None:
+    values = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
+
+    def fill(first: int, flat: np.ndarray) -> None:
+        flat[...] = values.reshape(-1)[first : first + flat.size]
+
+    def whole() -> np.ndarray:
+        return pytest.fail("the whole tensor was read") if lazy else values
+
+    weight = Weight("w", Spec.like(values), whole, fill=fill if lazy else None)
+    for index in (slice(1, 3), slice(None), slice(-2, None), slice(3, 1), slice(2, 99), 0, 3, -1, -4):
+        np.testing.assert_array_equal(weight[index], values[index])
+    for wrong in (4, -5, slice(0, 4, 2), (0, 1), None):
+        with pytest.raises(WeightsError, match="'w'"):
+            weight[wrong]
+    with pytest.raises(WeightsError, match="first axis"):
+        Weight.of("s", np.float32(1))[0]
+    np.testing.assert_array_equal(np.asarray(Weight.of("w", values)), values)
+    assert np.asarray(Weight.of("w", values), np.float64).dtype == np.float64

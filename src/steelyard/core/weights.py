@@ -55,6 +55,44 @@ class Weight:
             )
         return array
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """For numpy: ``np.asarray(weight)`` reads the values."""
+        import numpy as np
+
+        return np.array(self.array(), dtype=dtype, copy=copy)
+
+    def __getitem__(self, index: slice | int) -> np.ndarray:
+        """Rows of the first axis: ``weight[2:4]`` reads these alone where the file allows it.
+
+        >>> import numpy as np
+        >>> Weight.of("w", np.arange(6).reshape(3, 2))[1:].tolist()
+        [[2, 3], [4, 5]]
+
+        Raises WeightsError for a step, for a tensor without axes and for a row that is not there.
+        """
+        shape = self.spec.shape
+        if (
+            not shape
+            or not isinstance(index, (slice, int))
+            or (isinstance(index, slice) and index.step not in (None, 1))
+        ):
+            text = "expected rows of the first axis, such as [3] or [2:4]; read .array() for any other part"
+            raise WeightsError(f"{self.origin}: {quoted(self.name)} of shape {shape}: {text}")
+        if isinstance(index, int) and not -shape[0] <= index < shape[0]:
+            raise WeightsError(f"{self.origin}: {quoted(self.name)} has {shape[0]} rows, and no row {index}")
+        window = slice(index, index + 1 or None) if isinstance(index, int) else index
+        first, last, _ = window.indices(shape[0])
+        count, row = max(last - first, 0), self.spec.size // max(shape[0], 1)
+        if self.fill is None:
+            part = self.array()[first : first + count]
+        else:
+            import numpy as np
+
+            part = np.empty((count, *shape[1:]), self.spec.dtype.numpy)
+            if part.size:
+                self.fill(first * row, part.reshape(-1))
+        return part[0] if isinstance(index, int) else part
+
     def blocks(self, elements: int, first: int = 0) -> Iterator[np.ndarray]:
         """The values from the element `first` on, in C order, as flat arrays of `elements`, the last one shorter.
 
