@@ -25,7 +25,9 @@ EDITS = {
 def test_what_is_said_is_what_was_written(steelyard, model, verb):
     target = model.with_name("out.safetensors")
     result = steelyard(verb, model, target, *EDITS[verb], "--json")
-    assert (result.status, result.err) == (0, "")
+    assert result.status == 0
+    tied = "1 tie is kept as metadata; other readers see one name: --untie writes each\n"
+    assert result.err == (tied if verb == "convert" else "")
     tensors, total = (json.loads(line) for line in result.out.splitlines())
     before, after = sy.open(model), sy.open(target)
     assert list(after) == list(before)
@@ -86,6 +88,44 @@ def test_codec_and_rename(steelyard, model):
     plain = model.with_name("plain.safetensors")
     steelyard("convert", target, plain, "--codec", "plain")
     assert sy.open(plain)["layer.weight"].scheme is None
+
+
+@pytest.mark.parametrize("options", [(), ("--shard-size", "2kB")])
+def test_untied_every_name_is_there_for_other_readers(steelyard, model, options):
+    from safetensors import safe_open
+
+    target = model.with_name("out.safetensors.index.json" if options else "out.safetensors")
+    result = steelyard("convert", model, target, "--untie", "--verify", "--rename", "head.*=lm_head.*", *options)
+    assert (result.status, result.err) == (0, "")
+    found = {}
+    for path in model.parent.glob("out*.safetensors"):
+        with safe_open(path, "np") as file:
+            found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    assert sorted(found) == sorted(["lm_head.weight", *sy.open(model)])
+    assert np.array_equal(found["lm_head.weight"], found["model.embed.weight"])
+
+
+@pytest.mark.parametrize("options", [("--verify",), ("--codec", "plain"), ("--verify", "--shard-size", "1MB")])
+def test_a_damaged_source_is_blamed_and_nothing_stays(steelyard, tmp_path, options):
+    whole = sy.pack(np.zeros(4096, np.uint8), sy.Entropy())
+    stream = np.full_like(whole.parts["stream"], 255)
+    damaged = sy.Packed(whole.spec, whole.codec, {**whole.parts, "stream": stream})
+    source = tmp_path / "source.safetensors"
+    sy.write(sy.Weights.of({"a": np.zeros(50_000, np.float32), "b": damaged}), source)
+    target = tmp_path / f"out.safetensors{'.index.json' if '--shard-size' in options else ''}"
+    result = steelyard("convert", source, target, *options)
+    assert result.status == 2
+    assert result.err.startswith(f"steelyard: {source} @")
+    assert "'b': entropy" in result.err
+    assert "fetch a whole copy" in result.err
+    assert "run the same command again" not in result.err
+    assert os.listdir(tmp_path) == ["source.safetensors"]
+
+
+def test_shards_in_a_folder_that_is_missing(steelyard, model, tmp_path):
+    result = steelyard("convert", model, tmp_path / "c" / "shd", "--shard-size", "1MB")
+    assert result.status == 2
+    assert f"the folder '{tmp_path / 'c' / 'shd'}' is not there; create it first" in result.err
 
 
 def test_text_of_quantize(steelyard, model, golden):

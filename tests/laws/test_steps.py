@@ -36,12 +36,14 @@ SETTINGS = {
     "quantize": [{}, {"bits": 4, "symmetric": False, "axis": 0}, {"bits": 3, "group": 4}],
     "share": [{"k": 3}, {"k": 2, "scope": "global", "keep_zeros": False}],
     "pack": [{"plan": Bitmask()}, {"plan": smallest(nest(Bitmask(), mask=None), None)}, {"plan": None}],
+    "untie": [{}],
     "settle": [{}],
 }
 EVERY = [(name, settings) for name in STEPS for settings in SETTINGS[name]]
 PIECES = {"split", "join", "stack", "unstack"}  # the tensors that come of these are others
 NAMING = PIECES | {"rename"}
 EAGER = {"settle"}  # it exists to read everything at once
+UNTYING = {"untie"}  # it exists to end ties: each alias is a tensor after the others
 
 
 def arrays():
@@ -94,6 +96,11 @@ def test_order_ties_and_metadata_survive(name, settings):
     before = Watched().weights()
     after = build(name, settings)(before)
     assert after.meta == before.meta
+    if name in UNTYING:
+        assert dict(after.ties) == {}
+        assert list(after) == [*before, *before.ties]
+        assert [after[alias].spec for alias in before.ties] == [before[alias].spec for alias in before.ties]
+        return
     assert len(after.ties) == 1
     ((alias, target),) = after.ties.items()
     assert list(after).index(target) == 0

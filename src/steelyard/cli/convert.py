@@ -11,6 +11,7 @@ from steelyard.cli.options import Output, codec_option, output, show, source_and
 from steelyard.cli.progress import watching
 from steelyard.core.transform import Step, chain
 from steelyard.core.where import Where
+from steelyard.errors import quoted
 
 if TYPE_CHECKING:
     from steelyard.formats.sharded import Sharded
@@ -66,6 +67,7 @@ _SIZES |= {f"{p}IB": 1024**i for i, p in enumerate("KMGT", 1)}
     callback=lambda _ctx, option, text: None if text is None else _size(text, option),
     help="Write an index and files of at most SIZE, such as 5GB or 500MiB; TARGET is the index or a folder.",
 )
+@click.option("--untie", is_flag=True, help="Write each further name of a tensor as a tensor of its own.")
 @click.option("--verify", is_flag=True, help="Read TARGET back before it gets its name, and compare it bit for bit.")
 @codec_option(None, "How to hold the tensors, such as entropy, or plain to decode.")
 @where_option
@@ -82,6 +84,7 @@ def verb(
     stacks: tuple[str, ...],
     unstacks: tuple[str, ...],
     shard_size: int | None,
+    untie: bool,
     verify: bool,
     codec: Step | None,
     where: Where | None,
@@ -93,8 +96,11 @@ def verb(
     be written: each tensor as the source and the options give it. What is done of a job that is broken off stays
     beside TARGET, for safetensors in one file or many and for GGUF, and the same command goes on from there.
 
-    Steps follow in this order: --dtype, --split, --unstack, --join, --stack, --rename, --codec; patterns speak of
-    the names that the steps before have left. With --where, only the tensors that match take part in them.
+    A tensor with several names is written once, and the further names are kept as metadata, which other readers
+    do not know; with --untie, each is written as a tensor of its own.
+
+    Steps follow in this order: --untie, --dtype, --split, --unstack, --join, --stack, --rename, --codec; patterns
+    speak of the names that the steps before have left. With --where, only the tensors that match take part in them.
 
     \b
     Example:
@@ -105,9 +111,11 @@ def verb(
     from steelyard.edit.rename import Rename
     from steelyard.edit.split import Join
     from steelyard.edit.stack import Stack, Unstack
+    from steelyard.edit.untie import Untie
     from steelyard.explain.rewrite import rewrite
 
-    steps: list[Step] = [] if dtype is None else [Cast(dtype, overflow)]  # type: ignore[arg-type]
+    steps: list[Step] = [Untie()] if untie else []
+    steps += [] if dtype is None else [Cast(dtype, overflow)]  # type: ignore[arg-type]
     steps += [_split(text) for text in splits]
     steps += [Unstack(*_pair(text, "--unstack")) for text in unstacks]
     for text in joins:
@@ -133,6 +141,17 @@ def verb(
             watch=watch,
         )
     show(tables, output)
+    _tell_ties(path)
+
+
+def _tell_ties(path: Path) -> None:
+    """Say on standard error that other readers will miss the names that lie in the metadata alone."""
+    from steelyard import formats
+
+    count = len(formats.open(path).ties)
+    if count:
+        what = "1 tie is" if count == 1 else f"{count} ties are"
+        click.echo(f"{what} kept as metadata; other readers see one name: --untie writes each", err=True)
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:
@@ -190,6 +209,12 @@ def _sharded(target: str, shard_size: int | None) -> tuple[Sharded | None, Path]
     if path.is_dir() or target.endswith("/"):
         path /= "model.safetensors.index.json"
     if not path.name.lower().endswith(Sharded.suffixes):
+        if not path.suffix and not path.exists():
+            _wrong(
+                f"the folder {quoted(target)} is not there; create it first, or name an index that ends in "
+                f"{Sharded.suffixes[0]}",
+                "--shard-size",
+            )
         _wrong(
             f"writes an index: expected a folder or a name ending in {Sharded.suffixes[0]}, got {target!r}",
             "--shard-size",

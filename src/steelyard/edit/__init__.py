@@ -19,6 +19,7 @@ STEPS: Registry[type[Step]] = Registry(
         "quantize": Row("steelyard.edit.quantize:Quantize", "round to uniform levels of few bits"),
         "share": Row("steelyard.edit.share:Share", "few distinct values: the codebook with the least squared error"),
         "pack": Row("steelyard.edit.pack:Pack", "hold tensors as a plan of codecs says"),
+        "untie": Row("steelyard.edit.untie:Untie", "each further name of a tensor becomes a tensor of its own"),
         "settle": Row("steelyard.edit.settle:Settle", "run everything so far, once, and keep the result in memory"),
     },
 )

@@ -20,7 +20,7 @@ from steelyard.core.recipe import to_data
 from steelyard.core.transform import Transform
 from steelyard.core.weights import Weights
 from steelyard.core.where import Where
-from steelyard.errors import FormatError, VerdictError, printable, quoted
+from steelyard.errors import CodecError, FormatError, VerdictError, printable, quoted
 from steelyard.formats.base import Writable, writing
 
 JOB, LOCK, MOVING = "job.json", "lock", "moving.json"
@@ -118,7 +118,8 @@ def _folder(target: Path) -> Path:
 def workplace(target: Path, job: str | None) -> Iterator[Workplace]:
     """A folder beside `target` to write it in; it is gone after the block, unless the job can be gone on with.
 
-    With a `job`, what an earlier one of the same description has left is in it. Raises FormatError where the
+    With a `job`, what an earlier one of the same description has left is in it. A tensor that no codec can hold or
+    decode, and a verdict, end a job for good: going on would end the same way. Raises FormatError where the
     folder cannot be made, is of something else, or another process works in it.
     """
     if not target.parent.is_dir():
@@ -136,8 +137,11 @@ def workplace(target: Path, job: str | None) -> Iterator[Workplace]:
         try:
             yield place
         except BaseException as error:
-            if job is None or isinstance(error, VerdictError) or not place.kept:
+            incurable = isinstance(error, (CodecError, VerdictError))  # the same command would fail the same way
+            if job is None or incurable or not place.kept:
                 shutil.rmtree(place.folder, ignore_errors=True)
+                if isinstance(error, CodecError):
+                    error.add_note("nothing was written; where a source is damaged, fetch a whole copy of it")
             else:
                 folder = printable(str(place.folder))
                 error.add_note(f"what is done is kept: run the same command again to go on, or remove {folder}")

@@ -182,7 +182,8 @@ def _difference(found: Weight, expected: Weight, tell: Tell) -> tuple[int, objec
     import numpy as np
 
     at, elements = 0, max(1, BLOCK // expected.spec.dtype.numpy.itemsize)
-    for a, b in zip(found.blocks(elements), expected.blocks(elements), strict=True):
+    # what is expected is read first: where neither can be decoded, the error is the source's and names it
+    for b, a in zip(expected.blocks(elements), found.blocks(elements), strict=True):
         bits = [np.ascontiguousarray(x).view(np.uint8) for x in (a, b)]
         if not np.array_equal(*bits):
             first = int(np.not_equal(*bits).argmax()) // a.itemsize
