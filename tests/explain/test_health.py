@@ -144,6 +144,12 @@ def test_sixteen_bits_and_eight() -> None:
     assert found({"q": np.full((64, 64), 127, np.int8)}) == {}
 
 
+def test_rows_at_the_end_of_the_range_of_float64_have_a_median_norm() -> None:
+    x = np.full((32, 2), 1.2e308)
+    x[:, 1] *= np.where(np.arange(32) % 2, 1, -1)
+    assert {finding for _, finding in found({"x": x})} == {"scale too large"}
+
+
 def test_duplicates_and_ties() -> None:
     weights = healthy()
     weights["layers.3.attention.weight"] = weights["layers.1.attention.weight"].copy()

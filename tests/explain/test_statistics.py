@@ -230,6 +230,22 @@ def test_the_tables(tmp_path) -> None:
         statistics(sy.Weights.of(weights), sy.where("z"))
 
 
+def test_the_widest_of_ranges_has_a_median_norm_and_a_histogram() -> None:
+    for size in (1, 300):  # the second of them is of more than one piece
+        x = np.tile([[1e308, -1e308], [1e308, 1e308]], (size, 1))
+        shown, _, histogram = statistics(sy.Weights.of({"x": x}), bins=4)
+        assert shown.rows[0]["row norms"] == pytest.approx([math.sqrt(2) * 1e308] * 3)
+        assert histogram.rows[0]["counts"] == [size, 0, 0, 3 * size]
+        check(x, compiled=False)
+    spread = np.linspace(-1, 1, 1001) * 1.75e308
+    edges, counts = (statistics(sy.Weights.of({"x": spread}), bins=7)[2].rows[0][key] for key in ("edges", "counts"))
+    assert len(counts) == 7
+    assert sum(counts) == 1001
+    assert all(120 <= count <= 166 for count in counts)  # edges of four bits of fraction
+    assert edges[0] == spread[0]
+    assert edges[-1] == spread[-1]
+
+
 def test_blocks_are_read_once_and_no_more_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[int, int]] = []
     x = np.random.default_rng(0).normal(size=1000).astype(ml_dtypes.bfloat16)

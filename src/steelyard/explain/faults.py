@@ -15,7 +15,7 @@ import numpy as np
 
 from steelyard.core.weights import Weight
 from steelyard.explain.reading import BLOCK
-from steelyard.explain.sums import Tally, exact_mean_and_spread
+from steelyard.explain.sums import Tally, exact_mean_and_spread, median
 
 Severity = Literal["error", "warning", "note"]
 
@@ -235,8 +235,8 @@ def _outliers(name: str, kind: str, norms: np.ndarray) -> Iterator[Finding]:
     norms = norms[np.isfinite(norms)]
     if norms.size < LEAST_LINES:
         return
-    middle = float(np.median(norms))
-    deviation = 1.4826 * float(np.median(np.abs(norms - middle)))
+    middle = median(norms)
+    deviation = 1.4826 * median(np.abs(norms - middle))
     if not middle:
         return
     far = np.flatnonzero((norms > OUTLIER * middle) & (norms - middle > OUTLIER_DEVIATIONS * deviation))

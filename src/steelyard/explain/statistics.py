@@ -20,7 +20,7 @@ from steelyard.core.weights import Weight, Weights
 from steelyard.core.where import Where
 from steelyard.errors import WeightsError
 from steelyard.explain.reading import Progress, Workspace
-from steelyard.explain.sums import Tally, entropy, exact_mean_and_spread
+from steelyard.explain.sums import Tally, entropy, exact_mean_and_spread, median
 from steelyard.explain.tally import tally
 
 SMALL = 4_000_000  # bytes up to which numpy alone is as quick, and nothing is compiled at a first use
@@ -174,16 +174,13 @@ def _histogram(found: Tally, low: float, high: float, bins: int) -> tuple[list[f
     """One bin for one value; otherwise as many as were asked for, or as there are edges to tell apart."""
     if low == high:
         return [low, high], [found.finite]
-    if high - low == np.inf:  # the width of the whole is no float64: halve everything, then double the edges
-        edges, counts = found.bins(low, high, 1)
-        return edges, counts
     return found.bins(low, high, bins)
 
 
 def _spread(norms: np.ndarray | None) -> list[float] | None:
     if norms is None or not norms.size:
         return None
-    return [float(norms.min()), float(np.median(norms)), float(norms.max())]
+    return [float(norms.min()), median(norms), float(norms.max())]
 
 
 def _sparkline(counts: list[int], width: int = 16) -> str:

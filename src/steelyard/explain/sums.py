@@ -66,6 +66,17 @@ def _root(numerator: int, denominator: int) -> float:
     return _ratio(isqrt((numerator << 2 * lift) // denominator), 1 << lift)
 
 
+def median(values: np.ndarray) -> float:
+    """The median of numbers that are not negative: infinite only where a middle one is.
+
+    >>> median(np.array([1.5e308, 1.5e308])), median(np.array([1.0, 2.0, np.inf, np.inf]))
+    (1.5e+308, inf)
+    """
+    with np.errstate(over="ignore"):  # numpy adds the middle two before it halves
+        middle = float(np.median(values))
+    return middle if np.isfinite(middle) else 2.0 * float(np.median(values / 2))
+
+
 def entropy(counts: np.ndarray) -> float:
     """Shannon's entropy of a count, in bits.
 

@@ -295,7 +295,8 @@ def _snapped_bins(
         (order >= 32768) & (wide.fraction is not None), unsigned((1 << (wide.bits - 16)) - 1), unsigned(0)
     )
     starts = least.view(kind).astype(np.float64)
-    wanted = np.linspace(low, high, count + 1)[1:-1]
+    half = 1.0 if high - low < np.inf else 0.5  # so that the width of the whole is a float64
+    wanted = np.linspace(low * half, high * half, count + 1)[1:-1] / half
     at = np.unique(np.searchsorted(starts, wanted, "left"))
     at = at[(at < starts.size)]
     at = at[(starts[np.minimum(at, starts.size - 1)] > low) & (starts[np.minimum(at, starts.size - 1)] < high)]
