@@ -318,10 +318,32 @@ def test_sizes_are_told_where_they_can_be() -> None:
     assert list(architecture(unread({"a": (2,)})).rows[0].values())[-3:] == [None, None, None]
 
 
-def test_what_the_metadata_say_is_repeated_and_not_believed() -> None:
+@pytest.mark.parametrize(
+    ("shape", "norm", "sizes"),
+    [
+        ((100, 256), 256, (256, 100)),
+        ((256, 100), 256, (256, 100)),  # turned round
+        ((100, 256), None, (256, 100)),
+        ((300, 128), 768, (768, 300)),  # projected from 128 to 768, as in ALBERT
+        ((64, 64), 64, (64, 64)),
+    ],
+)
+def test_a_vocabulary_may_be_smaller_than_the_width(
+    shape: tuple[int, int], norm: int | None, sizes: tuple[int, int]
+) -> None:
+    norms = {} if norm is None else {f"h.{i}.ln_1.weight": (norm,) for i in range(3)}
+    row = architecture(unread({"wte.weight": shape} | norms)).rows[0]
+    assert (row["width"], row["vocabulary"]) == sizes
+
+
+def test_what_the_metadata_say_is_repeated_and_counts_where_nothing_else_says_anything() -> None:
     row = architecture(unread({"x": (1, 2, 3)}, **{"config.model_type": "llama\x1b"})).rows[0]
-    assert row["family"] == "unknown"
+    assert row["family"] == "llama\\x1b"
     assert "the metadata say config.model_type = 'llama\\x1b'" in row["evidence"]
+    assert architecture(unread({"x": (1, 2, 3)}, **{"general.architecture": "llama"})).rows[0]["family"] == "llama"
+    assert architecture(unread({"x": (1, 2, 3)}, **{"general.architecture": "unknown"})).rows[0]["family"] == "unknown"
+    row = architecture(unread({"0.weight": (9, 4), "2.weight": (2, 9)}, **{"general.architecture": "llama"})).rows[0]
+    assert row["family"] == "perceptron of 2 matrices"
 
 
 def test_metadata_are_a_table_whose_values_are_cut_for_reading() -> None:

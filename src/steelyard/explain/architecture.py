@@ -1,7 +1,8 @@
 """Which family of models a file holds, told by names and shapes, with the evidence; and what the file says itself.
 
 Decides by FAMILIES, where the first whose evidence is all there counts. Says "unknown" where nothing fits: a guess
-without evidence helps nobody. Reads no value, and believes metadata only as far as to repeat it.
+without evidence helps nobody. Reads no value, and repeats the metadata: they decide only where names and
+shapes tell nothing.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ def architecture(weights: Weights, of: Mapping[str, str] | None = None) -> Table
     """
     said = roles_of(weights) if of is None else of
     kinds = _kinds([*weights, *weights.ties])
-    family, evidence = _family(kinds) or _by_shapes(weights, said) or ("unknown", "no rule for these names and shapes")
+    none = _by_metadata(weights.meta), "no rule for these names and shapes"
+    family, evidence = _family(kinds) or _by_shapes(weights, said) or none
     named = [f"the metadata say {key} = {quoted(weights.meta[key])}" for key in SAID if key in weights.meta]
     row = {"family": family, "evidence": "; ".join([evidence, *named]), **_sizes(weights, said)}
     columns = [Column("family", "", "a guess"), Column("evidence"), Column("layers", "", "in the longest stack")]
@@ -138,6 +140,11 @@ def _by_shapes(weights: Weights, said: Mapping[str, str]) -> tuple[str, str] | N
     return None
 
 
+def _by_metadata(meta: Mapping[str, str]) -> str:
+    """What the metadata name, in their words; "unknown" where they name nothing."""
+    return next((quoted(meta[key])[1:-1] for key in SAID if meta.get(key)), "unknown")
+
+
 def _cell(name: str, spec: Spec) -> tuple[str, str] | None:
     """A recurrent cell by how many gates the matrix of its state has."""
     state = re.search(r"weight_hh|recurrent_kernel", name)
@@ -174,10 +181,10 @@ def _sizes(weights: Weights, said: Mapping[str, str]) -> dict[str, Any]:
             widths[item.spec.size] = widths.get(item.spec.size, 0) + 1
         if said[name] == "embedding" and len(item.spec.shape) == 2 and (words is None or item.spec.size > words.size):
             words = item.spec
-    embedded = bool(widths) and words is not None
-    width = max(widths, key=lambda n: widths[n]) if embedded else None
-    return {
-        "layers": max(map(len, stacks.values()), default=None),
-        "width": width,
-        "vocabulary": max(words.shape) if words is not None else None,
-    }
+    layers = max(map(len, stacks.values()), default=None)
+    if words is None:
+        return {"layers": layers, "width": None, "vocabulary": None}
+    rows, columns = words.shape
+    turned = rows in widths and columns not in widths  # a row for each number of a token, not for each token
+    usual = columns if not widths else max(widths, key=lambda n: widths[n])
+    return {"layers": layers, "width": usual, "vocabulary": columns if turned else rows}
