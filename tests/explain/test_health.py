@@ -78,6 +78,8 @@ def broken(kind: str) -> tuple[np.ndarray, str, str, str]:
         return x * 12, "scale drift", "warning", "the median of 6 siblings"
     if kind == "shift":
         return x + 0.5, "mean drift", "warning", "mean 0.5"
+    if kind == "absolute":
+        return abs(x), "sign drift", "warning", "100.0% positive, the median of 6 siblings is 50."
     if kind == "subnormal":
         return (x * 1e-38).astype(np.float32), "all subnormal", "warning", "18,432 subnormal values"
     if kind == "saturated":
@@ -102,6 +104,7 @@ KINDS = [
     "small",
     "drift",
     "shift",
+    "absolute",
     "subnormal",
     "saturated",
     "quantised",
@@ -142,6 +145,15 @@ def test_sixteen_bits_and_eight() -> None:
     assert "saturated" not in {f for _, f in found({"e": (x / abs(x).max() * 448).astype(ml_dtypes.float8_e4m3fn)})}
     assert "saturated" in {f for _, f in found({"e": eight.astype(ml_dtypes.float8_e4m3fn)})}
     assert found({"q": np.full((64, 64), 127, np.int8)}) == {}
+
+
+def test_signs_of_pruned_and_of_small_siblings_are_no_drift() -> None:
+    weights = healthy()
+    rng = np.random.default_rng(3)
+    weights[NAME] = np.where(rng.random((192, 96)) < 0.9, 0, weights[NAME])  # of what is left, half is positive
+    for i in range(6):
+        weights[f"small.{i}.weight"] = abs(rng.normal(size=(2, 4)).astype(np.float32)) * (-1 if i == 3 else 1)
+    assert not {finding for _, finding in found(weights)} & {"sign drift"}
 
 
 def test_rows_at_the_end_of_the_range_of_float64_have_a_median_norm() -> None:

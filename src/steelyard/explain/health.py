@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from math import log
+from math import log, sqrt
 
 import numpy as np
 
@@ -25,6 +25,7 @@ SIBLINGS = 5  # layers from which on a median says what is usual
 # A layer's scale is seldom more than three times that of its siblings: eight times, and six robust deviations, is none
 # of the gradual growth with depth that trained models show.
 DRIFT, DEVIATIONS = 8.0, 6.0
+SIGNS = 0.25  # a share of positive values, of those that are not zero, this far from that of its siblings
 SHIFT = 1.0  # a mean this many of its siblings' standard deviations away from theirs
 _NUMBER = re.compile(r"(?<![^\W_])\d+(?![^\W_])")
 _RANKS = ("error", "warning", "note")
@@ -40,8 +41,8 @@ def health(weights: Weights, where: Where | None = None, progress: Progress | No
 
     Looked for are NaN and infinities; dead, constant and outlying rows and columns; layers of zeros; saturated and
     subnormal values; float32 that was bfloat16 or float16; few distinct values; a scale that does not fit the fan-in;
-    duplicates and ties; layers whose scale or mean is far from that of their siblings. Raises WeightsError if no
-    tensor matches.
+    duplicates and ties; layers whose scale, mean or share of positive values is far from that of their
+    siblings. Raises WeightsError if no tensor matches.
 
     >>> x = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32) / 8
     >>> health(Weights.of({"a": x})).rows
@@ -80,8 +81,10 @@ def health(weights: Weights, where: Where | None = None, progress: Progress | No
 class _Trace:
     """What is remembered of a tensor while the others are looked at."""
 
-    def __init__(self, weight: Weight, signature: tuple[object, ...] | None, mean: float, std: float):
-        self.weight, self.signature, self.mean, self.std = weight, signature, mean, std
+    def __init__(self, looked: Looked, signature: tuple[object, ...] | None):
+        self.weight, self.signature, self.mean, self.std = looked.weight, signature, looked.mean, looked.std
+        self.nonzero = looked.tally.finite - looked.tally.zeros
+        self.positive = looked.tally.positive / max(self.nonzero, 1)
 
     @staticmethod
     def of(looked: Looked) -> _Trace:
@@ -91,7 +94,7 @@ class _Trace:
             sums = found.sums
             counts = hashlib.blake2b(found.counts.tobytes(), digest_size=16).digest()
             signature = (spec, sums.total, sums.absolute, counts)
-        return _Trace(looked.weight, signature, looked.mean, looked.std)
+        return _Trace(looked, signature)
 
 
 def _duplicates(traces: Sequence[_Trace]) -> Iterator[Finding]:
@@ -119,7 +122,7 @@ def _digest(weight: Weight) -> bytes:
 
 
 def _drift(traces: Sequence[_Trace]) -> Iterator[Finding]:
-    """Layers of one name but for their number, of one shape, whose scale or mean is far from the others'."""
+    """Layers of one name but for their number, of one shape, whose scale, mean or signs are far from the others'."""
     groups: dict[object, list[_Trace]] = {}
     for trace in traces:
         name, spec = trace.weight.name, trace.weight.spec
@@ -139,6 +142,18 @@ def _drift(traces: Sequence[_Trace]) -> Iterator[Finding]:
             if abs(mean - usual) > max(DEVIATIONS * shift, SHIFT * float(np.exp(middle))):
                 evidence = f"mean {mean:.3g}, the median of {len(group)} siblings is {usual:.3g}"
                 yield Finding(trace.weight.name, "mean drift", "warning", evidence, "compare it with its source")
+        yield from _sign_drift(group)
+
+
+def _sign_drift(group: Sequence[_Trace]) -> Iterator[Finding]:
+    """Siblings whose share of positive values is far from the median one."""
+    shares = np.array([t.positive for t in group])
+    usual, spread = float(np.median(shares)), _deviation(shares)
+    for trace, share in zip(group, shares.tolist(), strict=True):
+        chance = 0.5 / sqrt(max(trace.nonzero, 1))
+        if abs(share - usual) > max(DEVIATIONS * max(spread, chance), SIGNS):
+            evidence = f"{share:.1%} positive, the median of {len(group)} siblings is {usual:.1%}"
+            yield Finding(trace.weight.name, "sign drift", "warning", evidence, "compare it with its source")
 
 
 def _deviation(values: np.ndarray) -> float:

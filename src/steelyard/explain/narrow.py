@@ -79,6 +79,7 @@ def narrow(numbers: Numbers, known: Alphabet, lines: Lines | None) -> Tally:
         finite,
         int(times[values == 0].sum()),
         int(counts[known.negative_zero].sum()),
+        int(times[values > 0].sum()),
         int(counts[known.subnormal].sum()),
         int(counts[known.nan].sum()),
         (int(counts[known.infinite[0]].sum()), int(counts[known.infinite[1]].sum())),

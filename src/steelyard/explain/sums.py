@@ -27,6 +27,7 @@ class Tally:
     finite: int
     zeros: int
     negative_zeros: int
+    positive: int  # finite values above zero
     subnormal: int
     nan: int
     infinite: tuple[int, int]  # +Inf, -Inf

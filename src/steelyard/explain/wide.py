@@ -192,6 +192,7 @@ def wide_tally(numbers: Numbers, kind: str, lines: Lines | None) -> Tally:
     order, in_order = wide.in_order(whole.counts)
     finite = int(in_order.sum())
     zeros, minus_zeros, plus, minus = map(int, whole.special)
+    positive = int(in_order[order < 32768].sum() if wide.signed else finite) - zeros  # still those of 0.0 alone
     subnormal = 0
     if wide.fraction is not None:
         heads = 1 << (wide.fraction - (wide.bits - 16))  # leading patterns without an exponent
@@ -219,6 +220,7 @@ def wide_tally(numbers: Numbers, kind: str, lines: Lines | None) -> Tally:
         finite,
         zeros,
         minus_zeros,
+        positive,
         subnormal,
         numbers.size - finite - plus - minus,
         (plus, minus),
