@@ -74,6 +74,7 @@ def check(x: np.ndarray, compiled: bool) -> None:
     found = tally(sy.Weight.of("x", x), Workspace(compiled))
     assert (found.size, found.finite) == (len(values), n)
     assert found.zeros == finite.count(0)
+    assert found.positive == sum(v > 0 for v in finite)
     assert found.nan == sum(v != v for v in values)
     assert found.infinite == (values.count(math.inf), values.count(-math.inf))
     assert found.negative_zeros == sum(v == 0 and math.copysign(1, v) < 0 for v in values)
@@ -228,6 +229,21 @@ def test_the_tables(tmp_path) -> None:
         statistics(sy.Weights.of(weights), bins=0)
     with pytest.raises(WeightsError, match="matches"):
         statistics(sy.Weights.of(weights), sy.where("z"))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_entropy_is_that_of_whole_values_or_said_to_be_of_leading_bits(name: str) -> None:
+    x = patterns(name, np.random.default_rng(0), 300)
+    row = statistics(sy.Weights.of({"x": x}))[0].rows[0]
+    whole, leading = row["entropy"], row["entropy of leading 16 bits"]
+    if sy.dtype(name).bits > (32 if sy.dtype(name).kind == "complex" else 16):
+        assert whole is None
+        assert leading > 0
+    else:
+        assert leading is None
+        flat = np.ascontiguousarray(x).view(f"u{x.dtype.itemsize}")
+        shares = np.unique(flat, return_counts=True)[1] / flat.size
+        assert whole == pytest.approx(-(shares * np.log2(shares)).sum())
 
 
 def test_the_widest_of_ranges_has_a_median_norm_and_a_histogram() -> None:

@@ -19,6 +19,7 @@ from steelyard.core.table import Column, Table
 from steelyard.core.weights import Weight, Weights
 from steelyard.core.where import Where
 from steelyard.errors import WeightsError
+from steelyard.explain.patterns import WIDE, part
 from steelyard.explain.reading import Progress, Workspace
 from steelyard.explain.sums import Tally, entropy, exact_mean_and_spread, median
 from steelyard.explain.tally import tally
@@ -45,7 +46,8 @@ _COLUMNS = (
     Column("-Inf"),
     Column("L1", "", "the sum of absolute values"),
     Column("L2", "", "the root of the sum of squares"),
-    Column("entropy", "bits", "of a value drawn at random; of its leading 16 bits where it has more"),
+    Column("entropy", "bits", "of a value drawn at random; missing: the dtype has more than 16 bits"),
+    Column("entropy of leading 16 bits", "bits", "of those of a value drawn at random, where it has more"),
     Column("distinct", "", "bit patterns that occur; missing: more than 4096 of a dtype of more than 16 bits"),
     Column("row norms", "", "least, median and largest L2 norm of a slice along the first axis"),
     Column("column norms", "", "the same of a place in such a slice"),
@@ -132,6 +134,7 @@ def _percent(thousandths: int) -> str:
 
 
 def _row(item: Weight, found: Tally, bins: int) -> dict[str, Any]:
+    wide = part(item.spec.dtype) in WIDE
     row: dict[str, Any] = {
         "name": item.name,
         "dtype": item.spec.dtype.name,
@@ -142,7 +145,8 @@ def _row(item: Weight, found: Tally, bins: int) -> dict[str, Any]:
         "NaN": found.nan,
         "+Inf": found.infinite[0],
         "-Inf": found.infinite[1],
-        "entropy": entropy(found.counts),
+        "entropy": None if wide else entropy(found.counts),
+        "entropy of leading 16 bits": entropy(found.counts) if wide else None,
         "distinct": found.distinct,
         "row norms": _spread(found.rows),
         "column norms": _spread(found.columns),
