@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
 from dataclasses import dataclass, replace
 from functools import partial
+from os import PathLike
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -333,3 +334,22 @@ class Weights(Mapping[str, Weight]):
     def __repr__(self) -> str:
         counts = [(len(self), "tensor"), (self.size, "element"), (len(self.ties), "tie")]
         return "Weights(" + ", ".join(f"{n} {word}{'s' * (n != 1)}" for n, word in counts if n or word != "tie") + ")"
+
+
+def given(weights: object) -> Weights:
+    """`weights` if they are Weights; raises WeightsError that says how to get some from what was given instead.
+
+    >>> given("a.safetensors")
+    Traceback (most recent call last):
+    ...
+    steelyard.errors.WeightsError: expected Weights, got str: open the file first with sy.open(...)
+    """
+    if isinstance(weights, Weights):
+        return weights
+    if isinstance(weights, (str, PathLike)):
+        remedy = "open the file first with sy.open(...)"
+    elif isinstance(weights, Mapping):
+        remedy = "make them of arrays by name with sy.Weights.of(...)"
+    else:
+        remedy = "sy.open(...) gives those of a file, sy.from_module(...) those of a module"
+    raise WeightsError(f"expected Weights, got {type(weights).__name__}: {remedy}")

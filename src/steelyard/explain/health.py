@@ -14,7 +14,7 @@ from math import log, sqrt
 import numpy as np
 
 from steelyard.core.table import Column, Table
-from steelyard.core.weights import Weight, Weights
+from steelyard.core.weights import Weight, Weights, given
 from steelyard.core.where import Where
 from steelyard.explain.faults import Finding, Looked, faults, look
 from steelyard.explain.reading import BLOCK, Progress, Workspace
@@ -52,7 +52,7 @@ def health(weights: Weights, where: Where | None = None, progress: Progress | No
     >>> row["name"], row["finding"], row["severity"], row["evidence"]
     ('a', 'NaN', 'error', '1 of 4,096 values, first at [3, 5]; in 1 rows: 3')
     """
-    chosen = weights.choose(where)
+    chosen = given(weights).choose(where)
     space = Workspace(compiled=chosen.nbytes > SMALL)
     findings: list[Finding] = []
     kept: list[_Trace] = []

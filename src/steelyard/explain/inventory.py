@@ -11,7 +11,7 @@ from typing import Any
 
 from steelyard.core.packed import Codec, Plan, Scheme, Smallest
 from steelyard.core.table import Column, Table
-from steelyard.core.weights import Weight, Weights
+from steelyard.core.weights import Weight, Weights, given
 from steelyard.core.where import Where
 from steelyard.errors import RecipeError, UnknownNameError
 
@@ -72,7 +72,7 @@ def inventory(weights: Weights, where: Where | None = None, depth: int | None = 
     ``sort`` is a key of SORTS (sizes: largest first); None keeps the order of the file.
     Raises WeightsError if no tensor matches ``where``, UnknownNameError for another ``sort``.
     """
-    chosen = weights.choose(where)
+    chosen = given(weights).choose(where)
     if sort is not None and sort not in SORTS:
         raise UnknownNameError("order", sort, SORTS)
     if depth is not None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from steelyard.core.table import Column, Table
-from steelyard.core.weights import Weight, Weights
+from steelyard.core.weights import Weight, Weights, given
 from steelyard.core.where import Where
 from steelyard.errors import RecipeError, WeightsError, quoted
 from steelyard.explain.powerlaw import fit_power_law
@@ -79,7 +79,7 @@ def spectra(
     """
     if exact < 0:
         raise RecipeError(f"exact is a number of singular values, at least 0, not {exact}")
-    chosen = [item for item in weights.choose(where).values() if _is_matrix(item)]
+    chosen = [item for item in given(weights).choose(where).values() if _is_matrix(item)]
     if not chosen:
         raise WeightsError("none of the tensors is a matrix of numbers: a spectrum needs two axes; choose others")
 

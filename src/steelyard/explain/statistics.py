@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from steelyard.core.table import Column, Table
-from steelyard.core.weights import Weight, Weights
+from steelyard.core.weights import Weight, Weights, given
 from steelyard.core.where import Where
 from steelyard.errors import WeightsError
 from steelyard.explain.patterns import WIDE, part
@@ -83,7 +83,7 @@ def statistics(
     """
     if bins < 1:
         raise WeightsError(f"a histogram has at least one bin, got {bins}")
-    chosen = weights.choose(where)
+    chosen = given(weights).choose(where)
     space = Workspace(compiled=chosen.nbytes > SMALL)
     rows = [_row(item, tally(item, space, norms, progress), bins) for item in chosen.values()]
     kept = [c for c in _COLUMNS if norms or not c.name.endswith(" norms")]

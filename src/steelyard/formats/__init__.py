@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from os import PathLike
 from pathlib import Path
 
 from steelyard.core.registry import Registry, Row
-from steelyard.core.weights import Weights
+from steelyard.core.weights import Weights, given
 from steelyard.errors import FormatError, quoted
 from steelyard.formats.base import HEAD, Format, Writable
 from steelyard.formats.source import Folder, LocalFile, LocalFolder, Source
@@ -82,9 +83,9 @@ def write(weights: Weights, path: str | Path, format: str | Writable | None = No
 
     `format` is a name, or a format with its options. All or nothing: whatever goes wrong, a file that was
     there stays whole. Raises FormatError for an unknown suffix, for a format that is only read and for
-    weights that the container cannot hold.
+    weights that the container cannot hold; WeightsError for what is no Weights.
     """
-    return writer(path, format).write(weights, Path(path))
+    return writer(path, format).write(given(weights), Path(path))
 
 
 def writer(path: str | Path, format: str | Writable | None = None) -> Writable:
@@ -93,8 +94,12 @@ def writer(path: str | Path, format: str | Writable | None = None) -> Writable:
     >>> writer("a.npz").name
     'npz'
     """
+    _check_path(path)
     if isinstance(format, Writable):
         return format
+    if not isinstance(format, (str, type(None))):
+        what = type(format).__name__
+        raise FormatError(f"expected a format by name, such as 'npz', or with its options, got {what}", path=path)
     name = _by_suffix(Path(path).name, path, WRITTEN) if format is None else format
     found = FORMATS[name]
     if not issubclass(found, Writable):
@@ -125,8 +130,14 @@ def _place(source: str | Path) -> Source | Folder:
         from steelyard.formats import remote
 
         return remote.locate(source)
+    _check_path(source)
     path = Path(source)
     return LocalFolder(path) if path.is_dir() else LocalFile.of(path)
+
+
+def _check_path(path: object) -> None:
+    if not isinstance(path, (str, PathLike)):
+        raise FormatError(f"expected a path or an address, got {type(path).__name__}: name a file")
 
 
 def entry(folder: Folder) -> Source:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from steelyard.core.table import Table
-from steelyard.core.weights import Weights
+from steelyard.core.weights import Weights, given
 from steelyard.core.where import Where
 from steelyard.errors import WeightsError
 
@@ -90,7 +90,7 @@ def difference(
     from steelyard.explain.diff.pairing import pair
     from steelyard.explain.diff.verdict import Finding, judge
 
-    a, b = _chosen(a, b, where)
+    a, b = _chosen(given(a), given(b), where)
     paired = pair(a, b)
     fast = sum(p.b.spec.size for p in paired.pairs) >= FAST
     findings = []
