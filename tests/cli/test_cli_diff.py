@@ -122,3 +122,19 @@ def test_several_are_ranked(steelyard, model, changed, tmp_path):
     table = json.loads(steelyard("diff", model, changed, "--ancestor", "--json").out)
     assert "verdict" in table["meta"]
     assert steelyard("diff", model, changed, model, "--exit-code").status == 1
+
+
+def test_a_tie_is_compared_under_either_name(steelyard, tmp_path):
+    x, y = np.ones((4, 3), np.float32), np.zeros(2, np.float32)
+    sy.write(sy.Weights.of({"embed": x, "b": y}, ties={"head": "embed"}), tmp_path / "tied.npz")
+    sy.write(sy.Weights.of({"head": x, "b": y}), tmp_path / "plain.safetensors")
+    for pair in (("tied.npz", "plain.safetensors"), ("plain.safetensors", "tied.npz")):
+        words = (*(tmp_path / name for name in pair), "--where", "head", "--all", "--json")
+        rows = json.loads(steelyard("diff", *words).out.splitlines()[0])["rows"]
+        assert [(row["name"], row["verdict"]) for row in rows] == [("head", "identical")]
+    result = steelyard("inspect", tmp_path / "tied.npz", "--where", "head", "--json")
+    assert [row["name"] for row in json.loads(result.out.splitlines()[0])["rows"]] == ["embed"]
+
+
+def test_the_help_says_which_verdict_has_a_rank(steelyard):
+    assert "with the verdict 'values'" in " ".join(steelyard("diff", "--help").out.split())

@@ -43,3 +43,37 @@ def test_conditions(condition, chosen):
 def test_conditions_that_say_nothing(wrong, error):
     with pytest.raises(error):
         where(**wrong)
+
+
+TIED = Weights.of({"embed": np.ones((4, 2), np.float32), "b": np.arange(3)}, ties={"head": "embed", "h2": "embed"})
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [where("head"), where("h*"), where("head,b", ndim=2), where("h2") & ~where("b"), where("h2") | where("zzz")],
+)
+def test_a_further_name_chooses_the_tensor_with_its_ties(condition):
+    kept = TIED.select(condition)
+    assert (list(kept), dict(kept.ties)) == (["embed"], {"head": "embed", "h2": "embed"})
+    assert list(TIED.choose(condition)) == ["embed"]
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        where("!embed"),
+        ~where("embed"),
+        where("h*,!embed"),
+        where("h*") & ~where("embed"),
+        where("head", ndim=1),
+        where("head,!he*"),
+        where("head") & ~where("he*"),
+    ],
+)
+def test_a_further_name_does_not_choose_what_is_excluded(condition):
+    assert "embed" not in TIED.select(condition)
+
+
+def test_a_tensor_of_which_only_a_further_name_is_excluded_stays():
+    for condition in (where("!h*"), ~where("h*")):
+        assert list(TIED.select(condition)) == ["embed", "b"]

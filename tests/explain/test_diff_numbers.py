@@ -163,3 +163,38 @@ def test_a_difference_of_full_rank_has_no_rank():
     table = sy.diff(sy.Weights.of({"w": a}), sy.Weights.of({"w": b}), rank=True)
     assert table.rows[0]["rank"] is None
     assert "rank over 64" in table.rows[0]["notes"]
+
+
+def test_only_other_values_have_a_rank():
+    """What the help of --rank promises: matrices whose verdict is 'values', and no others."""
+    x = np.random.default_rng(11).normal(size=(40, 30)).astype(np.float32)
+    step = np.outer(np.arange(40), np.arange(30)).astype(np.float32)
+    a = {"values": x, "zeroed": x, "scaled": x, "rounded": x, "sign flips": x}
+    b = {"values": x + step, "zeroed": x * (x > 0), "scaled": 3 * x, "rounded": x.astype(np.float16)}
+    b["sign flips"] = np.where(x > 1, -x, x)
+    table = sy.diff(sy.Weights.of(a), sy.Weights.of(b), rank=True)
+    assert {row["name"]: row["verdict"] for row in table.rows} == {name: name for name in a}
+    assert {row["name"] for row in table.rows if row["rank"] is not None} == {"values"}
+
+
+def test_a_cast_that_loses_is_rounded_and_says_what_it_lost():
+    x = np.float32([0.1, 1e6, 2.0, 3.0])
+    for dtype, lost in (
+        (np.float16, "Inf appeared in 1 element"),
+        (ml_dtypes.float8_e4m3fn, "NaN appeared in 1 element"),
+    ):
+        with np.errstate(over="ignore"):
+            sides = [sy.Weights.of({"w": y}) for y in (x, x.astype(dtype))]
+        for a, b in (sides, sides[::-1]):
+            found = difference(a, b)
+            assert found.findings[0].verdict == "rounded"
+            assert found.tables()[-1].rows[0]["verdict"] == "the same but for rounding"
+        assert lost in difference(*sides).findings[0].notes
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.float8_e4m3fn])
+def test_a_cast_without_loss_holds_the_same_values(dtype):
+    x = np.float32([0.5, 1, 2, -3, 0])
+    found = difference(sy.Weights.of({"w": x}), sy.Weights.of({"w": x.astype(dtype)}))
+    assert found.findings[0].verdict == "same values"
+    assert found.tables()[-1].rows[0]["verdict"] == "the same values, held otherwise"

@@ -106,18 +106,21 @@ def _one_ulp(x: np.ndarray) -> None:
     x.view(np.uint32)[3, 5] ^= 1
 
 
-def _all(name: str, change: Callable[[np.ndarray], np.ndarray], verdict: str, note: str, whole: str) -> Case:
-    """Every floating-point tensor changed alike."""
-    a = base()
-    b = {key: change(x) if x.dtype == np.float32 else x for key, x in a.items()}
-    return Case(name, Weights.of(a), Weights.of(b), {k: (verdict, note) for k in a if a[k].dtype == np.float32}, whole)
-
-
 def _exact_in_bfloat16() -> Case:
     a = {k: x.astype(BF16) if x.dtype == np.float32 else x for k, x in base().items()}
     b = {k: x.astype(np.float32) if x.dtype == BF16 else x for k, x in a.items()}
     truth = {k: ("same values", "every value is the same") for k in a if a[k].dtype == BF16}
     return Case("dtype only, exact", Weights.of(a), Weights.of(b), truth, "the same values, held otherwise")
+
+
+def _rounded_to_bfloat16() -> Case:
+    a = base()
+    b = {k: x.astype(BF16) if x.dtype == np.float32 else x for k, x in a.items()}
+    exact, lossy = ("same values", "every value is the same"), ("rounded", "the second is the first, rounded")
+    truth = {
+        k: exact if np.array_equal(x, b[k].astype(np.float32)) else lossy for k, x in a.items() if b[k].dtype == BF16
+    }
+    return Case("dtype only, rounded", Weights.of(a), Weights.of(b), truth, "the same but for rounding")
 
 
 def _float8() -> Case:
@@ -250,7 +253,7 @@ def cases() -> list[Case]:
         _both("subnormal", _bits((9, 9), 1), _bits((9, 9), 3), "values"),
         _edit("one bit", _one_ulp, "values"),
         _exact_in_bfloat16(),
-        _all("dtype only, rounded", lambda x: x.astype(BF16), "same values", "float32 became bfloat16", "the same values, held otherwise"),
+        _rounded_to_bfloat16(),
         _float8(),
         _renamed("renamed", hugging),
         _renamed("prefix", lambda name: f"module.{name}"),

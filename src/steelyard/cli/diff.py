@@ -16,6 +16,10 @@ from steelyard.errors import FormatError, VerdictError
 if TYPE_CHECKING:
     from steelyard.report.html import Page
 
+_RANK = (
+    "The numerical rank, up to 64, of b - a of each floating-point matrix with the verdict 'values'; no other verdict "
+    "has one. Reads them thrice."
+)
 _DRAWN = 200  # layers of which a picture can be read
 
 
@@ -24,7 +28,7 @@ _DRAWN = 200  # layers of which a picture can be read
 @click.argument("others", metavar="B...", nargs=-1, required=True)
 @where_option
 @click.option("--all", "everything", is_flag=True, help="List identical tensors, too.")
-@click.option("--rank", is_flag=True, help="The numerical rank of every difference of matrices; reads them thrice.")
+@click.option("--rank", is_flag=True, help=_RANK)
 @click.option("--ancestor", is_flag=True, help="Rank B... by how likely A descends from each.")
 @click.option("--exit-code", is_flag=True, help="Exit with status 1 if anything differs but files and order.")
 @output
@@ -41,8 +45,8 @@ def verb(
     """Show which tensors of A changed in B, how, and by how much.
 
     Names, dtypes, codecs, order, files and formats may differ: the values are compared. Every tensor gets a verdict,
-    such as renamed, same values (another dtype), permuted rows, transposed, scaled, sign flips or values. With more
-    than one B, each is compared with A, and the nearest comes first.
+    such as renamed, same values (another dtype, without loss), rounded (with loss), permuted rows, transposed, scaled,
+    sign flips or values. With more than one B, each is compared with A, and the nearest comes first.
 
     \b
     Example:

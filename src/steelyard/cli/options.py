@@ -77,7 +77,7 @@ def where_option(function: F) -> F:
         metavar="GLOB",
         multiple=True,
         callback=_where,
-        help="Only tensors whose name matches; repeatable, and '!' before a glob excludes.",
+        help="Only tensors of which a name matches; repeatable, and '!' before a glob excludes.",
     )(function)
 
 

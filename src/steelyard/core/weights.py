@@ -298,8 +298,19 @@ class Weights(Mapping[str, Weight]):
         return Weights.over(self._items, self.ties, every, self._specs)
 
     def select(self, where: Where | Callable[[Weight], bool]) -> Weights:
-        """The weights for which `where` holds, in order, with their ties."""
-        return self.with_items(item for item in self.values() if where(item))
+        """The weights for which `where` holds, under their own or a further name, in order, with their ties.
+
+        A function that is no `Where` is asked of each weight under its own name alone.
+
+        >>> import numpy as np
+        >>> from steelyard.core.where import where
+        >>> Weights.of({"embed": np.ones(2)}, ties={"head": "embed"}).select(where("head"))
+        Weights(1 tensor, 2 elements, 1 tie)
+        """
+        if not self.ties or not isinstance(where, Where):
+            return self.with_items(item for item in self.values() if where(item))
+        tied = {name for alias, name in self.ties.items() if where.under(self[name], alias)}
+        return self.with_items(item for item in self.values() if item.name in tied or where(item))
 
     def choose(self, where: Where | None) -> Weights:
         """Like `select`; raises WeightsError if there are tensors and none matches. None chooses all."""

@@ -21,6 +21,10 @@ class Where(ABC):
     @abstractmethod
     def __call__(self, weight: Weight) -> bool: ...
 
+    @abstractmethod
+    def under(self, weight: Weight, alias: str) -> bool:
+        """Whether it holds for `weight` under a further name; what excludes its own name excludes it still."""
+
     def __and__(self, other: Where) -> Where:
         return Both(self, other)
 
@@ -36,7 +40,8 @@ class Match(Where):
     """True where every stated condition holds; a condition left at None is not asked.
 
     ``pattern`` is one glob, or several separated by commas of which one must match; '!' before a
-    glob excludes what it matches. ``ndim`` and ``min_ndim`` count axes, ``min_size`` elements; ``kind`` is
+    glob excludes what it matches. Of a tied tensor, any name may match; one that only has a further name that is
+    excluded stays. ``ndim`` and ``min_ndim`` count axes, ``min_size`` elements; ``kind`` is
     the family of the dtype: float, int, uint, bool or complex.
     """
 
@@ -48,12 +53,18 @@ class Match(Where):
     kind: Kind | None = None
 
     def __call__(self, weight: Weight) -> bool:
+        return self._holds(weight, weight.name)
+
+    def under(self, weight: Weight, alias: str) -> bool:
+        return self._holds(weight, alias)
+
+    def _holds(self, weight: Weight, name: str) -> bool:
         globs = [g.strip() for g in self.pattern.split(",") if g.strip()]
         wanted = [g for g in globs if not g.startswith("!")] or ["*"]
         unwanted = [g[1:] for g in globs if g.startswith("!")]
         return (
-            any(fnmatchcase(weight.name, g) for g in wanted)
-            and not any(fnmatchcase(weight.name, g) for g in unwanted)
+            any(fnmatchcase(name, g) for g in wanted)
+            and not any(fnmatchcase(n, g) for n in {name, weight.name} for g in unwanted)
             and (self.ndim is None or len(weight.spec.shape) == self.ndim)
             and (self.dtype is None or weight.spec.dtype == find_dtype(self.dtype))
             and weight.spec.size >= self.min_size
@@ -70,6 +81,9 @@ class Both(Where):
     def __call__(self, weight: Weight) -> bool:
         return self.a(weight) and self.b(weight)
 
+    def under(self, weight: Weight, alias: str) -> bool:
+        return self.a.under(weight, alias) and self.b.under(weight, alias)
+
 
 @dataclass(frozen=True)
 class Either(Where):
@@ -79,6 +93,9 @@ class Either(Where):
     def __call__(self, weight: Weight) -> bool:
         return self.a(weight) or self.b(weight)
 
+    def under(self, weight: Weight, alias: str) -> bool:
+        return self.a.under(weight, alias) or self.b.under(weight, alias)
+
 
 @dataclass(frozen=True)
 class Not(Where):
@@ -86,6 +103,9 @@ class Not(Where):
 
     def __call__(self, weight: Weight) -> bool:
         return not self.a(weight)
+
+    def under(self, weight: Weight, alias: str) -> bool:
+        return not self.a(weight) and not self.a.under(weight, alias)
 
 
 def where(

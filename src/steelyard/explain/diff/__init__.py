@@ -61,8 +61,9 @@ def diff(a: Weights, b: Weights, where: Where | None = None, rank: bool = False,
     differences have verdicts of their own. Names may differ: tensors are matched by name, by name behind a prefix, by
     content, by the renaming that these show, and by alike values. `relative` is ||b - a|| / ||a||.
 
-    Args: `where` chooses tensors by name on both sides; `rank` looks for the numerical rank of every difference of
-    matrices (without it, only where a small piece looks low); `everything` lists identical tensors, too.
+    Args: `where` chooses tensors by name, a tied one by any of its names, on both sides; `rank` looks for the numerical
+    rank of b - a of every pair of finite floating-point matrices with the verdict 'values' (without it, only where a
+    small piece looks low), and no other verdict has one; `everything` lists identical tensors, too.
 
     Raises WeightsError if no tensor matches `where`; a tensor that cannot be read is a row, not an error.
 

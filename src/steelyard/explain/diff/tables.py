@@ -25,7 +25,7 @@ _NUMBERS = (
     Column("mean", "", "mean |b - a|"),
     Column("relative", "", "||b - a|| / ||a||"),
     Column("cosine", "", "of the angle between a and b"),
-    Column("rank", "", "numerical rank of b - a, where it is low"),
+    Column("rank", "", "numerical rank of b - a, where it is low and the verdict is 'values'"),
 )
 
 
@@ -185,4 +185,6 @@ def verdict(findings: Sequence[Finding], metadata: int, layout: bool) -> str:
         return "identical under other names" + end
     if found <= {"identical", "renamed", "same values", "tie"}:
         return "the same values, held otherwise" + end
+    if found <= {"identical", "renamed", "same values", "tie", "rounded"}:
+        return "the same but for rounding" + end
     return "different"

@@ -23,6 +23,7 @@ VERDICTS = {  # in the order of a summary; what each says
     "identical": "the same bits",
     "renamed": "the same bits under another name",
     "same values": "the same numbers in another dtype or another way of holding them",
+    "rounded": "one is the cast of the other to another dtype, with loss: rounded, or cut towards zero",
     "zero signs": "only 0.0 and -0.0 differ",
     "NaN payload": "only the bits inside NaN differ",
     "tie": "a name became, or ceased to be, a further name of another tensor",
@@ -124,7 +125,8 @@ def _bits(case: _Case) -> Finding:
         cast = casts(a, b) if floats and counted.differ else None
         case.notes.append(_cast(a, b, counted, cast))
         if not counted.differ or (cast is not None and not min(cast.to_b, cast.to_a, cast.truncated)):
-            return case.verdict("same values", tally=counted, casts=cast)
+            case.notes += _happened(counted).values()
+            return case.verdict("rounded" if counted.changed else "same values", tally=counted, casts=cast)
     elif held(a.scheme) != held(b.scheme):
         case.notes.append(f"held as {held(a.scheme)} and as {held(b.scheme)}")
     return replace(_values(case, counted), casts=cast)
@@ -152,14 +154,8 @@ def _values(case: _Case, t: Tally) -> Finding:
     if may_be_permuted(t) and t.changed and (found := rearranged(a, b)) is not None:
         case.notes.append(found.text)
         return case.verdict(found.verdict, tally=t)
-    events = {
-        "NaN appeared": t.nan_appeared,
-        "NaN vanished": t.nan_vanished,
-        "Inf appeared": t.inf_appeared,
-        "Inf vanished": t.inf_vanished,
-    }
-    happened = {what: count for what, count in events.items() if count}
-    case.notes += [f"{what} in {_elements(count)}" for what, count in happened.items()]
+    happened = _happened(t)
+    case.notes += happened.values()
     if t.nan_payload:
         case.notes.append(f"the bits inside NaN differ in {_elements(t.nan_payload)}")
     if t.zero_signs:
@@ -169,6 +165,17 @@ def _values(case: _Case, t: Tally) -> Finding:
     if not t.changed:
         return case.verdict("NaN payload" if t.nan_payload else "zero signs", tally=t)
     return _numbers(case, t)
+
+
+def _happened(t: Tally) -> dict[str, str]:
+    """What became of numbers that are not finite, as verdicts and notes."""
+    events = {
+        "NaN appeared": t.nan_appeared,
+        "NaN vanished": t.nan_vanished,
+        "Inf appeared": t.inf_appeared,
+        "Inf vanished": t.inf_vanished,
+    }
+    return {what: f"{what} in {_elements(count)}" for what, count in events.items() if count}
 
 
 def _elements(count: int) -> str:
