@@ -13,6 +13,7 @@ from steelyard.core.table import Table
 from steelyard.core.where import Where
 
 if TYPE_CHECKING:
+    from steelyard.core.weights import Weights
     from steelyard.report.html import Page
 
 LONGEST = 200  # characters of a value of the metadata that are shown as text
@@ -58,13 +59,17 @@ def verb(
       steelyard inspect model.safetensors --stats --where "*.weight"
       steelyard inspect model.safetensors --health
     """
+    from steelyard import formats
+    from steelyard.explain.inventory import summary
+
     pages: list[Table] = []
 
     def one(source: str) -> None:
-        tables = _tables(source, where, sort, depth, output)
+        weights = formats.open(source).choose(where)
         if stats or health or spectra:
-            totals = [table for table in tables if table.title == "total"]
-            tables = [*_of_values(source, where, stats, health, spectra), *totals]
+            tables = [*_of_values(weights, stats, health, spectra), summary(weights)]
+        else:
+            tables = _of_header(weights, sort, depth, output)
         if len(sources) > 1:
             tables = [replace(table, meta={"source": source, **table.meta}) for table in tables]
         shown = [table for table in tables if table.title != "histogram" or output.form == "json"]
@@ -77,15 +82,13 @@ def verb(
     click.get_current_context().exit(status)
 
 
-def _tables(source: str, where: Where | None, sort: str | None, depth: int | None, output: Output) -> list[Table]:
-    from steelyard import formats
+def _of_header(weights: Weights, sort: str | None, depth: int | None, output: Output) -> list[Table]:
     from steelyard.explain.architecture import architecture, metadata
     from steelyard.explain.inventory import inventory, kinds, summary
     from steelyard.explain.repeats import ROWS, repeats
     from steelyard.explain.roles import layers, roles, roles_of
     from steelyard.explain.wanted import wanted
 
-    weights = formats.open(source).choose(where)
     said = roles_of(weights)
     if depth is None and output.form == "text" and len(weights) > ROWS:
         first = repeats(weights, sort=sort)
@@ -113,13 +116,11 @@ def _page(tables: list[Table]) -> Page:
     return Page(Page.of(tables).title, sections)
 
 
-def _of_values(source: str, where: Where | None, stats: bool, health: bool, spectra: bool) -> list[Table]:
+def _of_values(weights: Weights, stats: bool, health: bool, spectra: bool) -> list[Table]:
     """The histogram is data or a picture, not text: it has 65 numbers for each tensor."""
-    from steelyard import formats
     from steelyard.explain.health import health as findings
     from steelyard.explain.statistics import bytes_to_read, statistics
 
-    weights = formats.open(source).choose(where)
     found: list[Table] = []
     with watching() as begin:
         if stats:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from steelyard.errors import ModelError, UnknownNameError
-from steelyard.learn.evaluate import evaluating
+from steelyard.learn.evaluate import evaluating, unfused
 from steelyard.learn.task import Split, Task, apply, first_batch
 
 # Layers whose output is a sum of weights times inputs, in whole or in parts.
@@ -60,14 +60,11 @@ def watching(model: nn.Module, hooks: Mapping[str, Callable[..., Any]]) -> Itera
     Raises UnknownNameError for a layer that is not there.
     """
     layers = {name: find_layer(model, name) for name in hooks}
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fused path calls no layer, so nothing could be watched
     handles = [layers[name].register_forward_hook(hook, with_kwargs=True) for name, hook in hooks.items()]
     try:
-        with evaluating(model):
+        with unfused(), evaluating(model):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         for handle in handles:
             handle.remove()
 

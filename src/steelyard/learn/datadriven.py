@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from steelyard.core.table import Column, Table
 from steelyard.errors import ModelError
 from steelyard.learn.calling import calling
+from steelyard.learn.evaluate import unfused
 from steelyard.learn.gates import cell_sums, depths
 from steelyard.learn.matrices import ATTENTION, is_started, matrices
 from steelyard.learn.task import Batch
@@ -110,13 +111,10 @@ class _Run:
                 layer.register_forward_hook(self._after(name)),
             )
         ]
-        fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
         try:
-            with torch.enable_grad(), calling("the model, on the batch of its start,"):
+            with unfused(), torch.enable_grad(), calling("the model, on the batch of its start,"):
                 output = self.model(*_arguments(batch))
         finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
             for handle in handles:
                 handle.remove()
         if not self.order:
