@@ -60,6 +60,19 @@ def test_csv_is_the_first_table(steelyard, model):
     assert sum(int(row["bytes"]) for row in rows) == sy.open(model).nbytes
 
 
+def test_csv_of_several_is_one_table_that_says_the_source(steelyard, model, tmp_path):
+    other, damaged = tmp_path / "other.npz", tmp_path / "damaged.npz"
+    sy.write(sy.Weights.of({"w": np.zeros(3, np.float32)}), other)
+    damaged.write_bytes(other.read_bytes()[:50])
+    found = steelyard("inspect", other, damaged, model, "--csv")
+    assert found.status == 2
+    assert str(damaged) in found.err
+    rows = list(csv.DictReader(io.StringIO(found.out)))
+    names = [(str(other), "w"), *((str(model), name) for name in sy.open(model))]
+    assert [(row["source"], row["name"]) for row in rows] == names
+    assert {row["also"] for row in rows} == {"", "head.weight"}  # a column that only one of the tables has
+
+
 def test_names_that_steer_a_terminal_are_escaped_and_stay_different(steelyard, tmp_path):
     path = tmp_path / "hostile.safetensors"
     sy.write(sy.Weights.of({name: np.zeros(1, np.float32) for name in ("red", "\x1b[31mred")}), path)

@@ -108,6 +108,17 @@ def test_layers_come_in_the_order_in_which_they_run() -> None:
     assert signal(Backwards(), batch(), loss).column("layer") == ["early", "late"]
 
 
+def test_a_bag_of_embeddings_is_a_layer_with_weights() -> None:
+    model = nn.Sequential(nn.EmbeddingBag(16, 8), nn.Linear(8, 10))
+    words = torch.arange(64).reshape(16, 4) % 16
+    table = signal(model, (words, torch.zeros(16, dtype=torch.long)), loss)
+    assert list(zip(table.column("layer"), table.column("kind"), strict=True)) == [
+        ("0", "EmbeddingBag"),
+        ("1", "Linear"),
+    ]
+    assert all(table.column("weight gradient"))
+
+
 def test_the_gradients_are_those_of_autograd() -> None:
     net, (x, y) = deep(nn.init.kaiming_normal_, 2), batch()
     table = signal(net, (x, y), loss)

@@ -50,8 +50,8 @@ def verb(
 
     Only the header is read, unless --stats, --health or --spectra ask for values. Bytes are those of the plain
     values; stored bytes are those in the file. As text, more than 200 tensors are shown with repeated layers in one
-    row; --json and --csv have a row for each. Of several sources, each is shown; one that cannot be read is named,
-    and the next one follows.
+    row; --json and --csv have a row for each. Of several sources, each is shown (as CSV in one table, with a column
+    for the source); one that cannot be read is named, and the next one follows.
 
     \b
     Example:
@@ -63,6 +63,7 @@ def verb(
     from steelyard.explain.inventory import summary
 
     pages: list[Table] = []
+    firsts: dict[str, Table] = {}  # of several sources as CSV: one header, and a column that says the source
 
     def one(source: str) -> None:
         weights = formats.open(source).choose(where)
@@ -72,11 +73,16 @@ def verb(
             tables = _of_header(weights, sort, depth, output)
         if len(sources) > 1:
             tables = [replace(table, meta={"source": source, **table.meta}) for table in tables]
+        pages.extend(tables)
+        if output.form == "csv" and len(sources) > 1:
+            firsts[source] = tables[0]
+            return
         shown = [table for table in tables if table.title != "histogram" or output.form == "json"]
         show(shown, replace(output, html=None))
-        pages.extend(tables)
 
     status = each(sources, one)
+    if firsts:
+        show(Table.joined(firsts, "source"), replace(output, html=None))
     if output.html is not None and pages:
         write_page(_page(pages), output.html)
     click.get_current_context().exit(status)

@@ -70,6 +70,22 @@ class Table:
             clean.append({name: _cell(row.get(name)) for name in names})
         return Table(title, heads, tuple(clean), {**(meta or {}), **provenance()})
 
+    @staticmethod
+    def joined(tables: Mapping[str, Table], by: str) -> Table:
+        """The rows of several tables below each other, behind a column `by` that says which table each is of.
+
+        The columns are those of all, in the order in which they appear; the title is that of the first table.
+
+        >>> t = Table.of("sizes", {"bytes": "B"}, [{"bytes": 12}])
+        >>> Table.joined({"a": t, "b": t}, "file").rows[1]
+        {'file': 'b', 'bytes': 12}
+        """
+        columns = {by: Column(by)}
+        for table in tables.values():
+            columns |= {column.name: column for column in table.columns if column.name not in columns}
+        rows = ({by: name, **row} for name, table in tables.items() for row in table.rows)
+        return Table.of(next(iter(tables.values())).title, tuple(columns.values()), rows)
+
     def column(self, name: str) -> list[Any]:
         """The cells of one column, top to bottom; raises UnknownNameError for a column that is not there."""
         if all(c.name != name for c in self.columns):

@@ -297,6 +297,10 @@ class Weights(Mapping[str, Weight]):
         every = self.meta.replaced(meta) if isinstance(self.meta, Texts) else {**self.meta, **meta}
         return Weights.over(self._items, self.ties, every, self._specs)
 
+    def with_ties(self, ties: Mapping[str, str]) -> Weights:
+        """The same weights with further names: free name -> name of a tensor. Raises WeightsError for others."""
+        return Weights.over(self._items, {**self.ties, **ties}, self.meta, self._specs)
+
     def select(self, where: Where | Callable[[Weight], bool]) -> Weights:
         """The weights for which `where` holds, under their own or a further name, in order, with their ties.
 

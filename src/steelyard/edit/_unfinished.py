@@ -21,7 +21,7 @@ from steelyard.core.transform import Transform
 from steelyard.core.weights import Weights
 from steelyard.core.where import Where
 from steelyard.errors import CodecError, FormatError, VerdictError, printable, quoted
-from steelyard.formats.base import Writable, writing
+from steelyard.formats.base import Writable, locked, writing
 
 JOB, LOCK, MOVING = "job.json", "lock", "moving.json"
 OWN = (JOB, f"{JOB}.new", LOCK, MOVING)
@@ -160,20 +160,13 @@ def _prepare(place: Workplace, job: str | None) -> None:
         return
     for name in there - {LOCK}:
         (place.folder / name).unlink()
-    if job is not None:
-        _write(place.folder / JOB, job)
+    _write(place.folder / JOB, job or "")  # an empty one is gone on from by none, and still says whose the folder is
 
 
 def _claim(lock: IO[bytes], place: Workplace) -> None:
     """Raise FormatError if another process works in the folder; the lock goes when a process ends, however it does."""
-    try:
-        import fcntl
-    except ImportError:  # a system without such locks: two jobs at a time with one target are then the user's to avoid
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise FormatError("another process is writing it; wait for that one to end", path=place.target) from error
+    if locked(lock.fileno()) is False:  # without locks, two jobs at a time with one target are the user's to avoid
+        raise FormatError("another process is writing it; wait for that one to end", path=place.target)
 
 
 def _inode(path: Path) -> list[int]:

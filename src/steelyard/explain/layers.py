@@ -15,13 +15,8 @@ from torch import Tensor, nn
 
 from steelyard.errors import ModelError, UnknownNameError
 from steelyard.learn.evaluate import evaluating, unfused
+from steelyard.learn.matrices import layers as with_matrices
 from steelyard.learn.task import Split, Task, apply, first_batch
-
-# Layers whose output is a sum of weights times inputs, in whole or in parts.
-WEIGHTED = (
-    *(nn.Linear, nn.Bilinear, nn.Embedding, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention),
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-)
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,7 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
 def weighted_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers that multiply inputs by weights, by name, in the order of registration."""
     inside = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention) and n)
-    return {n: m for n, m in model.named_modules() if isinstance(m, WEIGHTED) and not n.startswith(inside or ("\0",))}
+    return {name: layer for name, layer in with_matrices(model).items() if not name.startswith(inside or ("\0",))}
 
 
 def forward(model: nn.Module, inputs: Any) -> Any:

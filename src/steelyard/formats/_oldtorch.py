@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from steelyard.errors import FormatError, quoted
-from steelyard.formats._pickle import OPCODES, Global, Machine, TooShortError
+from steelyard.formats._inert import Global, TooShortError
+from steelyard.formats._pickle import OPCODES, Machine
 from steelyard.formats._rebuild import BUILDERS, STORAGES, Storage, View, storages
 from steelyard.formats._tensors import Store
 from steelyard.formats.source import Source

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from steelyard.core.spec import DTYPES
-from steelyard.formats._pickle import LARGEST, Builder, Dict, Foreign, Global, Machine
+from steelyard.formats._inert import LARGEST, Dict, Foreign, Global
+from steelyard.formats._pickle import Builder, Machine
 
 STORAGES: dict[str, tuple[str, int]] = {  # class -> dtype ('' = none that is held here), bytes of an element
     "DoubleStorage": ("float64", 8),

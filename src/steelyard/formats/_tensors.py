@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeGuard
 from steelyard.core.spec import DTYPES, DType, Spec
 from steelyard.core.weights import Weight, Weights
 from steelyard.errors import FormatError, quoted
-from steelyard.formats._pickle import LARGEST, Dict, Foreign, Global
+from steelyard.formats._inert import LARGEST, Dict, Foreign, Global
 from steelyard.formats._rebuild import STORAGES, TORCH, Storage, Unheld, View
 from steelyard.formats.base import empty
 from steelyard.formats.manifest import KEY

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import secrets
 import stat
 import sys
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 HEAD = 16  # bytes that `Format.claims` gets to see
 COPY = 1 << 20  # bytes that are copied at a time between files
+TEMPORARY = re.compile(r"\.steelyard-[0-9a-f]{12}\.tmp")  # how new files are called until they are whole
 
 
 class Format(ABC):
@@ -208,17 +210,59 @@ def replacing(path: Path) -> Iterator[Sink]:
 
 @contextmanager
 def staging(target: Path, path: Path) -> Iterator[tuple[Sink, Path]]:
-    """A new file in the folder of `target`, and its name, which is gone after the block; errors call it `path`."""
+    """A new file in the folder of `target`, and its name, which is gone after the block; errors call it `path`.
+
+    What processes that were killed have left in that folder goes, too.
+    """
     with writing(path):
         if not target.parent.is_dir():
             raise FormatError(f"the folder {quoted(str(target.parent))} is not there; create it first", path=path)
-        temporary = target.parent / f".steelyard-{secrets.token_hex(6)}.tmp"
-        file = io.FileIO(temporary, "x+")  # no buffer that could fail once more when it is closed
+        sweep(target.parent)
+        file, temporary = _fresh(target.parent)
     try:
         with file:
             yield Sink(file, path), temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _fresh(folder: Path) -> tuple[io.FileIO, Path]:
+    """A new file that is locked while it is open, and its name."""
+    while True:
+        path = folder / f".steelyard-{secrets.token_hex(6)}.tmp"
+        file = io.FileIO(path, "x+")  # no buffer that could fail once more when it is closed
+        if locked(file.fileno()) is not False and os.fstat(file.fileno()).st_nlink:
+            return file, path
+        file.close()  # another process took it for a leftover before it was locked
+        path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the new files in a folder whose process ended before it could: those that nobody holds locked."""
+    with suppress(OSError):  # the folder may be one that cannot be listed, and what is left in it does no harm
+        for found in folder.iterdir():
+            if TEMPORARY.fullmatch(found.name) and stat.S_ISREG(found.lstat().st_mode):
+                number = os.open(found, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+                try:
+                    if locked(number):
+                        found.unlink()
+                finally:
+                    os.close(number)
+
+
+def locked(number: int) -> bool | None:
+    """Lock an open file until it is closed: whether that was possible; None on a system without such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a disk without locks
+        return None
+    return True
 
 
 @contextmanager

@@ -38,12 +38,11 @@ def described(weights: Weights, folder: Folder) -> Weights:
         return weights
     data = document(source, LIMIT, "config")
     said = {key: data[key] for key in KEPT if data.get(key) is not None}
-    meta = {**weights.meta, **texts(said, "config.", source)}
+    told = weights.with_meta(**texts(said, "config.", source))
     named = data.get("architectures")
     headed = any(str(name).endswith(HEADED) for name in named) if isinstance(named, list) else False
     shared = embedding(weights) if headed and data.get("tie_word_embeddings") is True else None
-    ties = weights.ties if shared is None else {**weights.ties, HEAD: shared.name}
-    return Weights(weights.values(), ties, meta)
+    return told if shared is None else told.with_ties({HEAD: shared.name})
 
 
 def embedding(weights: Weights) -> Weight | None:
@@ -55,8 +54,9 @@ def embedding(weights: Weights) -> Weight | None:
     """
     if any(name.endswith(HEAD) for name in (*weights, *weights.ties)):
         return None
-    found = [w for name, w in weights.items() if name.split(".")[-2:-1] and name.split(".")[-2] in EMBEDDINGS]
-    return found[0] if len(found) == 1 and found[0].name.endswith(".weight") and len(found[0].spec.shape) == 2 else None
+    names = [name for name in weights if name.split(".")[-2:-1] and name.split(".")[-2] in EMBEDDINGS]
+    found = weights[names[0]] if len(names) == 1 and names[0].endswith(".weight") else None
+    return found if found is not None and len(found.spec.shape) == 2 else None
 
 
 def document(source: Source, limit: int, what: str) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from typing import IO, TYPE_CHECKING, ClassVar
 from steelyard.core.spec import Spec
 from steelyard.core.weights import Weight, Weights
 from steelyard.errors import FormatError, quoted
-from steelyard.formats._pickle import Dict, Foreign, Global, Machine
+from steelyard.formats._inert import Dict, Foreign, Global
+from steelyard.formats._pickle import Machine
 from steelyard.formats._rebuild import BUILDERS, TORCH, named
 from steelyard.formats._tensors import dimensions, listed
 from steelyard.formats.base import Format, empty
