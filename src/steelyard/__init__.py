@@ -63,6 +63,8 @@ _EXPORTS: dict[str, str] = {
     "evaluate": "learn.evaluate:evaluate",
     "compare": "learn.evaluate:compare",
     "finetune": "learn.finetune:finetune",
+    "watch": "learn.watch.session:watch",
+    "watched": "learn.watch.log:watched",
     # what weights mean
     "inventory": "explain.inventory:inventory",
     "spectra": "explain.spectra:spectra",
@@ -135,6 +137,8 @@ if TYPE_CHECKING:
     from steelyard.learn.task import Interface as Interface
     from steelyard.learn.task import Task as Task
     from steelyard.learn.tasks import task as task
+    from steelyard.learn.watch.log import watched as watched
+    from steelyard.learn.watch.session import watch as watch
 
 __all__ = sorted(_EXPORTS)  # noqa: PLE0605
 

@@ -18,6 +18,7 @@ from steelyard.explain import address, affine, counts, gradients, recurrent, sig
 from steelyard.explain.linear import fit_logistic
 from steelyard.init.he import He
 from steelyard.learn import datadriven
+from steelyard.learn.watch.norms import Norms
 from steelyard.shrink.settings import Settings
 
 Patch = pytest.MonkeyPatch
@@ -271,6 +272,27 @@ def _steeper(patch: Patch) -> None:
     patch.setattr(datadriven, "_rms_of", lambda g: honest(g) ** 8)
 
 
+def _ratio_of_norms(patch: Patch) -> None:
+    honest = Norms.after
+
+    def longer(norms: Norms) -> Any:
+        found = honest(norms)
+        return replace(found, update=found.update * (1 + 1e-6))
+
+    patch.setattr(Norms, "after", longer)
+
+
+def _touching(patch: Patch) -> None:
+    honest = Norms.before
+
+    def nudging(norms: Norms) -> None:
+        with torch.no_grad():
+            next(iter(norms.tensors.values())).mul_(1.001)
+        honest(norms)
+
+    patch.setattr(Norms, "before", nudging)
+
+
 MUTATIONS: list[tuple[str, Callable[[Patch], None], str]] = [
     ("A1", _scaled_set, "error"),
     ("A1", _neighbour_set, "change elsewhere"),
@@ -288,6 +310,8 @@ MUTATIONS: list[tuple[str, Callable[[Patch], None], str]] = [
     ("B1", _thawed, "frozen tensors that moved"),
     ("B2", _steep, "worst of the types"),
     ("B2", _blind, "a wrong layer"),
+    ("B4", _ratio_of_norms, "relative error of a ratio"),
+    ("B4", _touching, "losses that watching changed"),
     ("B11", _dropped_tensor, "largest logit difference"),
     ("B11", _forgetful, "accuracy on random labels"),
     ("C2", _half_variance, "He flagged"),

@@ -26,6 +26,7 @@ CLAIMS: Registry[Any] = Registry(
         "A8": Row("steelyard.claims.a_neuron:A8", "a negative weight acts in the opposite direction", "learn"),
         "B1": Row("steelyard.claims.b_learning:B1", "training adjusts weights to reduce error", "learn"),
         "B2": Row("steelyard.claims.b_learning:B2", "by backpropagation", "learn"),
+        "B4": Row("steelyard.claims.b_learning:B4", "weights are tweaked slightly after each batch", "learn"),
         "B11": Row("steelyard.claims.b_learning:B11", "weights are the memory of the model", "learn"),
         "C2": Row("steelyard.claims.c_beginnings:C2", "poor starts vanish or explode", "learn"),
         "C5": Row("steelyard.claims.c_beginnings:C5", "stable gradient flow from the outset", "learn"),

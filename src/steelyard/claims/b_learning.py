@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import statistics
 import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,10 @@ from steelyard.explain.gradients import check_gradients
 from steelyard.formats.module import from_module, into_module
 from steelyard.learn.evaluate import outcomes
 from steelyard.learn.models import model
-from steelyard.learn.run import train
+from steelyard.learn.run import Run, train
 from steelyard.learn.seeding import generator, seeded
 from steelyard.learn.task import Task, build_seeded
+from steelyard.learn.watch import watch
 
 
 def _training() -> Mapping[str, float]:
@@ -130,6 +133,44 @@ B2 = Check(
     "gradients against central differences in float64 on digits, by type of layer; a wrong backward pass is seen",
     (Bar("worst of the types", "<=", 1e-5), Bar("types", ">=", 10), Bar("a wrong layer", ">=", 0.1)),
     _gradients,
+)
+
+
+def _tweaks() -> Mapping[str, float]:
+    logged, exact, losses = [], [], []
+    for watched in (False, True):
+        run = Run(digits(), seed=0, epochs=3, keep="last")
+        with watch(run) if watched else nullcontext() as log, run:
+            before = {n: p.detach().double() for n, p in run.model.named_parameters()}
+            for step in run:
+                losses.append((watched, step.loss))
+                for name, p in run.model.named_parameters() if watched else ():
+                    size, after = before[name].norm(), p.detach().double()
+                    if size > 0:
+                        exact.append(float((after - before[name]).norm() / size))
+                    before[name] = after
+        if log is not None:
+            logged = [ratio for ratio in log.table("norms").column("update ratio") if ratio is not None]
+    pairs = zip(logged, exact, strict=True)
+    plain, observed = ([loss for which, loss in losses if which is wanted] for wanted in (False, True))
+    return {
+        "relative error of a ratio": max(abs(ours - ratio) / ratio for ours, ratio in pairs),
+        "losses that watching changed": sum(a != b for a, b in zip(plain, observed, strict=True)),
+        "ratios": len(exact),
+        "median ratio": statistics.median(exact),
+    }
+
+
+B4 = Check(
+    "B4",
+    "weights are tweaked slightly after each batch",
+    "an MLP on digits, every tensor watched: logged ratios against ||dW|| / ||W|| in float64, losses with and without",
+    (
+        Bar("relative error of a ratio", "<=", 1e-12),
+        Bar("losses that watching changed", "==", 0),
+        Bar("median ratio", "<", 0.1),
+    ),
+    _tweaks,
 )
 
 

@@ -47,7 +47,7 @@ class Native:
 
     name: str
     build: Callable[[Any], Callable[..., None]]
-    arguments: tuple[str, ...]
+    arguments: tuple[str, ...]  # "float32*" for an array, "float32**" for an array of addresses of such arrays
     source: str  # the text that the loop is made of: another text, another object
     reordered: bool = False  # whether the terms of a sum may be added in any order, several at a time
 
@@ -81,10 +81,12 @@ class Native:
     def _compile(self) -> tuple[str, bytes]:
         import numba
 
-        types = [getattr(numba.types, a.rstrip("*")) for a in self.arguments]
-        signature = [
-            numba.types.CPointer(t) if a.endswith("*") else t for t, a in zip(types, self.arguments, strict=True)
-        ]
+        signature = []
+        for argument in self.arguments:
+            kind = getattr(numba.types, argument.rstrip("*"))
+            for _ in range(argument.count("*")):
+                kind = numba.types.CPointer(kind)
+            signature.append(kind)
         options: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True, "no_cpython_wrapper": True}
         if self.reordered:
             options["fastmath"] = {"reassoc", "nsz"}

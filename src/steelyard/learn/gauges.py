@@ -48,12 +48,12 @@ def weight_norm() -> Gauge:
 
 
 def plain_name(name: str) -> str:
-    """The name of a parameter as it is without a constraint on it.
+    """The name of a parameter as it is without a constraint on it, and without `torch.compile`.
 
-    >>> plain_name("conv1.parametrizations.weight.original")
-    'conv1.weight'
+    >>> plain_name("conv1.parametrizations.weight.original"), plain_name("_orig_mod.conv1.weight")
+    ('conv1.weight', 'conv1.weight')
     """
-    return name.replace("parametrizations.", "").removesuffix(".original")
+    return name.replace("_orig_mod.", "").replace("parametrizations.", "").removesuffix(".original")
 
 
 def _named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
