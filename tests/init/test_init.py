@@ -131,7 +131,7 @@ def test_a_scheme_that_does_not_exist(text, error, message):
 
 
 def test_settings_are_checked_where_they_are_used():
-    with pytest.raises(RecipeError, match="fan_in or fan_out"):
-        He(mode="fan_avg").variance(Spec.of((2, 2), "float32"))
+    with pytest.raises(RecipeError, match="fan_in, fan_out or fan_avg"):
+        He(mode="fan_sum").variance(Spec.of((2, 2), "float32"))
     with pytest.raises(RecipeError, match="normal, uniform or truncated_normal"):
         He(distribution="cauchy")(Spec.of((2, 2), "float32"), generator(0, "w"))

@@ -245,8 +245,6 @@ def test_wrong_use_is_said() -> None:
     model = nn.Linear(2, 2)
     with pytest.raises(RecipeError, match="needs a batch"):
         init_(model, "data")
-    with pytest.raises(RecipeError, match="only the scheme 'data'"):
-        init_(model, "he", noise(4, 2))
     with pytest.raises(RecipeError, match="at least 1 pass"):
         init_(model, "data", noise(4, 2), passes=0)
 
@@ -279,3 +277,81 @@ def test_a_gain_that_cannot_be() -> None:
     for function in (torch.zeros_like, lambda z: z / 0, lambda z: z[:3]):
         with pytest.raises(ModelError):
             gain(function)
+
+
+class Endless(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.exp(x**4)
+
+
+class Swish(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x)
+
+
+@pytest.mark.parametrize("batch", [noise(16, 128), None], ids=["batch", "symbolic"])
+@pytest.mark.parametrize(
+    "scheme", ["lecun(gain=auto)", "orthogonal(gain=auto)", "xavier(gain=auto, distribution=normal)"]
+)
+def test_each_layer_gets_the_gain_of_what_follows_it(scheme: str, batch: Tensor | None) -> None:
+    followers = [nn.Tanh(), nn.Identity(), nn.GELU(), nn.ReLU(), Swish()]
+    model = nn.Sequential(*(m for f in followers for m in (nn.Linear(128, 128), f)), nn.Linear(128, 128))
+    table = init_(model, scheme, batch)
+    assert table.column("activation") == ["tanh", "linear", "gelu", "relu", "silu", "linear"]
+    wanted = [gain(name) for name in ("tanh", "linear", "gelu", "relu", "silu", "linear")]
+    found = [std_of(m.weight) * math.sqrt(128) for m in model if isinstance(m, nn.Linear)]
+    assert found == pytest.approx(wanted, rel=0.03)
+
+
+def test_a_gain_that_cannot_be_found_is_said() -> None:
+    class Follows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x) if x.sum() > 0 else self.b(x)
+
+    model = Follows()
+    with pytest.raises(ModelError, match=r"gain='auto' needs to know .* torch.fx cannot follow Follows.*give a batch"):
+        init_(model, "lecun(gain=auto)")
+    rows = {row["layer"]: row for row in init_(model, "lecun(gain=auto)", torch.ones(2, 4)).rows}
+    assert rows["a"]["order"] == 1
+    assert rows["b"]["done"] == "weight lecun; not executed by this batch"
+    endless = nn.Sequential(nn.Linear(4, 4), Endless())
+    with pytest.raises(ModelError, match="Endless, after the layer '0': the mean square"):
+        init_(endless, "lecun(gain=auto)", torch.ones(2, 4))
+
+
+def test_a_batch_shows_the_order_of_execution() -> None:
+    model, batch = built("reverse-registered MLP")
+    table = init_(model, "he", batch)
+    assert table.column("layer") == [f"layers.{i}" for i in reversed(range(6))]
+    assert table.column("activation") == ["relu"] * 6
+    assert init_(model, "he").column("layer") == [f"layers.{i}" for i in range(6)]
+
+
+def test_a_padding_row_stays_zero_and_a_shared_table_is_drawn_as_what_multiplies() -> None:
+    model = nn.ModuleDict({"embed": nn.Embedding(300, 64, padding_idx=3), "head": nn.Linear(64, 300, bias=False)})
+    model["head"].weight = model["embed"].weight
+    rows = {row["layer"]: row["done"] for row in init_(model, "lecun").rows}
+    assert rows == {"embed": "weight is that of head", "head": "weight lecun"}
+    weight = model["embed"].weight.detach()
+    assert not weight[3].any()
+    assert std_of(weight) == pytest.approx(1 / 8, rel=0.03)
+    other = nn.Embedding(300, 64, padding_idx=0)
+    init_(other, "he")
+    assert not other.weight.detach()[0].any()
+    assert std_of(other.weight.detach()[1:]) == pytest.approx(1, rel=0.03)
+
+
+def test_what_is_frozen_or_computed_keeps_its_values() -> None:
+    lstm, normed = nn.LSTM(3, 4), nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    lstm.bias_ih_l0.requires_grad_(False)
+    before = lstm.bias_ih_l0.clone()
+    model = nn.ModuleDict({"lstm": lstm, "normed": normed})
+    kept = {n: p.clone() for n, p in normed.named_parameters() if n != "bias"}
+    rows = {row["layer"]: row["done"] for row in init_(model, "he").rows}
+    assert torch.equal(lstm.bias_ih_l0, before)
+    assert rows["normed"] == "weight kept: computed from other parameters"
+    assert all(torch.equal(p, kept[n]) for n, p in normed.named_parameters() if n != "bias")

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 Distribution = Literal["normal", "uniform", "truncated_normal"]
+Mode = Literal["fan_in", "fan_out", "fan_avg"]
+Gain = float | Literal["auto"]
 
 # The standard deviation of a standard normal variable given that it lies within ±2:
 # sqrt(1 - 4 phi(2) / (2 Phi(2) - 1)).
@@ -67,11 +69,20 @@ def fans(spec: Spec) -> tuple[int, int]:
     return spec.shape[1] * field, spec.shape[0] * field
 
 
-def fan(spec: Spec, mode: Literal["fan_in", "fan_out"]) -> int:
-    """One of the two fans, at least 1; raises RecipeError for another mode."""
-    if mode not in ("fan_in", "fan_out"):
-        raise RecipeError(f"the mode is fan_in or fan_out, not {mode!r}")
-    return max(fans(spec)[mode == "fan_out"], 1)
+def fan(spec: Spec, mode: Mode) -> float:
+    """One of the two fans or their mean, at least 1; raises RecipeError for another mode."""
+    inputs, outputs = fans(spec)
+    known = {"fan_in": inputs, "fan_out": outputs, "fan_avg": (inputs + outputs) / 2}
+    if mode not in known:
+        raise RecipeError(f"the mode is fan_in, fan_out or fan_avg, not {mode!r}")
+    return max(known[mode], 1)
+
+
+def number(gain: Gain) -> float:
+    """The gain as a number; raises RecipeError for 'auto', which only a model can make one."""
+    if gain == "auto":
+        raise RecipeError("gain='auto' is that of the activation after a layer, so it needs a model: use init_")
+    return gain
 
 
 def draw(spec: Spec, generator: np.random.Generator, distribution: Distribution, variance: float) -> np.ndarray:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from steelyard.core.spec import Spec
-from steelyard.init.base import Distribution, Init, draw, fan
+from steelyard.init.base import Distribution, Init, Mode, draw, fan
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class He(Init):
     """Var[w] = 2 / ((1 + slope^2) fan): for ReLU units, and leaky ones of the given negative `slope`.
 
-    Args: `mode` 'fan_in' keeps the scale of activations, 'fan_out' that of gradients; `distribution` is
-    normal (as in the paper), uniform or truncated_normal. torch's Linear starts with
+    Args: `mode` 'fan_in' keeps the scale of activations, 'fan_out' that of gradients, 'fan_avg' takes the mean of
+    both fans; `distribution` is normal (as in the paper), uniform or truncated_normal. torch's Linear starts with
     He(slope=sqrt(5), distribution='uniform').
 
     >>> He().variance(Spec.of((64, 8, 5, 5), "float32"))
@@ -28,7 +28,7 @@ class He(Init):
 
     name: ClassVar[str] = "he"
     slope: float = 0.0
-    mode: Literal["fan_in", "fan_out"] = "fan_in"
+    mode: Mode = "fan_in"
     distribution: Distribution = "normal"
 
     def __call__(self, spec: Spec, generator: np.random.Generator) -> np.ndarray:

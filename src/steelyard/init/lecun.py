@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from steelyard.core.spec import Spec
-from steelyard.init.base import Distribution, Init, draw, fan
+from steelyard.init.base import Distribution, Gain, Init, Mode, draw, fan, number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LeCun(Init):
-    """Var[w] = gain^2 / fan_in: for linear, scaled tanh and SELU units, and with the right gain for any.
+    """Var[w] = gain^2 / fan: for linear, scaled tanh and SELU units, and with the right gain for any.
 
-    Args: `gain` makes up for the activation of the inputs (see `steelyard.gain`); `distribution` is normal,
-    uniform or truncated_normal.
+    Args: `gain` makes up for the activation (see `steelyard.gain`); 'auto', in `steelyard.init_`, for the one that
+    follows the layer. `mode` is fan_in (as in the paper), fan_out or fan_avg, the mean of both; `distribution` is
+    normal, uniform or truncated_normal. Keras' VarianceScaling(scale, mode, distribution) is
+    LeCun(sqrt(scale), mode, distribution).
 
     >>> LeCun().variance(Spec.of((10, 50), "float32"))
     0.02
@@ -26,11 +28,12 @@ class LeCun(Init):
     """
 
     name: ClassVar[str] = "lecun"
-    gain: float = 1.0
+    gain: Gain = 1.0
+    mode: Mode = "fan_in"
     distribution: Distribution = "normal"
 
     def __call__(self, spec: Spec, generator: np.random.Generator) -> np.ndarray:
         return draw(spec, generator, self.distribution, self.variance(spec))
 
     def variance(self, spec: Spec) -> float:
-        return self.gain**2 / fan(spec, "fan_in")
+        return number(self.gain) ** 2 / fan(spec, self.mode)

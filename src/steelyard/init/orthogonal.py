@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from steelyard.core.spec import Spec
 from steelyard.errors import WeightsError
-from steelyard.init.base import Init
+from steelyard.init.base import Gain, Init, number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +21,8 @@ class Orthogonal(Init):
 
     A convolution (out, in, *kernel) is taken as the matrix (out, in x kernel). Every element has the variance
     gain^2 / max(rows, columns), and the mean of the squares of all of them is exactly that.
+
+    The gain 'auto', in `steelyard.init_`, is that of the activation which follows the layer.
 
     Raises WeightsError for fewer than two axes.
 
@@ -35,7 +37,7 @@ class Orthogonal(Init):
     """
 
     name: ClassVar[str] = "orthogonal"
-    gain: float = 1.0
+    gain: Gain = 1.0
 
     def __call__(self, spec: Spec, generator: np.random.Generator) -> np.ndarray:
         import numpy as np
@@ -51,11 +53,11 @@ class Orthogonal(Init):
             return np.zeros(spec.shape, spec.dtype.numpy)
         q, r = qr(generator.standard_normal((max(rows, columns), min(rows, columns))))
         q = q * np.sign(np.diag(r))
-        values = self.gain * (q if rows >= columns else q.T)
+        values = number(self.gain) * (q if rows >= columns else q.T)
         return np.ascontiguousarray(values).reshape(spec.shape).astype(spec.dtype.numpy)
 
     def variance(self, spec: Spec) -> float:
-        return self.gain**2 / max(*_matrix(spec), 1)
+        return number(self.gain) ** 2 / max(*_matrix(spec), 1)
 
 
 def _matrix(spec: Spec) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from steelyard.core.spec import Spec
-from steelyard.init.base import Distribution, Init, draw, fans
+from steelyard.init.base import Distribution, Gain, Init, draw, fans, number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 class Xavier(Init):
     """Var[w] = gain^2 2 / (fan_in + fan_out): for linear, tanh and sigmoid units.
 
-    Args: `gain` makes up for the slope of the activation (5/3 is usual for tanh); `distribution` is
-    uniform (as in the paper), normal or truncated_normal.
+    Args: `gain` makes up for the slope of the activation (5/3 is usual for tanh); 'auto', in `steelyard.init_`,
+    for the scale of the one that follows the layer. `distribution` is uniform (as in the paper), normal or
+    truncated_normal.
 
     >>> Xavier().variance(Spec.of((30, 70), "float32"))
     0.02
@@ -27,11 +28,11 @@ class Xavier(Init):
     """
 
     name: ClassVar[str] = "xavier"
-    gain: float = 1.0
+    gain: Gain = 1.0
     distribution: Distribution = "uniform"
 
     def __call__(self, spec: Spec, generator: np.random.Generator) -> np.ndarray:
         return draw(spec, generator, self.distribution, self.variance(spec))
 
     def variance(self, spec: Spec) -> float:
-        return self.gain**2 * 2 / max(sum(fans(spec)), 1)
+        return number(self.gain) ** 2 * 2 / max(sum(fans(spec)), 1)

@@ -75,10 +75,10 @@ def biases(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def forget_gates(layer: nn.Module) -> Iterator[Tensor]:
-    """Of an LSTM, the part of each input bias that belongs to the forget gate: torch's order is i, f, g, o."""
+    """Of an LSTM, the part of each input bias that belongs to the forget gate and is started: the second of four."""
     if isinstance(layer, (nn.LSTM, nn.LSTMCell)):
         for name, bias in biases(layer):
-            if name.startswith("bias_ih"):
+            if name.startswith("bias_ih") and is_started(getattr(layer, name)):
                 yield bias.chunk(4)[1]
 
 
@@ -111,5 +111,10 @@ def _attention(layer: nn.MultiheadAttention) -> Iterator[Matrix]:
 
 
 def is_started(parameter: Tensor) -> bool:
-    """Whether values can be put into it: floating point, on a real device, trainable."""
-    return parameter.is_floating_point() and not parameter.is_meta and parameter.requires_grad
+    """Whether values can be put into it: a parameter, floating point, on a real device, trainable."""
+    return (
+        isinstance(parameter, nn.Parameter)
+        and parameter.is_floating_point()
+        and not parameter.is_meta
+        and parameter.requires_grad
+    )

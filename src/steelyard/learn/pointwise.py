@@ -6,7 +6,7 @@ Decides nothing by a list of activations: what is one is measured. Knows single 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -16,22 +16,8 @@ from steelyard.learn.gain import NAMED, OTHERS, activation
 from steelyard.learn.tracing import Operation, swap
 
 # Those of several tensors; what acts on one tensor is tried.
-COMBINE = (
-    "add",
-    "sub",
-    "rsub",
-    "mul",
-    "div",
-    "rdiv",
-    "truediv",
-    "true_divide",
-    "pow",
-    "rpow",
-    "where",
-    "maximum",
-    "minimum",
-)
-COMBINE = (*COMBINE, "gt", "lt", "ge", "le", "eq", "ne", "lerp", "addcmul", "addcdiv", "logical_and", "logical_or")
+COMBINE = {"add", "sub", "rsub", "mul", "div", "rdiv", "truediv", "true_divide", "pow", "rpow", "where", "maximum"}
+COMBINE |= {"minimum", "gt", "lt", "ge", "le", "eq", "ne", "lerp", "addcmul", "addcdiv", "logical_and", "logical_or"}
 SHAPES = ("view", "reshape", "getitem", "get", "clone", "detach", "contiguous", "to", "float", "double", "half", "type")
 CHANCE = ("drop", "rand", "bernoulli", "norm", "softmax", "pool")  # in evaluation mode a dropout looks like nothing
 POINTS = 48
@@ -51,7 +37,7 @@ def elementwise(op: Operation) -> bool:
         return False
     if len(op.sources) > 1:
         return op.name in COMBINE
-    return _acts_on_elements(lambda z: _applied(op, {op.sources[0]: z}))
+    return _acts_on_elements(partial(_alone, op))
 
 
 def composed(point: Operation, last: Operation, region: Sequence[Operation]) -> tuple[Callable[[Tensor], Tensor], str]:
@@ -111,7 +97,7 @@ def _acts_on_elements(function: Callable[[Tensor], Tensor]) -> bool:
     if whole is None or turned is None or one is None:
         return False
     whole, turned, one = whole.double(), turned.double(), one.double()
-    return torch.allclose(whole, turned.flip(0), equal_nan=True) and torch.allclose(whole[:1], one, equal_nan=True)
+    return all(torch.allclose(a, b, equal_nan=True) for a, b in ((whole, turned.flip(0)), (whole[:1], one)))
 
 
 def _tried(function: Callable[[Tensor], Tensor], z: Tensor) -> Any:
@@ -143,7 +129,9 @@ def _name(function: Callable[[Tensor], Tensor], steps: Sequence[Operation]) -> s
     for name, values in _known().items():
         if torch.allclose(found, values, rtol=1e-6, atol=1e-9):
             return name
-    bent = [
-        op.name for op in steps if len(op.sources) > 1 or not affine(lambda z, op=op: _applied(op, {op.sources[0]: z}))
-    ]
+    bent = [op.name for op in steps if len(op.sources) > 1 or not affine(partial(_alone, op))]
     return " of ".join(reversed(bent[-3:])) or "linear"
+
+
+def _alone(op: Operation, z: Tensor) -> Any:
+    return _applied(op, {op.sources[0]: z})

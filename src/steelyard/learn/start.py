@@ -19,6 +19,7 @@ from steelyard.core.table import Column, Table
 from steelyard.errors import ModelError, RecipeError
 from steelyard.init import Init, generator, scheme_of
 from steelyard.init.orthogonal import Orthogonal
+from steelyard.learn.gains import asks_for_gain, known_flow, with_gain
 from steelyard.learn.matrices import Matrix, biases, forget_gates, is_started, layers, matrices
 
 if TYPE_CHECKING:
@@ -26,8 +27,19 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from steelyard.learn.flow import Flow
+
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 NORMS = (*NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+
+COLUMNS = (
+    Column("layer"),
+    Column("kind"),
+    Column("order", "", "of the first call"),
+    Column("activation", "", "that follows the layer, and what lies between"),
+    Column("done"),
+)
 
 
 def init_(model: nn.Module, scheme: str | Init = "he", batch: Any = None, *, seed: int = 0, passes: int = 2) -> Table:
@@ -36,8 +48,12 @@ def init_(model: nn.Module, scheme: str | Init = "he", batch: Any = None, *, see
     A scheme draws each matrix by itself: the gates of an LSTM, packed queries, keys and values, and the groups of a
     convolution are matrices of their own, and a transposed convolution has its fans the right way round. Recurrent
     matrices become orthogonal, embeddings normal of variance 1, biases 0 (1 for the forget gate of an LSTM), and
-    norms the identity. A parameter with several names is one parameter and stays so. Frozen parameters
+    norms the identity. A parameter with several names is one parameter and stays so: one that is looked up and also
+    multiplies is drawn as what multiplies, and the padding row of an embedding stays 0. Frozen parameters
     (``requires_grad`` off), whole numbers and parameters of other layers keep their values, and are listed.
+
+    With ``gain=auto``, as in 'lecun(gain=auto)' or 'orthogonal(gain=auto)', each layer has the gain of the activation
+    that follows it, whatever that is (`steelyard.gain`); it is found by the batch, or without one by torch.fx.
 
     The scheme 'data' starts with orthogonal matrices and rescales them, so that the output of every layer has
     standard deviation 1 over `batch`; see `steelyard.learn.datadriven.scale_by_data`.
@@ -45,7 +61,8 @@ def init_(model: nn.Module, scheme: str | Init = "he", batch: Any = None, *, see
     Args:
         model: any module on a real device.
         scheme: 'data', a row of INITS, a call such as 'he(slope=0.1)', or an initialiser.
-        batch: inputs for 'data': a tensor, or a tuple of several arguments.
+        batch: inputs of the model: a tensor, a tuple of several arguments, or a Batch. 'data' needs one; other schemes
+            tell by it the order of execution and the activations.
         seed: of all values; each tensor has a stream of its own, so that the order of layers never matters.
         passes: forward passes that 'data' may take, at least 1.
 
@@ -65,50 +82,89 @@ def init_(model: nn.Module, scheme: str | Init = "he", batch: Any = None, *, see
     data = scheme == "data"
     if data and batch is None:
         raise RecipeError("a start by data needs a batch: init_(model, 'data', batch)")
-    if not data and batch is not None:
-        raise RecipeError(f"only the scheme 'data' looks at a batch, and the scheme is {scheme!r}")
     if passes < 1:
         raise RecipeError(f"a start by data takes at least 1 pass, not {passes}")
     found = _checked(model)
     init = scheme_of("orthogonal" if data else scheme) if data or isinstance(scheme, str) else scheme
+    automatic = asks_for_gain(init)
+    seen = known_flow(model, batch, "gain='auto'") if automatic or (batch is not None and not data) else None
+    chosen = {name: with_gain(init, seen.layers.get(name)) for name in found} if seen and automatic else {}
     with unharmed(model):
-        said = draw(model, found, init, seed)
+        said = draw(model, found, init, seed, chosen)
         if data:
             from steelyard.learn.datadriven import scale_by_data
 
             return scale_by_data(model, found, batch, passes, seed, said)
-    rows = [{"layer": n, "kind": type(layer).__name__, "done": said[n]} for n, layer in found.items()]
-    return Table.of("start", [Column("layer"), Column("kind"), Column("done")], rows, {"seed": seed})
+    return _table(found, said, seen, seed)
 
 
-def draw(model: nn.Module, found: Mapping[str, nn.Module], init: Init, seed: int) -> dict[str, str]:
-    """Put starting values into all layers; what was done, by layer."""
+def draw(
+    model: nn.Module, found: Mapping[str, nn.Module], init: Init, seed: int, chosen: Mapping[str, Init] | None = None
+) -> dict[str, str]:
+    """Put starting values into all layers, by `init` or what is `chosen` for a layer; what was done, by layer."""
     names = {id(p): name for name, p in model.named_parameters()}
-    started: dict[int, str] = {}
+    owners = _owners(found)
     said = {}
     for name, layer in found.items():
         notes = []
         for matrix in matrices(layer):
             parameter = getattr(layer, matrix.parameter)
-            key = (id(parameter), matrix.index)
             if not is_started(parameter):
-                notes.append(f"{matrix.parameter} kept: {'frozen' if parameter.is_floating_point() else 'not float'}")
-            elif started.get(id(parameter), name) != name:
-                notes.append(f"{matrix.parameter} is that of {started[id(parameter)]}")
+                notes.append(f"{matrix.parameter} kept: {_reason(parameter)}")
+            elif (owner := owners[id(parameter)]) != name:
+                notes.append(f"{matrix.parameter} is that of {owner}")
             else:
-                started[id(parameter)] = name
-                notes.append(_drawn(matrix, init, seed, f"{names[key[0]]}#{matrix.index}"))
+                scheme = (chosen or {}).get(name, init)
+                notes.append(_drawn(matrix, scheme, seed, f"{names[id(parameter)]}#{matrix.index}"))
         for bias, values in biases(layer):
             if is_started(getattr(layer, bias)):
                 values.zero_()
         for gate in forget_gates(layer):
             gate.fill_(1.0)
         said[name] = "; ".join(dict.fromkeys(notes))
+    for layer in found.values():
+        if getattr(layer, "padding_idx", None) is not None and is_started(layer.weight):
+            layer.weight.detach()[layer.padding_idx] = 0
     for layer in model.modules():
         if isinstance(layer, NORMS) and all(is_started(p) for p in layer.parameters(recurse=False)):
             for leaf, p in layer.named_parameters(recurse=False):
                 p.detach().fill_(1.0 if leaf == "weight" else 0.0)
     return said
+
+
+def _owners(found: Mapping[str, nn.Module]) -> dict[int, str]:
+    """The layer that says how a parameter is drawn: of those that share it the first that multiplies by it."""
+    owners: dict[int, str] = {}
+    for tables in (False, True):
+        for name, layer in found.items():
+            for matrix in matrices(layer):
+                if (matrix.role == "table") == tables:
+                    owners.setdefault(id(getattr(layer, matrix.parameter)), name)
+    return owners
+
+
+def _reason(parameter: Tensor) -> str:
+    """Why a parameter is not started."""
+    if not isinstance(parameter, nn.Parameter):
+        return "computed from other parameters"
+    return "frozen" if parameter.is_floating_point() else "not floating point"
+
+
+def _table(found: Mapping[str, nn.Module], said: Mapping[str, str], seen: Flow | None, seed: int) -> Table:
+    """A row for each layer: as registered, or where the flow is known in the order of execution."""
+    rows: list[dict[str, Any]] = []
+    for name, layer in found.items():
+        row: dict[str, Any] = {"layer": name, "kind": type(layer).__name__, "done": said[name]}
+        place = seen.layers.get(name) if seen else None
+        if place is not None:
+            row |= {"order": place.order, "activation": " after ".join((place.name, *reversed(place.between)))}
+        elif seen:
+            row["done"] += "; not executed by this batch"
+        rows.append(row)
+    if seen is None:
+        return Table.of("start", [c for c in COLUMNS if c.name not in ("order", "activation")], rows, {"seed": seed})
+    rows.sort(key=lambda row: row.get("order", len(rows) + 1))
+    return Table.of("start", COLUMNS, rows, {"seed": seed})
 
 
 def _drawn(matrix: Matrix, init: Init, seed: int, stream: str) -> str:
