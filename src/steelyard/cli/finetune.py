@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from steelyard.cli.models import model_option, target_argument, task_argument
+from steelyard.cli.models import keeping_options, model_option, target_argument, task_argument
 from steelyard.cli.options import Output, output, show
 from steelyard.core.where import where
 from steelyard.life.recipe import Named
@@ -20,6 +22,7 @@ from steelyard.life.recipe import Named
 @click.option("--start", default="he", show_default=True, help="The scheme of what starts anew.")
 @click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True, help="Passes over the data.")
 @click.option("--rate", type=float, default=1e-3, show_default=True, help="The highest learning rate.")
+@keeping_options
 @output
 def verb(
     task: Named,
@@ -32,6 +35,7 @@ def verb(
     start: str,
     epochs: int,
     rate: float,
+    keeping: dict[str, Any],
     output: Output,
 ) -> None:
     """Load what fits of WEIGHTS into the model of TASK, train it there, and write TARGET.
@@ -53,6 +57,7 @@ def verb(
         made, formats.open(weights), fresh_start(made, start, seed), rate=rate, epochs=epochs, seed=seed,
         head=head if head in ("new", "keep") else where(head),
         freeze=None if freeze is None else "body" if freeze == "body" else where(freeze),
+        **keeping,
     )  # fmt: skip
     formats.write(from_module(run.model).with_meta(task=made.name, seed=str(seed)), target)
     show([evaluate(run.model, made), account, run.history()], output)

@@ -58,6 +58,21 @@ def target_argument(function: F) -> F:
     return wrapped  # type: ignore[return-value]
 
 
+def keeping_options(function: F) -> F:
+    """Add ``--checkpoint``, ``--every`` and ``--resume``; the verb receives ``keeping``: keywords of Run."""
+
+    @click.option("--checkpoint", metavar="FOLDER", help="Keep the whole state here, for --resume after a kill.")
+    @click.option("--every", type=click.IntRange(min=1), help="Updates between two states; else one after each epoch.")
+    @click.option("--resume", is_flag=True, help="Go on with the run in the folder, bit for bit, if there is one.")
+    @functools.wraps(function)
+    def wrapped(*args: Any, checkpoint: str | None, every: int | None, resume: bool, **options: Any) -> Any:
+        if checkpoint is None and (resume or every is not None):
+            raise click.UsageError("--resume and --every need --checkpoint FOLDER", click.get_current_context())
+        return function(*args, keeping={"checkpoint": checkpoint, "every": every, "resume": resume}, **options)
+
+    return wrapped  # type: ignore[return-value]
+
+
 def _named(_ctx: click.Context, _param: click.Parameter, text: str | None) -> Named | None:
     return None if text is None else named(text)
 

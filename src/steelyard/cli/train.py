@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from steelyard.cli.models import model_option, target_argument, task_argument
+from steelyard.cli.models import keeping_options, model_option, target_argument, task_argument
 from steelyard.cli.options import Output, output, show
 from steelyard.life.recipe import Named
 
@@ -19,6 +21,7 @@ from steelyard.life.recipe import Named
 @click.option("--optimizer", default="adamw", show_default=True, help="adamw, adam, sgd, ...")
 @click.option("--schedule", default="one-cycle", show_default=True, help="one-cycle, cosine or constant.")
 @click.option("--weight-decay", type=float, default=0.01, show_default=True, help="Decoupled; matrices only.")
+@keeping_options
 @output
 def verb(
     task: Named,
@@ -31,6 +34,7 @@ def verb(
     optimizer: str,
     schedule: str,
     weight_decay: float,
+    keeping: dict[str, Any],
     output: Output,
 ) -> None:
     """Train a model on TASK and write its weights to TARGET.
@@ -51,7 +55,7 @@ def verb(
     made = make_task(task, model, seed)
     run = train(
         made, fresh_start(made, start, seed), optimizer=optimizer, rate=rate, epochs=epochs, schedule=schedule,
-        weight_decay=weight_decay, seed=seed,
+        weight_decay=weight_decay, seed=seed, **keeping,
     )  # fmt: skip
     formats.write(from_module(run.model).with_meta(task=made.name, seed=str(seed)), target)
     show([evaluate(run.model, made), run.history()], output)

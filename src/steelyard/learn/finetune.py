@@ -5,9 +5,9 @@ Decides what counts as the head and accounts for every name. Knows nothing of fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from torch import nn
 
@@ -17,9 +17,7 @@ from steelyard.core.where import Where, where
 from steelyard.errors import ModelError
 from steelyard.formats.module import from_module, into_module
 from steelyard.learn.evaluate import evaluating
-from steelyard.learn.optimizers import Optimizers
-from steelyard.learn.run import Gauge, Keep, Run, train
-from steelyard.learn.schedules import Schedule
+from steelyard.learn.run import Run, RunOptions, train
 from steelyard.learn.task import Task, apply, build_seeded, device_of, first_batch
 
 
@@ -106,41 +104,22 @@ def finetune(
     head: Literal["new", "keep"] | Where = "new",
     freeze: Literal["body"] | Where | None = None,
     rename: Mapping[str, str] | None = None,
-    optimizer: str | Optimizers = "adamw",
-    rate: float = 1e-3,
-    epochs: int = 20,
-    schedule: str | Schedule = "one-cycle",
-    weight_decay: float = 0.01,
-    seed: int = 0,
-    gauges: Sequence[Gauge] = (),
-    keep: Keep = "best",
-    after_step: Callable[[nn.Module], None] | None = None,
     progress: bool | Callable[[Run], None] = True,
+    **options: Unpack[RunOptions],
 ) -> tuple[Run, Table]:
     """Carry ``weights`` over to the task's model and train it there; the finished run and the account of `transfer`.
 
     head: "new" starts the last layer anew, "keep" loads it if it fits, or what chooses the weights to start anew.
-    freeze: what is not trained; "body" is all but the head. The other keywords are those of Run.
+    freeze: what is not trained; "body" is all but the head. The other keywords are those of Run; the rate is 1e-3
+    unless told.
     """
-    found = build_seeded(task, seed) if model is None else model
+    options.setdefault("rate", 1e-3)
+    found = build_seeded(task, options.get("seed", 0)) if model is None else model
     last = head if isinstance(head, Where) else find_head(found, task)
     account = transfer(weights, found, head=None if head == "keep" else last, rename=rename)
     if freeze is not None:
         _freeze(found, ~last if freeze == "body" else freeze)
-    run = train(
-        task,
-        found,
-        optimizer=optimizer,
-        rate=rate,
-        epochs=epochs,
-        schedule=schedule,
-        weight_decay=weight_decay,
-        seed=seed,
-        gauges=gauges,
-        keep=keep,
-        after_step=after_step,
-        progress=progress,
-    )
+    run = train(task, found, progress=progress, **options)
     return run, account
 
 

@@ -7,14 +7,13 @@ or of how its progress is shown.
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from types import FrameType, TracebackType
-from typing import Any, Literal
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +21,23 @@ from torch import Tensor, nn
 from steelyard.core.table import Column, Table
 from steelyard.errors import ModelError, UnknownNameError
 from steelyard.learn.calling import calling
+from steelyard.learn.checkpoint import Checkpoint
 from steelyard.learn.evaluate import mean_outcomes
+from steelyard.learn.feed import Feed
+from steelyard.learn.interrupt import Interrupt
 from steelyard.learn.optimizers import Optimizers, optimizer_for
+from steelyard.learn.progress import progress_bar  # here, because rich draws from Python's generator when imported
 from steelyard.learn.schedules import SCHEDULES, Schedule
 from steelyard.learn.seeding import derive, seeded
-from steelyard.learn.task import Batch, Split, Task, apply, build_seeded, device_of, objective
+from steelyard.learn.state import (
+    State,
+    check_same,
+    copied,
+    model_state,
+    set_model_state,
+    set_optimizer_state,
+)
+from steelyard.learn.task import Batch, Task, apply, build_seeded, device_of, objective
 
 
 @dataclass(frozen=True)
@@ -63,10 +74,16 @@ class Run:
     keep: "best" ends with the weights of the epoch with the lowest validation loss, "last" with the final ones.
     after_step: called with the model after each update. progress: called with the run after each step.
 
-    The same seed gives the same bits, and torch's global generators are untouched. Within a ``with`` block Ctrl-C
-    takes effect between two steps, so that the model is whole. Raises ModelError for a loss that is not finite, code
-    of the task or the model that fails, an empty split or a model without anything to train, UnknownNameError for an
-    optimizer or a schedule that is not there.
+    checkpoint: a folder that from the start holds the whole state of the run (weights, buffers, optimizer, the place
+    in the data, generators of random numbers, the best weights, the log), renewed after each epoch, at Ctrl-C, and
+    after each ``every`` updates. resume: go on with the run in that folder, if there is one, bit for bit as if it
+    had never been broken off; the task, the model and the options must be those that it began with. The global
+    generators of Python, numpy and torch go on, too, from where they were.
+
+    The same seed gives the same bits; the loop itself leaves the global generators untouched. Within a ``with``
+    block Ctrl-C takes effect between two steps, so that the model is whole. Raises ModelError for a loss that is not
+    finite, code of the task or the model that fails, an empty split or a model without anything to train,
+    UnknownNameError for an optimizer or a schedule that is not there.
     """
 
     def __init__(
@@ -84,8 +101,11 @@ class Run:
         keep: Keep = "best",
         after_step: Callable[[nn.Module], None] | None = None,
         progress: Callable[[Run], None] | None = None,
+        checkpoint: str | Path | None = None,
+        every: int | None = None,
+        resume: bool = False,
     ):
-        _check_numbers(epochs, rate, weight_decay)
+        _check_numbers(epochs, rate, weight_decay, every)
         if keep not in ("best", "last"):
             raise UnknownNameError("way to keep weights", keep, ("best", "last"))
         self.task, self.epochs, self.seed, self.keep = task, epochs, seed, keep
@@ -95,11 +115,17 @@ class Run:
         self.gauges, self.after_step, self.progress = tuple(gauges), after_step, progress
         self.log: list[dict[str, Any]] = []  # a row for each step
         self.epoch_log: list[dict[str, Any]] = []  # a row for each epoch; epoch 0 is before the first step
-        self._best: tuple[float, dict[str, Tensor]] | None = None
+        self.done = 0.0  # the fraction of the run
+        self._best: tuple[float, State] | None = None
         self._device = device_of(self.model)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.done = 0.0  # the fraction of the run
-        self._interrupt = _Interrupt()
+        self._losses = [0.0, 0]  # of this epoch: their sum over examples, the number of examples
+        self._feed = Feed(task, tracked=checkpoint is not None)
+        self._checkpoint, self._every = None if checkpoint is None else Checkpoint(checkpoint), every
+        self._whole = True  # between two steps, not inside one
+        self._saved = -1  # the number of steps when the checkpoint was written
+        self._begin(resume)
+        self._interrupt = Interrupt()
         self._steps = self._all_steps()
 
     def __iter__(self) -> Iterator[Step]:
@@ -114,27 +140,43 @@ class Run:
     ) -> None:
         self._interrupt.release()
         self._steps.close()
+        if self._whole and self._saved < len(self.log):
+            self._save()
         self._restore_best()
         if kind is None:
             self._interrupt.check()
 
     def _all_steps(self) -> Generator[Step, None, None]:
-        per_epoch = _count(self.task.batches("train", 0), self.task, "train")
         _training_mode(self.model)
-        self._end_epoch(0, [])
-        for epoch in range(self.epochs):
-            losses: list[tuple[float, int]] = []
-            for index, batch in enumerate(self.task.batches("train", epoch), epoch * per_epoch):
-                self._set_rate(index / (self.epochs * per_epoch))
-                step = self._step(index, epoch, batch.to(self._device))
-                self.done = min((index + 1) / (self.epochs * per_epoch), 1.0)
-                losses.append((step.loss, len(batch)))
+        if not self.epoch_log:
+            self._whole = False
+            self._feed.count()
+            self._end_epoch()
+            self._save()
+        while self._feed.epoch < self.epochs:
+            for batch in self._feed.rest():
+                self._whole = False
+                self._set_rate(self.done)
+                step = self._step(len(self.log), self._feed.epoch, batch.to(self._device))
+                self.done = min((step.index + 1) / (self.epochs * self._feed.count()), 1.0)
+                self._losses = [self._losses[0] + step.loss * len(batch), self._losses[1] + len(batch)]
                 self._record(step)
+                self._whole = True
                 yield step
-                self._interrupt.check()
-            self._end_epoch(epoch + 1, losses)
+                self._between_steps()
+            self._whole = False
+            self._feed.end_epoch()
+            self._end_epoch()
+            self._save()
             self._interrupt.check()
+        self._feed.end()
         self._restore_best()
+
+    def _between_steps(self) -> None:
+        """Write the checkpoint if it is time to, and let Ctrl-C take effect."""
+        if self._interrupt.asked or (self._every is not None and len(self.log) % self._every == 0):
+            self._save()
+        self._interrupt.check()
 
     def _step(self, index: int, epoch: int, batch: Batch) -> Step:
         start = time.perf_counter()
@@ -166,23 +208,60 @@ class Run:
         if self.progress is not None:
             self.progress(self)
 
-    def _end_epoch(self, epoch: int, losses: Sequence[tuple[float, int]]) -> None:
-        examples = sum(n for _, n in losses)
-        train = sum(loss * n for loss, n in losses) / examples if examples else None
+    def _end_epoch(self) -> None:
+        """Measure on the validation split, note the epoch, remember the best weights."""
+        total, examples = self._losses
+        self._losses = [0.0, 0]
         found = mean_outcomes(self.model, self.task, "valid", required=self.keep == "best")
-        seconds = sum(row["seconds"] for row in self.log)
-        valid, headline = found.get("loss"), found.get(self.task.headline)
-        self.epoch_log.append(
-            {"epoch": epoch, "train loss": train, "valid loss": valid, self.task.headline: headline, "seconds": seconds}
-        )
+        valid, seconds = found.get("loss"), sum(row["seconds"] for row in self.log)
+        row = {"epoch": self._feed.epoch, "train loss": total / examples if examples else None, "valid loss": valid}
+        self.epoch_log.append(row | {self.task.headline: found.get(self.task.headline), "seconds": seconds})
         if self.keep == "best" and valid is not None and (self._best is None or valid < self._best[0]):
-            state = {n: t.detach().clone() for n, t in self.model.state_dict().items() if isinstance(t, Tensor)}
-            self._best = valid, state
+            self._best = valid, copied(model_state(self.model))
+        self._whole = True
 
     def _restore_best(self) -> None:
         if self._best is not None:
-            self.model.load_state_dict(self._best[1], strict=False)
+            set_model_state(self.model, self._best[1])
             self._best = None
+
+    def _begin(self, resume: bool) -> None:
+        """Take the state from the checkpoint, or make the folder for one; raises ModelError if it does not fit."""
+        if self._checkpoint is None:
+            if resume:
+                raise ModelError("there is nothing to resume from: name the folder (checkpoint=, or --checkpoint)")
+            return
+        found = self._checkpoint.load() if resume else None
+        if found is None:
+            self._checkpoint.begin()
+            return
+        state, self.log = found
+        check_same(state["settings"], self._identity(), "the run")
+        set_model_state(self.model, state["model"])
+        set_optimizer_state(self.optimizer, state["optimizer"])
+        self._feed.load(state["feed"])
+        self.epoch_log, self.done, self._losses = state["epochs"], state["done"], state["losses"]
+        self._best = None if state["best"] is None else (state["best"]["loss"], state["best"]["model"])
+        self._saved = len(self.log)
+
+    def _save(self) -> None:
+        """Write the checkpoint, if there is one to write; raises ModelError for weights that are not finite."""
+        if self._checkpoint is None:
+            return
+        wrong = [name for name, p in self.model.named_parameters() if _not_finite(p)]
+        if wrong:
+            raise ModelError(f"the weights are not finite after step {len(self.log) - 1}, in {wrong[0]}: lower the "
+                             "learning rate; the checkpoint is left as it was before")  # fmt: skip
+        best = None if self._best is None else {"loss": self._best[0], "model": self._best[1]}
+        state = {"settings": self._identity(), "model": model_state(self.model), "feed": self._feed.state()}
+        state |= {"optimizer": self.optimizer.state_dict(), "best": best, "epochs": self.epoch_log}
+        self._checkpoint.save(state | {"done": self.done, "losses": self._losses}, self.log)
+        self._saved = len(self.log)
+
+    def _identity(self) -> dict[str, Any]:
+        """What a run that goes on must have in common with the one that began."""
+        schedule = getattr(self.schedule, "__qualname__", type(self.schedule).__qualname__)
+        return self._settings() | {"schedule": schedule, "batches in an epoch": self._feed.count()}
 
     def table(self) -> Table:
         """A row for each step: loss, rate, seconds, and what the gauges said."""
@@ -212,20 +291,29 @@ class Run:
         }
 
 
+class RunOptions(TypedDict, total=False):
+    """The keywords of Run that `train` and `finetune` hand on."""
+
+    optimizer: str | Optimizers
+    rate: float
+    epochs: int
+    schedule: str | Schedule
+    weight_decay: float
+    seed: int
+    gauges: Sequence[Gauge]
+    keep: Keep
+    after_step: Callable[[nn.Module], None] | None
+    checkpoint: str | Path | None
+    every: int | None
+    resume: bool
+
+
 def train(
     task: Task,
     model: nn.Module | None = None,
     *,
-    optimizer: str | Optimizers = "adamw",
-    rate: float = 3e-3,
-    epochs: int = 20,
-    schedule: str | Schedule = "one-cycle",
-    weight_decay: float = 0.01,
-    seed: int = 0,
-    gauges: Sequence[Gauge] = (),
-    keep: Keep = "best",
-    after_step: Callable[[nn.Module], None] | None = None,
     progress: bool | Callable[[Run], None] = True,
+    **options: Unpack[RunOptions],
 ) -> Run:
     """A Run, run to its end; the keywords are those of Run. ``progress``: True shows a bar on a terminal only.
 
@@ -234,63 +322,23 @@ def train(
     >>> run.history().column("accuracy")[-1] > 0.9
     True
     """
-    from steelyard.learn.progress import progress_bar
-
     with progress_bar(f"training on {task.name}", progress) as shown:
-        run = Run(
-            task,
-            model,
-            optimizer=optimizer,
-            rate=rate,
-            epochs=epochs,
-            schedule=schedule,
-            weight_decay=weight_decay,
-            seed=seed,
-            gauges=gauges,
-            keep=keep,
-            after_step=after_step,
-            progress=shown,
-        )
+        run = Run(task, model, progress=shown, **options)
         with run:
             for _ in run:
                 pass
     return run
 
 
-class _Interrupt:
-    """Ctrl-C, held back until it does no harm; a second one acts at once. Only the main thread gets signals."""
-
-    def __init__(self) -> None:
-        self._previous: Any = None
-        self._asked = False
-
-    def hold(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._note)
-
-    def release(self) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
-
-    def check(self) -> None:
-        if self._asked:
-            self._asked = False
-            raise KeyboardInterrupt
-
-    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a signal handler
-        if self._asked:
-            raise KeyboardInterrupt
-        self._asked = True
-
-
-def _check_numbers(epochs: object, rate: object, weight_decay: object) -> None:
+def _check_numbers(epochs: object, rate: object, weight_decay: object, every: object) -> None:
     if isinstance(epochs, bool) or not isinstance(epochs, Integral) or epochs < 1:
         raise ModelError(f"epochs={epochs!r}: expected a whole number, at least one epoch")
     if not _is_number(rate) or rate == 0:
         raise ModelError(f"rate={rate!r}: expected a positive rate, a finite number")
     if not _is_number(weight_decay):
         raise ModelError(f"weight_decay={weight_decay!r}: expected a finite number, 0 or more")
+    if every is not None and (isinstance(every, bool) or not isinstance(every, Integral) or every < 1):
+        raise ModelError(f"every={every!r}: expected a whole number of steps, at least one")
 
 
 def _is_number(value: object) -> bool:
@@ -321,14 +369,6 @@ def _schedule(schedule: str | Schedule) -> Schedule:
     if schedule not in SCHEDULES:
         raise UnknownNameError("schedule", schedule, SCHEDULES)
     return SCHEDULES[schedule]
-
-
-def _count(batches: Iterable[Batch], task: Task, split: Split) -> int:
-    """How many batches there are: their length, or one pass over them."""
-    count = len(batches) if isinstance(batches, Sized) else sum(1 for _ in batches)
-    if count == 0:
-        raise ModelError(f"the {split} split of the task {task.name!r} is empty")
-    return count
 
 
 def _training_mode(model: nn.Module) -> None:
