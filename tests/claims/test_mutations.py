@@ -17,7 +17,7 @@ from steelyard.edit.share import Share
 from steelyard.explain import address, affine, counts, gradients, recurrent, signal, signed
 from steelyard.explain.linear import fit_logistic
 from steelyard.init.he import He
-from steelyard.learn import datadriven
+from steelyard.learn import datadriven, verdicts
 from steelyard.learn.watch.norms import Norms
 from steelyard.shrink.settings import Settings
 
@@ -100,8 +100,8 @@ def _wrong_scores(patch: Patch) -> None:
 def _overlooked_unit(patch: Patch) -> None:
     honest = signal._Watch._activation
 
-    def overlook(self: Any, seen: Any, kind: str, a: torch.Tensor) -> None:
-        honest(self, seen, kind, a)
+    def overlook(self: Any, seen: Any, *given: Any) -> None:
+        honest(self, seen, *given)
         seen.dead = seen.dead[1:] if seen.dead else seen.dead
 
     patch.setattr(signal._Watch, "_activation", overlook)
@@ -110,8 +110,8 @@ def _overlooked_unit(patch: Patch) -> None:
 def _imagined_unit(patch: Patch) -> None:
     honest = signal._Watch._activation
 
-    def imagine(self: Any, seen: Any, kind: str, a: torch.Tensor) -> None:
-        honest(self, seen, kind, a)
+    def imagine(self: Any, seen: Any, *given: Any) -> None:
+        honest(self, seen, *given)
         if seen.dead is not None:
             seen.dead = list(range(seen.units))
 
@@ -175,7 +175,7 @@ def _half_variance(patch: Patch) -> None:
 
 
 def _no_verdict(patch: Patch) -> None:
-    patch.setattr(signal, "LIMIT", 1e30)
+    patch.setattr(verdicts, "LIMIT", 1e30)
 
 
 def _other_penalty(patch: Patch) -> None:

@@ -6,6 +6,7 @@ import click
 
 from steelyard.cli.models import loaded, model_option, task_argument
 from steelyard.cli.options import Output, output, show
+from steelyard.cli.signal import show_signal
 from steelyard.life.recipe import Named
 
 
@@ -46,4 +47,7 @@ def verb(
     from steelyard.explain.overview import explain
 
     made, module = loaded(task, model, seed, formats.open(weights))
+    if what == "signal":
+        show_signal(*explain(module, made, what), output)
+        return
     show(explain(module, made, what, layer, example), output)

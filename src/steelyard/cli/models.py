@@ -106,13 +106,17 @@ def _unreadable(text: str) -> RecipeError:
     return RecipeError(f"cannot read {quoted(text)}: expected a name, or a call such as mlp(widths=(64, 32))")
 
 
-def loaded(task: Named, model: Named | None, seed: int, weights: Weights) -> tuple[Task, nn.Module]:
-    """The task, and its model with all its weights from `weights`; raises ModelError if they do not fit."""
+def loaded(task: Named, model: Named | None, seed: int, weights: Weights | None) -> tuple[Task, nn.Module]:
+    """The task, and its model with all its weights from `weights` (None: as it is built from the seed).
+
+    Raises ModelError if they do not fit.
+    """
     from steelyard.formats.module import into_module
     from steelyard.learn.task import build_seeded
     from steelyard.life.record import make_task
 
     made = make_task(task, model, seed)
     module = build_seeded(made, seed)
-    into_module(weights, module)
+    if weights is not None:
+        into_module(weights, module)
     return made, module

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from steelyard.errors import ModelError, UnknownNameError
 from steelyard.learn.evaluate import evaluating, unfused
-from steelyard.learn.matrices import layers as with_matrices
+from steelyard.learn.matrices import outermost
 from steelyard.learn.task import Split, Task, apply, first_batch
 
 
@@ -35,12 +35,6 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
     if name not in modules:
         raise UnknownNameError("layer", name, [n for n in modules if n])
     return modules[name]
-
-
-def weighted_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that multiply inputs by weights, by name, in the order of registration."""
-    inside = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention) and n)
-    return {name: layer for name, layer in with_matrices(model).items() if not name.startswith(inside or ("\0",))}
 
 
 def forward(model: nn.Module, inputs: Any) -> Any:
@@ -105,7 +99,7 @@ def execution_order(model: nn.Module, inputs: Any) -> list[str]:
     def note(name: str) -> Callable[..., None]:
         return lambda *_: order.setdefault(name)
 
-    with watching(model, {name: note(name) for name in weighted_layers(model)}):
+    with watching(model, {name: note(name) for name in outermost(model)}):
         forward(model, inputs)
     return list(order)
 

@@ -1,13 +1,14 @@
 """The scale of the signal through a model, forwards and backwards, layer by layer, with cause and cure.
 
-Decides what is healthy: by absolute scale relative to the input (forwards) and to the last layer
-(backwards), never by the ratio of weight gradients, which stays near 1 while everything vanishes. Watches
-one batch; knows nothing of training.
+Decides how a model is followed without a trace, and what is told of a layer. What is healthy is in
+``learn/verdicts``, what is measured at a call in ``learn/passage``. Watches one batch; knows nothing of training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +18,18 @@ from torch.overrides import TorchFunctionMode
 
 from steelyard.core.table import Column, Table
 from steelyard.errors import ModelError
-from steelyard.explain.layers import forward, weighted_layers
+from steelyard.explain.limits import EDGE, allowed, attended, entropy, gates_at_limits, multihead
+from steelyard.learn.calling import calling
+from steelyard.learn.evaluate import unfused
+from steelyard.learn.matrices import matrices, outermost
+from steelyard.learn.passage import Call, Passage, scale
+from steelyard.learn.symmetry import symmetric
+from steelyard.learn.task import Batch
+from steelyard.learn.verdicts import HEALTHY, LOST, WORDS, depends_on_data, judged, overall, sentence
 
-LIMIT = 1e3  # a scale this many times smaller or larger than where it came from is flagged
 DEAD = 0.5  # a layer with this share of dead units is flagged
 SATURATED = 0.5  # a layer with this share of saturated activations is flagged
+EPS = 1e-8  # of Adam: a gradient that is not large against it gives a smaller step
 
 _ACTIVATIONS = {
     **dict.fromkeys(("relu", "relu_", "relu6", "hardtanh", "threshold", "hardswish"), "relu"),
@@ -30,263 +38,285 @@ _ACTIVATIONS = {
     **dict.fromkeys(("gelu", "silu", "elu", "selu", "celu", "mish", "softplus", "leaky_relu", "prelu"), "smooth"),
 }
 
-_WORDS = {
-    "healthy": ("", ""),
-    "vanishing signal": (
-        "each layer shrinks what passes through it, so that inputs look alike here",
-        "start with He for ReLU, Xavier for tanh, or a data-driven start; or add normalisation",
-    ),
-    "exploding signal": (
-        "each layer enlarges what passes through it",
-        "start with a smaller scale (He for ReLU, Xavier for tanh) or a data-driven start; or add normalisation",
-    ),
-    "vanishing gradient": (
-        "each layer shrinks the gradient on its way back, so that this layer hardly learns",
-        "start with He for ReLU, Xavier for tanh, or a data-driven start; or add residual connections",
-    ),
-    "exploding gradient": (
-        "each layer enlarges the gradient on its way back",
-        "start with a smaller scale, or clip the gradient",
-    ),
-    "dead": (
-        "most units are zero for every sample: their biases are too negative or a step was too long",
-        "start again with He and small biases, lower the rate, or use leaky ReLU or GELU",
-    ),
-    "saturated": (
-        "most activations are at their limits, where the slope is almost zero",
-        "start with a smaller scale (Xavier) or normalise the inputs",
-    ),
-    "not finite": ("the scale left the range of the number format", "start with a smaller scale, or lower the rate"),
-}
 
-
-@dataclass
-class _Seen:
-    """What one layer did in the pass."""
-
-    kind: str
-    rms: float
-    mean: float
-    spread: float
-    size: int
-    activation: str = ""
-    saturated: float | None = None
-    dead: list[int] | None = None
-    units: int = 0
-    gradient: float | None = None
-    handles: list[Any] = field(default_factory=list)
-
-
-def signal(model: nn.Module, batch: Any, loss: Callable[[Any, Any], Tensor]) -> Table:
+def signal(model: nn.Module, batch: Any, loss: Callable[[Any, Any], Tensor], *, rate: float = 1e-3) -> Table:
     """Forward and backward scale at every weighted layer, in order of execution, with a verdict.
 
     For each layer: rms and mean of its activation a (after the non-linearity that follows it), spread =
-    rms(a - mean over the samples), which is what tells samples apart, the share of units that are dead
-    (ReLU output zero for every sample and position) or of activations that are saturated, and the rms of
-    dL/da and dL/dW for L = the mean loss of the batch.
+    rms(a - mean over the samples), which is what tells samples apart, the share of units that are dead (ReLU output
+    zero for every sample and position) or of activations that are saturated, the entropy of the attention that its
+    output decides (as a share of that of equal attention), the rms of dL/da, of W and of dL/dW for L = the mean loss
+    of the batch, and the length of the first step relative to that of the weights: rate |dL/dW| / |W| for gradient
+    descent, and rate / rms(W) for Adam and its kin, whose first step is the rate times the sign of the gradient.
 
-    A layer is flagged when its spread is 1000 times below or above that of the input, or its dL/da is
-    1000 times below or above that of the last layer, when half of its units are dead, or when half of its
-    activations are saturated.
+    A layer is flagged when what it passes on is 1000 times smaller or larger than what came in, and the loss reaches
+    the end of the model; when its dL/da is 1000 times below or above that of the layers it feeds, and the loss
+    reaches the layers that see the data; when half of its units are dead or half of its activations are saturated;
+    and when all of its units have the same weights and get the same gradient. A branch, a gate or a head that starts
+    at zero is healthy, and so is what a normalisation makes up for. A layer that is called several times is one row:
+    rms and mean over all calls, spread and dL/da of the call that is furthest from the first one.
 
     Args:
-        model: any module, in the mode it is in; its gradients and buffers are as before afterwards.
-        batch: (inputs, targets).
+        model: any module, in the mode it is in. Parameters, gradients, buffers, modes and torch's generators are as
+            before afterwards.
+        batch: (inputs, targets); a tuple of inputs is several arguments, a dict is keywords.
         loss: of outputs and targets: a scalar, or a value for each example.
+        rate: the learning rate for which the steps are given.
 
-    Returns a table; its meta holds the model's verdict, the first layer it holds for, and the indices of
-    dead units by layer.
+    Returns a table, with cause and cure at the first layer of each verdict; its meta holds the model's verdict, the
+    first layer to blame, cause and cure, and the indices of dead units by layer.
 
-    Raises ModelError if no weighted layer runs or the loss does not depend on the weights.
+    Raises ModelError if no weighted layer runs, the loss does not depend on the weights, the samples of the batch are
+    all the same, or the model or the loss fails.
 
     >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> batch = torch.randn(16, 8, generator=torch.Generator().manual_seed(0)), torch.zeros(16, dtype=torch.long)
     >>> signal(model, batch, nn.functional.cross_entropy).column("layer")
     ['0', '2']
 
-    Source: Glorot & Bengio 2010; He et al. 2015 (the scales that keep a layer's variance).
+    Source: Glorot and Bengio 2010; He et al. 2015 (the scales that keep a layer's variance); Goodfellow et al. 2016,
+    8.4 (symmetry).
     """
-    inputs, targets = batch[0], batch[1]
-    watch = _Watch(weighted_layers(model))
-    parameters = {id(p): p for p in model.parameters() if p.requires_grad}
-    held = {name: b.detach().clone() for name, b in model.named_buffers()}
-    try:
-        with watch.hooks(), watch, torch.enable_grad():
-            outputs = forward(model, inputs)
-        if not watch.seen:
+    inputs, targets = (batch.inputs, batch.targets) if isinstance(batch, Batch) else (batch[0], batch[1])
+    _check(model)
+    watch = _Watch(outermost(model))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with untouched(model), torch.enable_grad():
+        with unfused(), watch.passage.attached(), watch, calling(f"{type(model).__name__}, called with the batch,"):
+            outputs = _forward(model, inputs)
+        if not watch.passage.calls:
             raise ModelError("no layer with weights runs on this batch; there is no signal to follow")
-        value = loss(outputs, targets).mean()
+        with calling("the loss"):
+            value = loss(outputs, targets).mean()
         if not value.requires_grad:
             raise ModelError("the loss does not depend on a trainable weight; there is no gradient to follow")
-        found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+        with calling("the gradient of the loss"):
+            found = torch.autograd.grad(value, parameters, allow_unused=True)
+    if not all(map(math.isfinite, watch.passage.calls[0].inputs or ())):
+        raise ModelError("the inputs of this batch hold numbers that are not finite: mend the data")
+    if not depends_on_data(watch.passage.calls):
+        raise ModelError("the samples of this batch are all the same, nothing tells them apart: give real inputs")
+    gradients = {id(p): g for p, g in zip(parameters, found, strict=True) if g is not None}
+    return _table(watch, gradients, rate)
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """After the block the model's parameters, buffers and modes, and torch's generators, are as they were before it."""
+    tensors = [(m._parameters, n, t) for m in model.modules() for n, t in m._parameters.items() if t is not None]
+    tensors += [(m._buffers, n, t) for m in model.modules() for n, t in m._buffers.items() if t is not None]
+    held = {id(t): t.detach().clone() for _, _, t in tensors}
+    modes = [(m, m.training) for m in model.modules()]
+    cuda = {t.device.index for _, _, t in tensors if t.device.type == "cuda"}
+    try:
+        with torch.random.fork_rng(devices=sorted(cuda)):
+            yield
     finally:
+        for module, training in modes:
+            module.training = training
         with torch.no_grad():
-            for name, b in model.named_buffers():
-                b.copy_(held[name])
-    gradients = dict(zip(parameters, found, strict=True))
-    return _table(watch, gradients, watch.layers, _spread(inputs))
+            for place, name, tensor in tensors:
+                place[name] = tensor  # a buffer that was replaced
+                if not torch.equal(tensor, held[id(tensor)]):
+                    tensor.copy_(held[id(tensor)])
+
+
+def _check(model: nn.Module) -> None:
+    for name, p in model.named_parameters():
+        if isinstance(p, nn.parameter.UninitializedParameter):
+            raise ModelError(f"{name!r} has no shape yet; run the model once on a batch before its signal is followed")
+        if p.is_meta:
+            raise ModelError(f"{name!r} is on the meta device, without values; call model.to_empty(device='cpu') first")
+
+
+def _forward(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if type(inputs) is tuple else model(inputs)  # a PackedSequence is one input
+
+
+@dataclass
+class _Seen:
+    """What a closer look at a layer has found, over all of its calls."""
+
+    activation: str = ""
+    saturated: list[float] = field(default_factory=list)
+    dead: list[int] | None = None
+    units: int = 0
+    entropy: list[float] = field(default_factory=list)
 
 
 class _Watch(TorchFunctionMode):
-    """Records layers by hooks, and the activation functions called after them by name."""
+    """A passage, and the functions called after its layers: activations and attention by name."""
 
-    def __init__(self, layers: dict[str, nn.Module]):
+    def __init__(self, found: Mapping[str, nn.Module]):
         super().__init__()
-        self.layers = layers
+        self.layers = found
+        self.passage = Passage(found, look=self._look)
         self.seen: dict[str, _Seen] = {}
-        self.last: _Seen | None = None
-
-    def hooks(self) -> _Hooks:
-        return _Hooks([m.register_forward_hook(self._layer(name)) for name, m in self.layers.items()])
-
-    def _layer(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, _args: Any, output: Any) -> None:
-            tensor = output[0] if isinstance(output, tuple) else output
-            if name in self.seen or not isinstance(tensor, Tensor):
-                return
-            self.last = self.seen[name] = _Seen(type(module).__name__, *_scale(tensor))
-            self._follow(self.last, tensor)
-
-        return hook
+        self.active: Call | None = None  # the last call, until an activation follows it
+        self.quiet = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        kind = _ACTIVATIONS.get(getattr(func, "__name__", ""))
-        if kind and self.last is not None and not self.last.activation and isinstance(result, Tensor):
-            self._activation(self.last, kind, result)
+        if self.quiet or not self.passage.calls or not isinstance(result, Tensor):
+            return result
+        name = getattr(func, "__name__", "")
+        kind = _ACTIVATIONS.get(name)
+        if kind and self.active is not None:
+            call, self.active = self.active, None
+            call.output = scale(result) or call.output
+            self.passage.follow(call, result)
+            self._activation(self.seen[call.layer], kind, result, call.kind.startswith("Conv"))
+        elif name == "scaled_dot_product_attention":
+            self._attention(args[:2], *attended(*args, **(kwargs or {})))
+        elif name == "softmax" and result.ndim > 2 and "BmmBackward0" in self.passage.makers(args[0])[1]:
+            self._attention(args[:1], *entropy(result, allowed(args[0])))
         return result
 
-    def _activation(self, seen: _Seen, kind: str, a: Tensor) -> None:
-        seen.activation = kind
-        seen.rms, seen.mean, seen.spread, seen.size = _scale(a)
+    def _activation(self, seen: _Seen, kind: str, a: Tensor, channels_first: bool) -> None:
         if kind == "relu":
-            axis = 1 if a.ndim > 2 and seen.kind.startswith("Conv") else a.ndim - 1
-            alive = (a.detach() != 0).movedim(axis, 0).flatten(1).any(1)
-            seen.dead, seen.units = (~alive).nonzero().flatten().tolist(), len(alive)
+            alive = (a.detach() != 0).movedim(1 if a.ndim > 2 and channels_first else a.ndim - 1, 0).flatten(1).any(1)
+            dead = set((~alive).nonzero().flatten().tolist())
+            seen.dead = sorted(dead if seen.dead is None else dead & set(seen.dead))
+            seen.units = len(alive)
         elif kind in ("tanh", "sigmoid"):
             low = -1.0 if kind == "tanh" else 0.0
-            edge = 0.03 * (1.0 - low) / 2
-            seen.saturated = float(((a < low + edge) | (a > 1.0 - edge)).double().mean())
-        self._follow(seen, a)
+            edge = (1 - EDGE) * (1.0 - low) / 2
+            seen.saturated.append(float(((a < low + edge) | (a > 1.0 - edge)).double().mean()))
 
-    def _follow(self, seen: _Seen, a: Tensor) -> None:
-        """Note the gradient at this tensor when it passes."""
-        for handle in seen.handles:
-            handle.remove()
-        if a.requires_grad:
+    def _attention(self, scores_of: Sequence[Tensor], equal: float | None, single: float | None) -> None:
+        """Note the attention at the layers that made queries and keys: its softmax is their activation."""
+        if equal is None or single is None:
+            return
+        makers = self.passage.makers(*scores_of)[0] or {len(self.passage.calls) - 1}
+        for name in {self.passage.calls[order].layer for order in makers}:
+            self.seen[name].entropy.append(equal)
+            self.seen[name].saturated.append(single)
 
-            def note(gradient: Tensor) -> None:
-                seen.gradient = _rms(gradient)
-
-            seen.handles = [a.register_hook(note)]
-
-
-class _Hooks:
-    """Hooks that are removed at the end of a with block."""
-
-    def __init__(self, handles: list[Any]):
-        self.handles = handles
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self.handles:
-            handle.remove()
+    def _look(self, call: Call, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.active = call
+        seen = self.seen.setdefault(call.layer, _Seen())
+        self.quiet = True
+        with torch.no_grad():
+            if isinstance(layer, nn.MultiheadAttention):
+                equal, single = multihead(layer, args, kwargs)
+                if equal is not None and single is not None:
+                    seen.entropy.append(equal)
+                    seen.saturated.append(single)
+            elif isinstance(layer, (nn.RNNBase, nn.RNNCellBase)) and args:
+                seen.saturated += gates_at_limits(layer, args)
+        self.quiet = False
 
 
-def _rms(x: Tensor) -> float:
-    return float(x.detach().double().square().mean().sqrt())
-
-
-def _scale(x: Tensor) -> tuple[float, float, float, int]:
-    x = x.detach().double()
-    centred = x - x.mean(0, keepdim=True) if len(x) > 1 else x
-    return _rms(x), float(x.mean()), _rms(centred), x.numel()
-
-
-def _spread(inputs: Any) -> float | None:
-    """The spread of the first floating-point input; None where inputs are indices."""
-    first = inputs[0] if isinstance(inputs, tuple) else inputs
-    return _scale(first)[2] if isinstance(first, Tensor) and first.is_floating_point() else None
-
-
-def _table(
-    watch: _Watch, gradients: dict[int, Tensor | None], layers: dict[str, nn.Module], given: float | None
-) -> Table:
-    seen = watch.seen
-    reference = given if given else next((s.spread for s in seen.values() if s.spread), 1.0)
-    last = next((s.gradient for s in reversed(seen.values()) if s.gradient), None)
-    rows = []
-    for name, s in seen.items():
-        parameter = next((p for n, p in layers[name].named_parameters() if "weight" in n), None)
-        gradient = gradients.get(id(parameter))
-        verdict = _verdict(s, reference, last)
-        cause, cure = _WORDS[verdict]
+def _table(watch: _Watch, gradients: dict[int, Tensor], rate: float) -> Table:
+    calls, layers = watch.passage.calls, watch.layers
+    verdicts = judged(calls)
+    alike = symmetric(calls, layers, lambda parameter: gradients.get(id(parameter)))
+    rows: list[dict[str, Any]] = []
+    ranks = []
+    for name in dict.fromkeys(call.layer for call in calls):
+        seen, mine = watch.seen[name], [call for call in calls if call.layer == name]
+        found = {verdicts[call.order] for call in mine} | ({"symmetric"} if name in alike else set())
+        bounds = {word for word, over in (("dead", _dead(seen)), ("saturated", _saturated(seen))) if over}
+        verdict = overall(found | bounds)
+        ranks.append((found, bounds))
+        said = sentence(verdict) if verdict not in {row["verdict"] for row in rows} else ""
         rows.append(
             {
                 "layer": name,
-                "kind": s.kind,
-                "rms": s.rms,
-                "mean": s.mean,
-                "spread": s.spread,
-                "dead": len(s.dead) / s.units if s.dead is not None else None,
-                "saturated": s.saturated,
-                "gradient": s.gradient,
-                "weight gradient": None if gradient is None else _rms(gradient),
+                "kind": mine[0].kind,
+                "calls": len(mine),
                 "verdict": verdict,
-                "cause and cure": f"{cause}; {cure}" if cause else "",
+                "rms": _pooled([(c.output.rms, c.output.numbers) for c in mine]),
+                "mean": sum(c.output.mean * c.output.numbers for c in mine) / sum(c.output.numbers for c in mine),
+                "spread": _furthest([c.output.spread for c in mine]),
+                "dead": len(seen.dead) / seen.units if seen.dead is not None else None,
+                "saturated": max(seen.saturated, default=None),
+                "entropy": min(seen.entropy, default=None),
+                "gradient": _furthest([c.slope for c in mine if c.slope is not None]),
+                **_steps(layers[name], gradients, rate),
+                "cause and cure": said,
             }
         )
-    overall = _overall(rows)
-    drift = [s.spread for s in seen.values()]
+    verdict, first = _blamed(ranks)
+    cause, cure = WORDS.get(verdict, (None, None))
     meta = {
-        "verdict": overall,
-        "first": None if overall == "healthy" else next(r["layer"] for r in rows if r["verdict"] == overall),
-        "input spread": given,
-        "drift": drift[-1] / drift[0] if drift[0] else None,
-        "dead units": {n: s.dead for n, s in seen.items() if s.dead},
+        "verdict": verdict,
+        "first": None if first is None else rows[first]["layer"],
+        "cause": cause,
+        "cure": cure,
+        "rate": rate,
+        "dead units": {n: seen.dead for n, seen in watch.seen.items() if seen.dead},
     }
     return Table.of("signal through the layers", _COLUMNS, rows, meta)
 
 
-def _overall(rows: list[dict[str, Any]]) -> str:
-    """The verdict of the whole: a signal that is lost forwards explains a gradient that is lost backwards."""
-    verdicts = [r["verdict"] for r in rows]
-    return next((v for v in ("not finite", *_WORDS) if v != "healthy" and v in verdicts), "healthy")
+def _blamed(ranks: Sequence[tuple[set[str], set[str]]]) -> tuple[str, int | None]:
+    """The verdict of the model, and the first row that it holds for: of what is lost forwards, what is lost first."""
+    lost = next((i for i, (found, _) in enumerate(ranks) if found & set(LOST)), None)
+    for word in WORDS:
+        if word in LOST and lost is not None:
+            return overall(ranks[lost][0]), lost
+        first = next((i for i, (found, bounds) in enumerate(ranks) if word in found | bounds), None)
+        if first is not None:
+            return word, first
+    return HEALTHY, None
 
 
-def _verdict(seen: _Seen, reference: float, last: float | None) -> str:
-    forwards = seen.spread / reference
-    backwards = seen.gradient / last if seen.gradient is not None and last else 1.0
-    if not all(map(_finite, (seen.rms, backwards))):
-        return "not finite"
-    if seen.dead is not None and seen.units and len(seen.dead) >= DEAD * seen.units and forwards > 1 / LIMIT:
-        return "dead"
-    if seen.saturated is not None and seen.saturated >= SATURATED:
-        return "saturated"
-    for ratio, what in ((forwards, "signal"), (backwards, "gradient")):
-        if ratio < 1 / LIMIT:
-            return f"vanishing {what}"
-        if ratio > LIMIT:
-            return f"exploding {what}"
-    return "healthy"
+def _dead(seen: _Seen) -> bool:
+    return seen.dead is not None and seen.units > 0 and len(seen.dead) >= DEAD * seen.units
 
 
-def _finite(x: float) -> bool:
-    return x - x == 0.0
+def _saturated(seen: _Seen) -> bool:
+    return max(seen.saturated, default=0.0) >= SATURATED
+
+
+def _steps(layer: nn.Module, gradients: dict[int, Tensor], rate: float) -> dict[str, float | None]:
+    """rms of the weights and of their gradient, and the length of a first step in units of that of the weights."""
+    weights = list({id(p): p for p in (getattr(layer, m.parameter) for m in matrices(layer))}.values())
+    size = _norm(weights)
+    slopes = [gradients[id(p)] for p in weights if id(p) in gradients]
+    found: dict[str, float | None] = {"weights": size / math.sqrt(sum(p.numel() for p in weights))}
+    found |= dict.fromkeys(("weight gradient", "sgd step", "adam step"))
+    if slopes:
+        found["weight gradient"] = _norm(slopes) / math.sqrt(sum(g.numel() for g in slopes))
+    if slopes and size:
+        found["sgd step"] = rate * _norm(slopes) / size
+        found["adam step"] = rate * _norm([g / (g.abs() + EPS) for g in slopes]) / size
+    return found
+
+
+def _norm(tensors: Sequence[Tensor]) -> float:
+    return math.sqrt(sum(float(t.detach().double().square().sum()) for t in tensors))
+
+
+def _pooled(parts: Sequence[tuple[float, int]]) -> float:
+    return math.sqrt(sum(rms * rms * count for rms, count in parts) / sum(count for _, count in parts))
+
+
+def _furthest(values: Sequence[float]) -> float | None:
+    """Of several calls the value furthest from that of the first one, as a ratio."""
+    if not values or not values[0]:
+        return max(values, default=None)
+    return max(values, key=lambda v: abs(math.log(v / values[0])) if v > 0 else math.inf)
 
 
 _COLUMNS = [
     Column("layer"),
     Column("kind"),
+    Column("calls"),
     Column("verdict"),
     Column("rms", about="root mean square of the activation"),
     Column("mean"),
     Column("spread", about="rms of the activation after the mean over the samples is taken away"),
     Column("dead", "%", "units that are zero for every sample"),
-    Column("saturated", "%", "activations at their limits"),
+    Column("saturated", "%", "activations at their limits; of attention, queries with 97 % on a single key"),
+    Column("entropy", "%", "of the attention, relative to equal attention"),
     Column("gradient", about="rms of dL/da"),
+    Column("weights", about="rms of W"),
     Column("weight gradient", about="rms of dL/dW"),
+    Column("sgd step", about="rate |dL/dW| / |W|"),
+    Column("adam step", about="rate |sign(dL/dW)| / |W|, with eps = 1e-8 in the place of Adam's"),
     Column("cause and cure"),
 ]

@@ -87,6 +87,13 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, (*WEIGHTED, *ATTENTION))}
 
 
+def outermost(model: nn.Module) -> dict[str, nn.Module]:
+    """The same without the layers that belong to attention: its projection is part of it, and used without a call."""
+    found = layers(model)
+    inside = tuple(f"{name}." for name, layer in found.items() if name and isinstance(layer, ATTENTION))
+    return {name: layer for name, layer in found.items() if not name.startswith(inside or ("\0",))}
+
+
 def _split(parameter: str, values: Tensor, count: int, role: Role = "input") -> Iterator[Matrix]:
     for i, part in enumerate(values.detach().chunk(count)):
         yield Matrix(parameter, i, part, role)

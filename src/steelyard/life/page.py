@@ -70,6 +70,8 @@ def _overview(stages: Table, metric: str) -> list[Picture]:
 def _pictures(chapter: Chapter, life: Life) -> list[Picture]:
     drawn, metric = chapter.drawn, life.task.headline
     pictures: list[Picture] = []
+    if "depth" in drawn:
+        pictures.append(signal_picture(drawn["depth"]))
     if "history" in drawn:
         pictures += [
             Line(drawn["history"], "epoch", ("train loss", "valid loss"), title="loss over time"),
@@ -90,6 +92,12 @@ def _pictures(chapter: Chapter, life: Life) -> list[Picture]:
         pictures.append(Histogram(drawn["histograms"], "left", "right", "count", by="moment", facet="tensor",
                                   title="values of the weights, exact zeros left out", log=True))  # fmt: skip
     return pictures
+
+
+def signal_picture(depth: Table) -> Line:
+    """The table of ``against_depth`` as two lines over the layers."""
+    alt = "the spread of the activations and the scale of their gradients, by layer, on a logarithmic axis"
+    return Line(depth, "layer", ("forwards", "backwards"), title="scale against depth", alt=alt, log_y=True, marks=True)
 
 
 def _tiles(filters: Table) -> Table:

@@ -15,12 +15,14 @@ from pathlib import Path
 from torch import nn
 
 from steelyard import formats
+from steelyard.core.table import Table
 from steelyard.core.weights import Weights
 from steelyard.deploy.onnx import export_onnx, require
 from steelyard.errors import ModelError, RecipeError
+from steelyard.explain.depth import against_depth
 from steelyard.explain.inventory import inventory
+from steelyard.explain.overview import signal_of
 from steelyard.explain.sidebyside import bytes_by_tensor, distributions
-from steelyard.explain.signal import signal
 from steelyard.formats.base import replacing
 from steelyard.formats.module import from_module, into_module
 from steelyard.init import scheme_of
@@ -70,22 +72,25 @@ def live(life: Life) -> Life:
 def started(life: Life) -> nn.Module:
     """Build the model, start its weights by the scheme, and follow one batch through it and back."""
     since, recipe = time.perf_counter(), life.recipe
-    model, batch = fresh_start(life.task, recipe.start.scheme, recipe.seed), first_batch(life.task, "train")
+    model = fresh_start(life.task, recipe.start.scheme, recipe.seed)
     text = (
         f"{from_module(model, buffers=False).size:,} weights of {type(model).__name__} start by the scheme "
         f"'{recipe.start.scheme}' from seed {recipe.seed}. One batch runs forward and back: the scale of the "
         "activations and of their gradients says whether the net can learn."
     )
+    tables: tuple[Table, ...] = ()
+    drawn = {}
     try:
-        tables = (signal(model, (batch.inputs, batch.targets), life.task.loss),)
+        tables = (signal_of(model, life.task, seed=recipe.seed),)
+        drawn = {"depth": against_depth(tables[0])}
         text += f" Verdict: {tables[0].meta['verdict']}."
     except ModelError as error:  # a net of bare parameters has no layers to follow, and trains all the same
-        tables, text = (), f"{text} No signal is shown: {error}."
+        text += f" No signal is shown: {error}."
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "start.safetensors"
         formats.write(from_module(model), file)
         life.add("started", file, evaluate(model, life.task), since, "(not kept)")
-    life.chapters.append(Chapter("Start", text, tables))
+    life.chapters.append(Chapter("Start", text, tables, drawn))
     return model
 
 

@@ -1,0 +1,197 @@
+"""What the scales of a pass say of a start: which layers lose the signal or the gradient, and in what words.
+
+Decides what is healthy. Forwards a layer is judged by what the layers that it feeds are given, and only if the loss
+reaches the end: a branch, a gate or a head that starts at zero is no fault. Backwards it is judged by dL/d(output)
+against that of the layers that it feeds, and only if the loss reaches the layers that see the data. The gradient of
+the weights is no witness: it is a product of both, and stays at scale while both vanish.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from steelyard.learn.passage import Call, Scale
+
+LIMIT = 1e3  # so many times smaller or larger than where it came from is lost
+UNIT = 10.0  # and so many times away from 1: losses, norms and rates are made for numbers of that size
+
+HEALTHY = "healthy"
+WORDS: dict[str, tuple[str, str]] = {
+    "not finite": ("the scale left the range of the number format", "start with a smaller scale, or lower the rate"),
+    "symmetric": (
+        "the units of this layer have the same weights and get the same gradient, so that they stay one unit",
+        "start it with random weights, such as He",
+    ),
+    "exploding signal": (
+        "each layer enlarges what passes through it",
+        "start with a smaller scale (He for ReLU, Xavier for tanh) or a data-driven start; or add normalisation",
+    ),
+    "vanishing signal": (
+        "each layer shrinks what passes through it, so that inputs look alike here",
+        "start with He for ReLU, Xavier for tanh, or a data-driven start; or add normalisation",
+    ),
+    "dead": (
+        "most units are zero for every sample: their biases are too negative or a step was too long",
+        "start again with He and small biases, lower the rate, or use leaky ReLU or GELU",
+    ),
+    "saturated": (
+        "most activations are at their limits, where the slope is almost zero",
+        "start with a smaller scale (Xavier) or normalise the inputs",
+    ),
+    "exploding gradient": (
+        "each layer enlarges the gradient on its way back",
+        "start with a smaller scale, or clip the gradient",
+    ),
+    "vanishing gradient": (
+        "each layer shrinks the gradient on its way back, so that this layer hardly learns",
+        "start with He for ReLU, Xavier for tanh, or a data-driven start; or add residual connections",
+    ),
+    "frozen": (
+        "its weights do not move, although they may be trained and others move",
+        "give them to the optimizer, let a gradient reach them (no detach), or hold them in a wider number format",
+    ),
+}
+"""Verdict -> cause and cure, in the order of precedence: the verdict of a model is the first that a layer has."""
+
+
+def sentence(verdict: str) -> str:
+    """Cause and cure in one line; '' for what is healthy."""
+    return "; ".join(WORDS[verdict]) if verdict in WORDS else ""
+
+
+LOST = ("exploding signal", "vanishing signal", "dead")  # on the way forwards
+
+
+def overall(verdicts: Iterable[str]) -> str:
+    """The verdict of the whole: what explains the others comes first."""
+    given = set(verdicts)
+    return next((word for word in WORDS if word in given), HEALTHY)
+
+
+def depends_on_data(calls: Sequence[Call]) -> bool:
+    """Whether anything tells the samples of the batch apart."""
+    return any(_dependent(calls))
+
+
+def judged(calls: Sequence[Call]) -> list[str]:
+    """The verdict of each call, by its scales alone; `calls` in their order, with or without gradients."""
+    feeds: list[list[int]] = [[] for _ in calls]
+    for call in calls:
+        for before in call.fed_by:
+            feeds[before].append(call.order)
+    verdicts = [HEALTHY] * len(calls)
+    for words in (_forwards(calls, feeds), _backwards(calls, feeds)):
+        verdicts = [old if old != HEALTHY else new for old, new in zip(verdicts, words, strict=True)]
+    for i, call in enumerate(calls):
+        if not all(map(_finite, (*call.output[:3], call.gradient or 0.0))):
+            verdicts[i] = "not finite"
+    return verdicts
+
+
+def _forwards(calls: Sequence[Call], feeds: Sequence[Sequence[int]]) -> list[str]:
+    dependent, references = _dependent(calls), _references(calls)
+
+    def lost(call: Call) -> bool:
+        ends = _dead_end(call, feeds)
+        if not dependent[call.order] or not call.fed_by or (ends and not call.followed):
+            return False
+        return _small(_spread(call), references[call.order])
+
+    def blown(call: Call) -> bool:
+        if not dependent[call.order] or (_dead_end(call, feeds) and not call.followed):
+            return False
+        own = call.output.spread if _dead_end(call, feeds) else 0.0
+        given = _spread(call) if call.fed_by else 0.0
+        return _large(max(own, given), references[call.order])
+
+    verdicts = [HEALTHY] * len(calls)
+    for found, word in ((lost, "vanishing signal"), (blown, "exploding signal")):
+        here = [found(call) for call in calls]
+        reaching = list(here)  # what is found here and at some layer after it, up to the end
+        for call in reversed(calls):
+            after = feeds[call.order]
+            reaching[call.order] = here[call.order] and (not after or any(reaching[k] for k in after))
+        for call in calls:
+            after = feeds[call.order]
+            blamed = bool(after) and all(here[k] for k in after) and any(reaching[k] for k in after)
+            if blamed or (word == "exploding signal" and not after and here[call.order]):
+                silent = all(_given(calls[k]) == 0 for k in after) and call.made > 0
+                verdicts[call.order] = "dead" if word == "vanishing signal" and silent else word
+    return verdicts
+
+
+def _backwards(calls: Sequence[Call], feeds: Sequence[Sequence[int]]) -> list[str]:
+    dependent = _dependent(calls)
+
+    def low(call: Call) -> float:
+        return (call.gradient or 0.0) * max(1.0, call.output.rms)
+
+    def high(call: Call) -> float:
+        return (call.gradient or 0.0) * min(1.0, call.output.rms)
+
+    verdicts = [HEALTHY] * len(calls)
+    sides: tuple[tuple[Callable[[Call], float], Callable[[float, float], bool], str], ...] = (
+        (low, lambda size, reference: size * LIMIT < reference, "vanishing gradient"),
+        (high, lambda size, reference: size > reference * LIMIT, "exploding gradient"),
+    )
+    for size, beyond, word in sides:
+        references = [0.0] * len(calls)
+        for call in reversed(calls):
+            after = feeds[call.order]
+            opens = not after or any(calls[k].gate for k in after)
+            references[call.order] = size(call) if opens else max(references[k] for k in after)
+        blamed = [False] * len(calls)
+        for call in calls:
+            first = not [k for k in call.fed_by if calls[k].followed and dependent[k]]
+            reference = references[call.order]
+            found = call.gradient is not None and reference > 0 and beyond(size(call), reference)
+            blamed[call.order] = found and (dependent[call.order] if first else any(blamed[k] for k in call.fed_by))
+            if blamed[call.order]:
+                verdicts[call.order] = word
+    return verdicts
+
+
+def _dead_end(call: Call, feeds: Sequence[Sequence[int]]) -> bool:
+    return not feeds[call.order]
+
+
+def _given(call: Call) -> float:
+    return call.inputs.rms if call.inputs is not None else call.output.rms
+
+
+def _spread(call: Call) -> float:
+    return call.inputs.spread if call.inputs is not None else call.output.spread
+
+
+def _start(call: Call) -> Scale:
+    """Where the signal of a layer that no other feeds comes in: its input, or its output if that is looked up."""
+    return call.output if call.inputs is None else call.inputs
+
+
+def _dependent(calls: Sequence[Call]) -> list[bool]:
+    """Which calls depend on the samples: not those of learned queries or positions."""
+    found: list[bool] = []
+    for call in calls:
+        found.append(any(found[k] for k in call.fed_by) if call.fed_by else _start(call).spread != 0)
+    return found
+
+
+def _references(calls: Sequence[Call]) -> list[float]:
+    """The spread with which the signal came in, on the way to each call: the smallest of several."""
+    found: list[float] = []
+    for call in calls:
+        before = [found[k] for k in call.fed_by if found[k] > 0]
+        found.append(min(before) if before else _start(call).spread)
+    return found
+
+
+def _small(spread: float, reference: float) -> bool:
+    return spread * LIMIT < reference and spread * UNIT < 1
+
+
+def _large(spread: float, reference: float) -> bool:
+    return spread > reference * LIMIT and spread > UNIT
+
+
+def _finite(x: float) -> bool:
+    return x - x == 0.0

@@ -1,0 +1,59 @@
+"""The verb ``signal``: its text, its data, its page and its exit status; and the same from ``explain --what signal``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from steelyard.cli import main
+
+NET = ["digits", "--model", "mlp(widths=(32, 32))"]
+
+
+def test_a_healthy_start(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["signal", *NET]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("scale against depth: forwards >, backwards <\n")
+    assert "fc2" in text
+    assert "verdict: healthy" in text
+
+
+@pytest.mark.parametrize(
+    ("start", "verdict"), [("constant(value=0.1)", "symmetric"), ("normal(std=9)", "exploding signal")]
+)
+def test_a_bad_start_is_a_no(start: str, verdict: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["signal", *NET, "--start", start, "--json"]) == 1
+    out, err = capsys.readouterr()
+    (table,) = (json.loads(line) for line in out.splitlines())
+    assert table["meta"]["verdict"] == verdict
+    assert table["meta"]["first"] in err
+    assert err.startswith(f"steelyard: {verdict}, first at the layer")
+    assert err.count("\n") == 1
+    assert {"weights", "weight gradient", "sgd step", "adam step"} <= set(table["rows"][0])
+
+
+def test_the_rate_scales_the_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = []
+    for rate in ("1e-3", "1e-2"):
+        main(["signal", *NET, "--rate", rate, "--json"])
+        steps.append(json.loads(capsys.readouterr().out)["rows"][0]["sgd step"])
+    assert steps[1] == pytest.approx(10 * steps[0])
+
+
+def test_weights_of_a_file_and_the_same_answer_from_explain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights, page = str(tmp_path / "w.safetensors"), tmp_path / "page.html"
+    assert main(["train", *NET, weights, "--epochs", "1"]) == 0
+    capsys.readouterr()
+    found = []
+    for words in (["signal", "digits", weights], ["explain", "digits", weights, "--what", "signal"]):
+        assert main([*words, *NET[1:], "--json", "--html", str(page)]) == 0
+        found.append(json.loads(capsys.readouterr().out)["rows"])
+        assert "scale against depth" in page.read_text()
+    assert found[0] == found[1]
+
+
+def test_a_start_and_a_file_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["signal", "digits", "some.safetensors", "--start", "he"]) == 2
+    assert "give one" in capsys.readouterr().err
