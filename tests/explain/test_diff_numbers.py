@@ -198,3 +198,13 @@ def test_a_cast_without_loss_holds_the_same_values(dtype):
     found = difference(sy.Weights.of({"w": x}), sy.Weights.of({"w": x.astype(dtype)}))
     assert found.findings[0].verdict == "same values"
     assert found.tables()[-1].rows[0]["verdict"] == "the same values, held otherwise"
+
+
+@pytest.mark.parametrize("scale", [1e-320, 1e-300, 1e-200, 1e-100, 1e-20, 1e20, 1e100, 1e160, 1e300])
+def test_numbers_at_the_ends_of_the_range_warn_of_nothing(scale):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((40, 50)) * scale
+    y = x[::-1] + rng.standard_normal(x.shape) * (scale * 0.01)
+    (row,) = sy.diff(sy.Weights.of({"w": x}), sy.Weights.of({"w": y}), rank=True).rows
+    squares = 1e-150 < scale < 1e150  # else sums of squares are zero or infinite, and nothing is said of angles
+    assert row["verdict"] == ("permuted and changed" if squares else "values")

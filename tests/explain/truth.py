@@ -11,6 +11,7 @@ import numpy as np
 from steelyard.core.packed import pack
 from steelyard.core.weights import Weights
 
+HELD = "the same values, held otherwise"
 BF16 = ml_dtypes.bfloat16
 Arrays = dict[str, np.ndarray]
 
@@ -110,7 +111,7 @@ def _exact_in_bfloat16() -> Case:
     a = {k: x.astype(BF16) if x.dtype == np.float32 else x for k, x in base().items()}
     b = {k: x.astype(np.float32) if x.dtype == BF16 else x for k, x in a.items()}
     truth = {k: ("same values", "every value is the same") for k in a if a[k].dtype == BF16}
-    return Case("dtype only, exact", Weights.of(a), Weights.of(b), truth, "the same values, held otherwise")
+    return Case("dtype only, exact", Weights.of(a), Weights.of(b), truth, HELD)
 
 
 def _rounded_to_bfloat16() -> Case:
@@ -170,14 +171,124 @@ def _low_rank(dtype: type = np.float32) -> Case:
     return Case(f"low rank, {np.dtype(dtype).name}", Weights.of(a), Weights.of(b), {"w": ("values", "rank 8")})
 
 
+def _renumbered_filters() -> Case:
+    """Filters and channels in other orders, some of them twice or zero, and the elements of each filter in place."""
+    rng = np.random.default_rng(8)
+    x = rng.standard_normal((12, 6, 3, 3)).astype(np.float32)
+    x[3], x[5], x[:, 4] = x[2], 0, 0
+    y, truth = x[rng.permutation(12)][:, rng.permutation(6)], {"conv": ("permuted rows and columns", "of 12 rows")}
+    return Case("permuted filters and channels", Weights.of({"conv": x}), Weights.of({"conv": y}), truth)
+
+
+def _renumbered_bits() -> Case:
+    """A matrix of two values: many rows hold the same ones, and only the columns in which they lie tell them apart."""
+    rng = np.random.default_rng(9)
+    x = np.where(rng.random((40, 30)) < 0.5, np.float32(0.5), np.float32(2))
+    y, truth = x[rng.permutation(40)][:, rng.permutation(30)], {"w": ("permuted rows and columns", "of 40 rows")}
+    return Case("permuted rows and columns of two values", Weights.of({"w": x}), Weights.of({"w": y}), truth)
+
+
+def noisy(x: np.ndarray) -> np.ndarray:
+    """A hundredth of other values added."""
+    return (x + np.random.default_rng(10).standard_normal(x.shape) * 2e-4).astype(x.dtype)
+
+
+def _trained_on() -> Case:
+    """Filters in another order, two of them dead, trained further, stored in bfloat16; and other filters."""
+    rng = np.random.default_rng(11)
+    x, other = rng.standard_normal((2, 24, 6, 3, 3)).astype(np.float32)
+    x[[4, 9]] = 0
+    y = x[rng.permutation(24)]
+    y = np.where(y == 0, y, y + rng.standard_normal(y.shape).astype(np.float32) * np.float32(0.2)).astype(BF16)
+    truth = {"conv": ("permuted and changed", "of 24 rows moved"), "other": ("values", "")}
+    a, b = {"conv": x, "other": x[::-1].copy()}, {"conv": y, "other": other}
+    return Case("permuted filters, trained on", Weights.of(a), Weights.of(b), truth)
+
+
+def _attention(layers: int = 2) -> Arrays:
+    """Queries, keys and values of some layers, with biases: those of the first layer are fresh, and all the same."""
+    rng = np.random.default_rng(12)
+    arrays = {}
+    for i in range(layers):
+        for part, rows in (("q", 24), ("k", 8), ("v", 8)):
+            arrays[f"h.{i}.{part}_proj.weight"] = rng.standard_normal((rows, 20)).astype(np.float32)
+            bias = rng.standard_normal(rows) * (i > 0)
+            arrays[f"h.{i}.{part}_proj.bias"] = bias.astype(np.float32)
+    return arrays | {"ln.weight": np.ones(20, np.float32), "o.weight": rng.standard_normal((20, 20)).astype(np.float32)}
+
+
+def _fused(
+    arrays: Arrays, join: Callable[[list[np.ndarray]], np.ndarray] = np.concatenate, biases: bool = True
+) -> Arrays:
+    """The same with q, k and v in one tensor."""
+    whole = {key: x for key, x in arrays.items() if "_proj" not in key or (not biases and "bias" in key)}
+    for i in range(2):
+        for kind in ("weight", "bias")[: 1 + biases]:
+            whole[f"h.{i}.qkv.{kind}"] = join([arrays[f"h.{i}.{part}_proj.{kind}"] for part in "qkv"])
+    return whole
+
+
+def _joined() -> Case:
+    a = _attention()
+    truth = {f"h.{i}.qkv.weight": ("joined", f"'h.{i}.q_proj.weight', 'h.{i}.k_proj.weight' and") for i in range(2)}
+    truth |= {f"h.{i}.qkv.bias": ("joined", f"'h.{i}.q_proj.bias', ") for i in range(2)}
+    return Case("fused q, k, v", Weights.of(a), Weights.of(_fused(a)), truth, HELD)
+
+
+def _taken_apart() -> Case:
+    b = _attention()
+    truth = {}
+    for i in range(2):
+        for part, place in (("q", "rows 0 to 23"), ("k", "rows 24 to 31"), ("v", "rows 32 to 39")):
+            truth[f"h.{i}.{part}_proj.weight"] = ("split", f"{place} of 'h.{i}.qkv.weight'")
+            truth[f"h.{i}.{part}_proj.bias"] = ("split", f"of 'h.{i}.qkv.bias'")
+    return Case("split q, k, v", Weights.of(_fused(b)), Weights.of(b), truth, HELD)
+
+
+def _head_by_head() -> Case:
+    """As GPT-NeoX and BLOOM have it: q, k and v of a head, then those of the next."""
+    a = _attention()
+
+    def join(parts: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate([rows for head in zip(*(np.split(x, 4) for x in parts), strict=True) for rows in head])
+
+    truth = {f"h.{i}.qkv.weight": ("joined", "in turn") for i in range(2)}
+    return Case("fused head by head", Weights.of(a), Weights.of(_fused(a, join, biases=False)), truth, HELD)
+
+
+def _on_the_columns() -> Case:
+    """As GPT-2 has it: inputs first."""
+    a = {key: np.ascontiguousarray(x.T) for key, x in _attention().items()}
+    b = _fused(a, lambda parts: np.concatenate(parts, axis=-1))
+    truth = {f"h.{i}.qkv.weight": ("joined", "their columns after each other") for i in range(2)}
+    truth |= {f"h.{i}.qkv.bias": ("joined", "") for i in range(2)}
+    return Case("fused on the columns", Weights.of(a), Weights.of(b), truth, HELD)
+
+
+def _experts() -> Case:
+    rng = np.random.default_rng(13)
+    a = {f"experts.{i}.up.weight": rng.standard_normal((6, 5)).astype(np.float32) for i in range(8)}
+    b = {"experts.up.weight": np.stack([a[f"experts.{i}.up.weight"] for i in range(8)])}
+    truth = {"experts.up.weight": ("joined", "'experts.2.up.weight' and 5 others, as its slices")}
+    return Case("stacked experts", Weights.of(a), Weights.of(b), truth, HELD)
+
+
+def _one_value_off() -> Case:
+    """Fused, and one number is another: nothing is said that is not so."""
+    a = {key: x for key, x in _attention().items() if "bias" not in key}
+    b = _fused(a, biases=False)
+    b["h.1.qkv.weight"][30, 3] += 1
+    truth = {"h.0.qkv.weight": ("joined", ""), "h.1.qkv.weight": ("added", "")}
+    truth |= {f"h.1.{part}_proj.weight": ("removed", "") for part in "qkv"}
+    return Case("fused, one number changed", Weights.of(a), Weights.of(b), truth)
+
+
 def _tie_broken() -> Case:
     a, b = base(), base()
     del a[HEAD]
     b[HEAD] = b[EMBED].copy()
-    whole = "the same values, held otherwise"
-    return Case(
-        "tie broken", Weights.of(a, ties={HEAD: EMBED}), Weights.of(b), {HEAD: ("tie", "tensor of its own")}, whole
-    )
+    truth = {HEAD: ("tie", "tensor of its own")}
+    return Case("tie broken", Weights.of(a, ties={HEAD: EMBED}), Weights.of(b), truth, HELD)
 
 
 def _metadata() -> Case:
@@ -196,7 +307,7 @@ def _packed() -> Case:
     a = base()
     b = {key: pack(x, Entropy()) if key == UP else x for key, x in a.items()}
     truth = {UP: ("same values", "held as plain and as entropy")}
-    return Case("packed", Weights.of(a), Weights.of(b), truth, "the same values, held otherwise")
+    return Case("packed", Weights.of(a), Weights.of(b), truth, HELD)
 
 
 def _zero_size() -> Case:
@@ -260,6 +371,12 @@ def cases() -> list[Case]:
         _prefix_and_tuned(),
         _edit("permuted rows", lambda x: x[rows], "permuted rows", "of 48 rows moved"),
         _edit("permuted columns", lambda x: x[:, columns], "permuted columns", "of 24 columns moved"),
+        _edit("permuted rows and columns", lambda x: x[rows][:, columns], "permuted rows and columns", "of 24 columns moved"),
+        _renumbered_filters(),
+        _renumbered_bits(),
+        _edit("permuted rows, changed", lambda x: noisy(x[rows]), "permuted and changed", "48 rows moved"),
+        _edit("permuted columns, changed", lambda x: noisy(x[:, columns]), "permuted and changed", "24 columns moved"),
+        _trained_on(),
         _edit("permuted elements", lambda x: x.reshape(-1)[everywhere].reshape(x.shape), "permuted elements"),
         _edit("transposed", lambda x: x.T.copy(), "transposed", "48×24 became 24×48"),
         _edit("transposed, square", lambda x: x.T.copy(), "transposed", "24×24", key=Q),
@@ -272,6 +389,7 @@ def cases() -> list[Case]:
         _grown(),
         _low_rank(),
         _low_rank(BF16),
+        *(_joined(), _taken_apart(), _head_by_head(), _on_the_columns(), _experts(), _one_value_off()),
         _tie_broken(),
         _edit("counter", _set((), 8), "values", key="model.steps"),
         _edit("truth value", _set((0, 5), True), "values", key="model.mask"),

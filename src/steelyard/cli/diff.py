@@ -45,8 +45,9 @@ def verb(
     """Show which tensors of A changed in B, how, and by how much.
 
     Names, dtypes, codecs, order, files and formats may differ: the values are compared. Every tensor gets a verdict,
-    such as renamed, same values (another dtype, without loss), rounded (with loss), permuted rows, transposed, scaled,
-    sign flips or values. With more than one B, each is compared with A, and the nearest comes first.
+    such as renamed, same values (another dtype, without loss), rounded (with loss), permuted rows, transposed, joined
+    (q, k and v in one), scaled, sign flips or values. With more than one B, each is compared with A, and the nearest
+    comes first.
 
     \b
     Example:

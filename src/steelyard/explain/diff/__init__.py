@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from steelyard.core.table import Table
-from steelyard.core.weights import Weights, given
+from steelyard.core.weights import Weight, Weights, given
 from steelyard.core.where import Where
-from steelyard.errors import WeightsError
+from steelyard.errors import WeightsError, quoted
 
 if TYPE_CHECKING:
     from steelyard.explain.diff.verdict import Finding
@@ -101,8 +101,7 @@ def difference(
             progress(p.b.spec.nbytes)
     findings = _moved(findings)
     findings += [Finding("tie", name, notes=(text,)) for name, text in paired.ties.items()]
-    findings += [Finding("removed", item.name, a=item) for item in paired.removed]
-    findings += [Finding("added", item.name, b=item) for item in paired.added]
+    findings += _unpaired(paired.removed, paired.added)
     return Difference(a, b, tuple(findings))
 
 
@@ -114,6 +113,24 @@ def _chosen(a: Weights, b: Weights, where: Where | None) -> tuple[Weights, Weigh
         first = ", ".join(repr(name) for name in list(a or b)[:3])
         raise WeightsError(f"none of the {len(a)} and {len(b)} tensors matches; the names begin with {first}")
     return left, right
+
+
+def _unpaired(removed: list[Weight], added: list[Weight]) -> list[Finding]:
+    """Tensors without a partner: several that became one, one that became several, and what is on one side only."""
+    from steelyard.explain.diff.joining import joined
+    from steelyard.explain.diff.verdict import Finding
+
+    findings, done = [], set[str]()
+    for made in joined(added, removed):
+        findings.append(Finding("joined", made.whole.name, b=made.whole, notes=(made.told,)))
+        done |= {made.whole.name, *(part.name for part in made.parts)}
+    removed, added = ([item for item in side if item.name not in done] for side in (removed, added))
+    for made in joined(removed, added):
+        of = quoted(made.whole.name)
+        findings += [Finding("split", part.name, b=part, notes=(f"{made.place(part)} of {of}",)) for part in made.parts]
+        done |= {made.whole.name, *(part.name for part in made.parts)}
+    findings += [Finding("removed", item.name, a=item) for item in removed if item.name not in done]
+    return findings + [Finding("added", item.name, b=item) for item in added if item.name not in done]
 
 
 def _moved(findings: list[Finding]) -> list[Finding]:

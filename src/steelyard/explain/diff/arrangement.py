@@ -1,32 +1,21 @@
 """The same values in another place: grown, reshaped, transposed, or with rows, columns or elements in another order.
 
-Decides by sums of the stored bits times random numbers (mod 2^64), one for each row and each column, which two tensors
-that hold the same rows share; the numbers are drawn anew in each process, so that no file can be made to collide.
-A few blocks and one number for each row and column are in memory. Knows nothing of magnitudes.
+Decides by one number for each row and each column, which two tensors that hold the same rows share. A few blocks and
+these numbers are in memory. Knows nothing of magnitudes.
 """
 
 from __future__ import annotations
 
 import math
-import secrets
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from itertools import zip_longest
 
 import numpy as np
 
 from steelyard.core.weights import Weight
+from steelyard.explain.diff.bothaxes import on_both_axes
+from steelyard.explain.diff.marks import sums, unsigned
 from steelyard.explain.diff.tally import BLOCK, Tally, same_bits
-
-
-@dataclass(frozen=True)
-class Sums:
-    """One number for each row (first axis) and each column (second axis), and one for the multiset of all elements."""
-
-    rows: np.ndarray
-    columns: np.ndarray
-    elements: int
 
 
 @dataclass(frozen=True)
@@ -62,6 +51,8 @@ def rearranged(a: Weight, b: Weight) -> Arrangement | None:
     for name, left, right in (("rows", x.rows, y.rows), (second, x.columns, y.columns)):
         if left.size > 1 and np.array_equal(np.sort(left), np.sort(right)):
             return Arrangement(f"permuted {name}", f"{np.count_nonzero(left != right)} of {left.size} {name} moved")
+    if len(a.spec.shape) > 1 and (moves := on_both_axes(a, b, x)) is not None:
+        return Arrangement("permuted rows and columns", moves)
     return Arrangement("permuted elements", "the same values in another order")
 
 
@@ -76,75 +67,6 @@ def may_be_permuted(tally: Tally) -> bool:
         return tally.nan_appeared == tally.nan_vanished and tally.inf_appeared == tally.inf_vanished
     moved = tally.changed >= 2 and tally.negated < tally.changed  # else a sign changed, and nothing moved
     return moved and (x == y or abs(x - y) <= 1e-9 * max(x, y))
-
-
-def sums(weight: Weight) -> Sums:
-    """The numbers of a tensor; one of rank 0 or 1 is a single row."""
-    shape = weight.spec.shape if len(weight.spec.shape) > 1 else (1, weight.spec.size)
-    rest = math.prod(shape[2:])
-    width = shape[1] * rest
-    rows, columns = np.zeros(shape[0], np.uint64), np.zeros(shape[1], np.uint64)
-    elements = np.zeros(1, np.uint64)
-    for first, at, values in _pieces(weight, width):  # (rows, part of the width)
-        bits = values.astype(np.uint64)
-        elements += _mixed(bits).sum(dtype=np.uint64)
-        count, part = bits.shape
-        rows[first : first + count] += (bits * _factors(at, part)).sum(axis=1, dtype=np.uint64)
-        lines = _factors(first * rest, count * rest).reshape(count, 1, rest)
-        if part == width:
-            columns += (bits.reshape(count, shape[1], rest) * lines).sum(axis=(0, 2), dtype=np.uint64)
-        else:  # one row, in parts
-            where = np.arange(at, at + part)
-            np.add.at(columns, where // rest, bits[0] * lines[0, 0, where % rest])
-    return Sums(rows, columns, int(elements[0]))
-
-
-def _pieces(weight: Weight, width: int) -> Iterator[tuple[int, int, np.ndarray]]:
-    """The bits as (first row, first element in it, (rows, elements)): some whole rows, or a part of one."""
-    if width <= BLOCK:
-        many = BLOCK // width * width
-        for i, block in enumerate(weight.blocks(many)):
-            yield i * (many // width), 0, _unsigned(block).reshape(-1, width)
-        return
-    at = 0
-    for block in weight.blocks(BLOCK):
-        flat = _unsigned(block)
-        while flat.size:
-            row, start = divmod(at, width)
-            part = flat[: width - start]
-            yield row, start, part[None]
-            flat, at = flat[part.size :], at + part.size
-
-
-def _unsigned(block: np.ndarray) -> np.ndarray:
-    """The bits of flat values, one unsigned number each; of a wide complex number, both halves mixed into one."""
-    if block.dtype.itemsize == 16:
-        halves = block.view(np.uint64).reshape(-1, 2)
-        mixed: np.ndarray = _mixed(halves[:, 0]) + halves[:, 1]
-        return mixed
-    return block.view(f"u{block.dtype.itemsize}")
-
-
-def _mixed(bits: np.ndarray) -> np.ndarray:
-    """Each number scattered over 64 bits (splitmix64), so that a sum tells multisets apart."""
-    with np.errstate(over="ignore"):
-        z = bits + _seed()
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: np.ndarray = z ^ (z >> np.uint64(31))
-    return mixed
-
-
-def _factors(first: int, count: int) -> np.ndarray:
-    """The random odd numbers for the places from `first` on; they are the same for rows and for columns."""
-    with np.errstate(over="ignore"):
-        places = np.arange(first, first + count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    return _mixed(places) | np.uint64(1)
-
-
-@cache
-def _seed() -> np.uint64:
-    return np.uint64(secrets.randbits(64))
 
 
 def grown(a: Weight, b: Weight) -> Arrangement:
@@ -185,7 +107,7 @@ def _beyond(a: Weight, b: Weight, axis: int) -> tuple[int, str]:
             x, y, both = x.reshape(-1, wide_a), y.reshape(-1, wide_b), common
             tails = [x[:, both:], y[:, both:]]
         if both:
-            differing += int(np.count_nonzero(_unsigned(_flat(x, both)) != _unsigned(_flat(y, both))))
+            differing += int(np.count_nonzero(unsigned(_flat(x, both)) != unsigned(_flat(y, both))))
         others += sum(int(np.count_nonzero(tail)) for tail in tails)
     return differing, "not all zero" if others else "all zero"
 

@@ -61,7 +61,7 @@ def looks_low(a: Weight, b: Weight, tally: Tally) -> bool:
     """Whether a piece of the difference, some 48 by 96, has a rank of at most 24."""
     rows, columns = a.spec.shape
     count, width = min(_PROBE[0], rows, max(BLOCK // columns, 1)), min(_PROBE[1], columns)
-    if min(count, width) < 8 or not tally.all_finite:
+    if min(count, width) < 8 or not tally.all_finite or not math.isfinite(tally.total(1)):
         return False
     x, y = next(iter(aligned(a, b, count * columns)))
     piece = (wide(y).astype(np.float64) - wide(x)).reshape(count, columns)[:, :width]

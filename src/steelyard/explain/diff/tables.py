@@ -183,8 +183,9 @@ def verdict(findings: Sequence[Finding], metadata: int, layout: bool) -> str:
         return "identical" + end
     if found <= {"identical", "renamed"}:
         return "identical under other names" + end
-    if found <= {"identical", "renamed", "same values", "tie"}:
+    otherwise = {"identical", "renamed", "same values", "tie", "joined", "split"}
+    if found <= otherwise:
         return "the same values, held otherwise" + end
-    if found <= {"identical", "renamed", "same values", "tie", "rounded"}:
+    if found <= otherwise | {"rounded"}:
         return "the same but for rounding" + end
     return "different"

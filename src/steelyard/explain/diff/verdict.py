@@ -15,6 +15,7 @@ from steelyard.core.weights import Weight
 from steelyard.errors import SteelyardError
 from steelyard.explain.diff import lowrank
 from steelyard.explain.diff.arrangement import grown, may_be_permuted, rearranged
+from steelyard.explain.diff.nearly import nearly_permuted
 from steelyard.explain.diff.pairing import Pair
 from steelyard.explain.diff.tally import Casts, Tally, aligned, casts, epsilon, same_bits, tally, wide
 from steelyard.explain.inventory import held
@@ -28,11 +29,15 @@ VERDICTS = {  # in the order of a summary; what each says
     "NaN payload": "only the bits inside NaN differ",
     "tie": "a name became, or ceased to be, a further name of another tensor",
     "moved": "holds what another name held before",
+    "joined": "holds several tensors of the first, value for value",
+    "split": "a part of a tensor of the first, value for value",
     "reshaped": "the same bits under another shape",
     "transposed": "the transpose",
     "permuted rows": "the same rows in another order",
     "permuted columns": "the same columns in another order",
+    "permuted rows and columns": "the same rows and columns, both in another order",
     "permuted elements": "the same elements in another order",
+    "permuted and changed": "the rows, or the columns, in another order, and with other values besides",
     "scaled": "a multiple, up to rounding",
     "sign flips": "every change is a change of sign",
     "zeroed": "every change is a change to zero",
@@ -193,6 +198,9 @@ def _numbers(case: _Case, t: Tally) -> Finding:
     if t.negated == t.changed:
         case.notes.append(f"{_elements(t.flips)} changed sign")
         return case.verdict("sign flips", tally=t)
+    if (order := nearly_permuted(a, b, t)) is not None:
+        case.notes.append(order.text)
+        return case.verdict("permuted and changed", tally=t)
     ranked = None
     if lowrank.is_matrix(a, b) and (case.rank or (a.spec.size <= FREE and lowrank.looks_low(a, b, t))):
         ranked = lowrank.rank(a, b, t)
