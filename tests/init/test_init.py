@@ -122,12 +122,21 @@ def test_orthogonal_has_no_favourite_sign():
     ("normal(std=-1.0)", RecipeError, "not negative"),
     ("truncated_normal(std=-1)", RecipeError, "not negative"),
     ("uniform(low=1.0, high=0.0)", RecipeError, "above"),
+    ("sparse(connections=0)", RecipeError, "at least 1 connection"),
+    ("sparse(std=-1)", RecipeError, "not negative"),
+    ("lecun(gain=automatic)", RecipeError, "did you mean 'auto'"),
     ("he(", RecipeError, "cannot read"),
     ("3", UnknownNameError, "no initialiser"),
 ])  # fmt: skip
 def test_a_scheme_that_does_not_exist(text, error, message):
     with pytest.raises(error, match=message):
         start(model(), text)
+
+
+@pytest.mark.parametrize("name", ["lecun", "xavier", "orthogonal", "delta_orthogonal", "identity"])
+def test_a_gain_that_only_a_model_can_tell(name):
+    with pytest.raises(RecipeError, match="needs a model: use init_"):
+        start(model(), f"{name}(gain=auto)")["conv.weight"].array()
 
 
 def test_settings_are_checked_where_they_are_used():

@@ -20,10 +20,20 @@ SETTINGS = {
     "truncated_normal": [{}, {"std": 0.4}],
     "xavier": [{"gain": 5 / 3, "distribution": d} for d in ("normal", "uniform", "truncated_normal")],
     "he": [{"mode": m, "distribution": d, "slope": s}
-           for m, d, s in (("fan_in", "normal", 0.0), ("fan_out", "uniform", 0.2), ("fan_out", "truncated_normal", 0.0))],
-    "lecun": [{"distribution": d} for d in ("normal", "uniform", "truncated_normal")],
+           for m, d, s in (("fan_in", "normal", 0.0), ("fan_out", "uniform", 0.2), ("fan_avg", "truncated_normal", 0.0))],
+    "lecun": [{"gain": g, "mode": m, "distribution": d}
+              for g, m, d in ((1.0, "fan_in", "normal"), (1.5, "fan_out", "uniform"), (0.5, "fan_avg", "truncated_normal"))],
     "orthogonal": [{}, {"gain": math.sqrt(2)}],
+    "delta_orthogonal": [{}, {"gain": 0.5}],
+    "identity": [{}, {"gain": 2.0}],
+    "sparse": [{}, {"connections": 4, "std": 0.5}],
 }  # fmt: skip
+
+FANS = {
+    "fan_in": lambda out, into: into,
+    "fan_out": lambda out, into: out,
+    "fan_avg": lambda out, into: (into + out) / 2,
+}
 
 # The variances as published, written down apart from the code: functions of the settings and the shape (out, in, *kernel).
 PUBLISHED = {
@@ -36,10 +46,16 @@ PUBLISHED = {
     "xavier": lambda s, shape: s.get("gain", 1) ** 2 * 2 / ((shape[0] + shape[1]) * math.prod(shape[2:])),
     # He et al. 2015, equations 10, 14 and 15
     "he": lambda s, shape: (
-        2 / (1 + s.get("slope", 0) ** 2) / (shape[s.get("mode") != "fan_out"] * math.prod(shape[2:]))
+        2 / (1 + s.get("slope", 0) ** 2) / FANS[s.get("mode", "fan_in")](*shape[:2]) / math.prod(shape[2:])
     ),
-    "lecun": lambda s, shape: 1 / math.prod(shape[1:]),  # LeCun et al. 1998, equation 16
+    # LeCun et al. 1998, equation 16
+    "lecun": lambda s, shape: s.get("gain", 1) ** 2 / FANS[s.get("mode", "fan_in")](*shape[:2]) / math.prod(shape[2:]),
     "orthogonal": lambda s, shape: s.get("gain", 1) ** 2 / max(shape[0], math.prod(shape[1:])),
+    # Xiao et al. 2018: a matrix of min(shape) orthonormal rows or columns, in one place of the kernel
+    "delta_orthogonal": lambda s, shape: s.get("gain", 1) ** 2 / max(shape[:2]) / math.prod(shape[2:]),
+    "identity": lambda s, shape: 0.0,
+    # Martens 2010: so many of a unit's inputs
+    "sparse": lambda s, shape: s.get("std", 1) ** 2 * s.get("connections", 15) / math.prod(shape[1:]),
 }
 EVERY = [(name, settings) for name in INITS for settings in SETTINGS.get(name, [{}])]
 SHAPES = [(120, 80), (24, 10, 5, 5)]
@@ -60,8 +76,18 @@ def test_every_row_has_a_published_variance():
     assert set(PUBLISHED) == set(INITS)
 
 
+CERTAIN = ("zeros", "constant", "identity")  # no chance, so that each element has the variance 0
+
+
+@pytest.mark.parametrize("name", CERTAIN)
+def test_what_is_certain_is_the_same_for_every_seed(name):
+    init, spec = build(name, SETTINGS.get(name, [{}])[0]), Spec.of((6, 4, 3), "float64")
+    assert init.variance(spec) == 0
+    assert init(spec, generator(0, "w")).tobytes() == init(spec, generator(1, "v")).tobytes()
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(("name", "settings"), EVERY)
+@pytest.mark.parametrize(("name", "settings"), [row for row in EVERY if row[0] not in CERTAIN])
 def test_the_variance_is_the_published_and_the_stated_one(name, settings, shape):
     """Within six standard errors: a variance v of n draws with fourth moment m has one of sqrt((m - v^2) / n)."""
     init, spec = build(name, settings), Spec.of(shape, "float64")
@@ -71,7 +97,7 @@ def test_the_variance_is_the_published_and_the_stated_one(name, settings, shape)
     n = values.size
     fourth = np.mean((values - values.mean()) ** 4)
     assert abs(values.var() - stated) <= 6 * math.sqrt(max(fourth - stated**2, 0) / n)
-    middle = settings.get("mean", settings.get("value", (settings.get("low", 0) + settings.get("high", 0)) / 2))
+    middle = settings.get("mean", (settings.get("low", 0) + settings.get("high", 0)) / 2)
     assert abs(values.mean() - middle) <= 6 * math.sqrt(stated / n)
 
 

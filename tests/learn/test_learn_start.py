@@ -102,6 +102,7 @@ def test_a_tie_stays_a_tie_and_says_so() -> None:
 
 
 SCHEMES = ["he", "xavier", "lecun", "orthogonal", "normal(std=0.1)", "uniform(low=-1, high=1)", "truncated_normal"]
+SCHEMES += ["delta_orthogonal", "sparse", "he(mode=fan_avg)"]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -355,3 +356,61 @@ def test_what_is_frozen_or_computed_keeps_its_values() -> None:
     assert torch.equal(lstm.bias_ih_l0, before)
     assert rows["normed"] == "weight kept: computed from other parameters"
     assert all(torch.equal(p, kept[n]) for n, p in normed.named_parameters() if n != "bias")
+
+
+TRANSPOSED: dict[str, nn.Module] = {
+    "stride 2": nn.ConvTranspose2d(64, 64, 4, stride=2, padding=1),
+    "a kernel that the stride does not divide": nn.ConvTranspose2d(64, 64, 3, stride=2),
+    "no overlap": nn.ConvTranspose1d(64, 64, 2, stride=2),
+    "gaps": nn.ConvTranspose1d(128, 128, 2, stride=1),
+    "dilated": nn.ConvTranspose1d(128, 128, 4, stride=4, dilation=2),
+    "groups": nn.ConvTranspose2d(128, 64, (4, 3), stride=(2, 3), groups=4),
+    "three dimensions": nn.ConvTranspose3d(32, 32, 2, stride=2),
+}
+
+
+@pytest.mark.parametrize("scheme", ["lecun", "orthogonal", "lecun(distribution=truncated_normal)"])
+@pytest.mark.parametrize("case", TRANSPOSED)
+def test_a_transposed_convolution_keeps_the_scale(case: str, scheme: str) -> None:
+    layer = TRANSPOSED[case]
+    init_(layer, scheme)
+    axes = layer.weight.ndim - 2
+    x = torch.randn(
+        4, layer.in_channels, *[{1: 60, 2: 12, 3: 6}[axes]] * axes, generator=torch.Generator().manual_seed(0)
+    )
+    with torch.no_grad():
+        y = layer(x)
+    inner = y[(..., *[slice(8, -8) if n > 20 else slice(3, -3) for n in y.shape[2:]])]
+    met = float(inner.square().mean() / (inner != 0).double().mean())  # a stride may leave places that nothing reaches
+    assert math.sqrt(met) == pytest.approx(1, rel=0.06)
+
+
+def test_grouped_and_attention_matrices_each_have_the_identity() -> None:
+    model = nn.ModuleDict(
+        {"conv": nn.Conv1d(8, 8, 3, padding=1, groups=2), "up": nn.ConvTranspose2d(4, 4, 2, stride=2)}
+    )
+    model["attention"] = nn.MultiheadAttention(8, 2)
+    init_(model, "identity")
+    x, image = noise(2, 8, 5), noise(2, 4, 3, 3)
+    assert torch.equal(model["conv"](x), x)
+    assert torch.equal(model["up"](image), image.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    assert torch.equal(model["attention"].in_proj_weight.detach(), torch.eye(8).repeat(3, 1))
+
+
+def test_scales_of_layers_by_forward_variance() -> None:
+    """Of every kind of layer: with lecun the output has the variance of the input, whatever is packed into a tensor."""
+    cases = [
+        (nn.Linear(300, 200), noise(200, 300)),
+        (nn.Bilinear(40, 30, 200), (noise(300, 40), noise(300, 30, seed=1))),
+        (nn.Conv2d(32, 64, 3, groups=4, dilation=2), noise(8, 32, 16, 16)),
+        (nn.Conv3d(8, 32, 3), noise(4, 8, 8, 8, 8)),
+        (nn.Embedding(500, 64), torch.arange(500)),
+        (nn.EmbeddingBag(500, 64, mode="sum"), torch.arange(500)[:, None]),
+    ]
+    for layer, given in cases:
+        init_(layer, "lecun")
+        inputs = given if isinstance(given, tuple) else (given,)
+        with torch.no_grad():
+            y = layer(*inputs)
+        expected = math.prod(float(x.square().mean()) for x in inputs) if inputs[0].is_floating_point() else 1.0
+        assert float(y.square().mean()) == pytest.approx(expected, rel=0.1), type(layer).__name__

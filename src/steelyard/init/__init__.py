@@ -32,6 +32,11 @@ INITS: Registry[type[Init]] = Registry(
         "he": Row("steelyard.init.he:He", "variance 2 / fan in: for rectified units"),
         "lecun": Row("steelyard.init.lecun:LeCun", "variance 1 / fan in: for scaled tanh and SELU units"),
         "orthogonal": Row("steelyard.init.orthogonal:Orthogonal", "orthonormal rows or columns"),
+        "delta_orthogonal": Row(
+            "steelyard.init.delta_orthogonal:DeltaOrthogonal", "orthonormal at the kernel's centre"
+        ),
+        "identity": Row("steelyard.init.identity:Identity", "what goes in comes out"),
+        "sparse": Row("steelyard.init.sparse:Sparse", "few weights into each unit, the others zero"),
     },
 )
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from steelyard.core.spec import Spec
 from steelyard.errors import RecipeError, WeightsError
@@ -83,6 +84,30 @@ def number(gain: Gain) -> float:
     if gain == "auto":
         raise RecipeError("gain='auto' is that of the activation after a layer, so it needs a model: use init_")
     return gain
+
+
+def centre(spec: Spec) -> tuple[int, int, tuple[int, ...]]:
+    """Outputs, inputs and the place of the kernel's centre, (n // 2) of each of its axes.
+
+    >>> centre(Spec.of((6, 4, 3, 3), "float32"))
+    (6, 4, (1, 1))
+
+    Raises WeightsError for fewer than two axes.
+    """
+    fans(spec)
+    return spec.shape[0], spec.shape[1], tuple(size // 2 for size in spec.shape[2:])
+
+
+def orthonormal(rows: int, columns: int, generator: np.random.Generator, qr: Callable[[np.ndarray], Any]) -> np.ndarray:
+    """A matrix drawn uniformly from those with orthonormal rows, or columns if there are fewer.
+
+    `qr` gives the factors (q, r) of a matrix with rows >= columns; their signs are made those of a uniform one.
+    """
+    import numpy as np
+
+    q, r = qr(generator.standard_normal((max(rows, columns), min(rows, columns))))
+    q = q * np.sign(np.diag(r))
+    return q if rows >= columns else q.T
 
 
 def draw(spec: Spec, generator: np.random.Generator, distribution: Distribution, variance: float) -> np.ndarray:

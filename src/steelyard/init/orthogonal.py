@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from steelyard.core.spec import Spec
 from steelyard.errors import WeightsError
-from steelyard.init.base import Gain, Init, number
+from steelyard.init.base import Gain, Init, number, orthonormal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,9 +51,7 @@ class Orthogonal(Init):
         rows, columns = _matrix(spec)
         if not spec.size:
             return np.zeros(spec.shape, spec.dtype.numpy)
-        q, r = qr(generator.standard_normal((max(rows, columns), min(rows, columns))))
-        q = q * np.sign(np.diag(r))
-        values = number(self.gain) * (q if rows >= columns else q.T)
+        values = number(self.gain) * orthonormal(rows, columns, generator, qr)
         return np.ascontiguousarray(values).reshape(spec.shape).astype(spec.dtype.numpy)
 
     def variance(self, spec: Spec) -> float:

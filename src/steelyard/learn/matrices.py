@@ -1,14 +1,16 @@
 """The matrices inside weighted layers: which part of which parameter multiplies what.
 
 A parameter is not always one matrix: the gates of an LSTM, packed queries, keys and values and the groups of a
-convolution lie in one tensor, and a transposed convolution has its inputs first. Decides how each kind of layer
-is taken apart; knows nothing of how weights are started.
+convolution lie in one tensor, and a transposed convolution has its inputs first and, with a stride, is several.
+Decides how each kind of layer is taken apart; knows nothing of how weights are started.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 from torch import Tensor, nn
@@ -44,12 +46,13 @@ def matrices(layer: nn.Module) -> Iterator[Matrix]:
     [('weight_ih', (4, 2), 'input'), ('weight_hh', (4, 4), 'recurrent')]
     >>> [tuple(m.values.shape) for m in matrices(nn.Conv2d(4, 6, 3, groups=2))]
     [(3, 2, 3, 3), (3, 2, 3, 3)]
+    >>> [tuple(m.values.shape) for m in matrices(nn.ConvTranspose1d(4, 6, 3, stride=2))]
+    [(6, 4, 2), (6, 4, 1)]
     """
     if isinstance(layer, CONVOLUTIONS):
         yield from _split("weight", layer.weight, layer.groups)
     elif isinstance(layer, TRANSPOSED):
-        for i, group in enumerate(layer.weight.detach().chunk(layer.groups)):
-            yield Matrix("weight", i, group.transpose(0, 1))
+        yield from _transposed(layer)
     elif isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
         yield Matrix("weight", 0, layer.weight.detach(), "table")
     elif isinstance(layer, RECURRENT):
@@ -97,6 +100,20 @@ def outermost(model: nn.Module) -> dict[str, nn.Module]:
 def _split(parameter: str, values: Tensor, count: int, role: Role = "input") -> Iterator[Matrix]:
     for i, part in enumerate(values.detach().chunk(count)):
         yield Matrix(parameter, i, part, role)
+
+
+def _transposed(layer: nn.Module) -> Iterator[Matrix]:
+    """Of a transposed convolution with a stride, the convolutions that it is made of: one for each phase of the output.
+
+    An output meets only every m-th tap of the kernel, m = stride / gcd(stride, dilation), so that these taps alone are
+    its inputs; the kernel of all of them would make a stride of 2 in two dimensions start at half of the scale.
+    """
+    steps = [s // math.gcd(s, d) for s, d in zip(layer.stride, layer.dilation, strict=True)]
+    starts = [range(min(step, size)) for step, size in zip(steps, layer.kernel_size, strict=True)]
+    groups = layer.weight.detach().chunk(layer.groups)
+    for i, (group, phase) in enumerate(product(groups, product(*starts))):
+        taps = [slice(first, None, step) for first, step in zip(phase, steps, strict=True)]
+        yield Matrix("weight", i, group.transpose(0, 1)[(slice(None), slice(None), *taps)])
 
 
 def _recurrent(layer: nn.Module) -> Iterator[Matrix]:

@@ -18,6 +18,7 @@ from steelyard.core.spec import Spec
 from steelyard.core.table import Column, Table
 from steelyard.errors import ModelError, RecipeError
 from steelyard.init import Init, generator, scheme_of
+from steelyard.init.delta_orthogonal import DeltaOrthogonal
 from steelyard.init.orthogonal import Orthogonal
 from steelyard.learn.gains import asks_for_gain, known_flow, with_gain
 from steelyard.learn.matrices import Matrix, biases, forget_gates, is_started, layers, matrices
@@ -172,7 +173,9 @@ def _drawn(matrix: Matrix, init: Init, seed: int, stream: str) -> str:
     role = {"recurrent": scheme_of("orthogonal"), "table": scheme_of("normal(std=1)")}.get(matrix.role, init)
     shape = tuple(matrix.values.shape)
     spec, chance = Spec.of(shape, "float64"), generator(seed, stream)
-    values = role.drawn(spec, chance, _qr(matrix)) if isinstance(role, Orthogonal) else role(spec, chance)
+    values = (
+        role.drawn(spec, chance, _qr(matrix)) if isinstance(role, (Orthogonal, DeltaOrthogonal)) else role(spec, chance)
+    )
     matrix.values.copy_(torch.from_numpy(values))
     return f"{matrix.parameter} {role.name}"
 
