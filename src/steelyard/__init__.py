@@ -58,6 +58,16 @@ _EXPORTS: dict[str, str] = {
     "task": "learn.tasks:task",
     "model": "learn.models:model",
     "train": "learn.run:train",
+    "penalize": "learn.penalize:penalize",
+    "L1": "learn.penalties:L1",
+    "L2": "learn.penalties:L2",
+    "ElasticNet": "learn.penalties:ElasticNet",
+    "GroupL1": "learn.penalties:GroupL1",
+    "L2SP": "learn.penalties:L2SP",
+    "Spectral": "learn.penalties:Spectral",
+    "adaptive_factors": "learn.penalties:adaptive_factors",
+    "Decay": "learn.decay:Decay",
+    "decay_groups": "learn.parameters:decay_groups",
     "gain": "learn.gain:gain",
     "init_": "learn.start:init_",
     "evaluate": "learn.evaluate:evaluate",
@@ -124,11 +134,21 @@ if TYPE_CHECKING:
     from steelyard.formats.module import from_module as from_module
     from steelyard.formats.module import into_module as into_module
     from steelyard.init import start as start
+    from steelyard.learn.decay import Decay as Decay
     from steelyard.learn.evaluate import compare as compare
     from steelyard.learn.evaluate import evaluate as evaluate
     from steelyard.learn.finetune import finetune as finetune
     from steelyard.learn.gain import gain as gain
     from steelyard.learn.models import model as model
+    from steelyard.learn.parameters import decay_groups as decay_groups
+    from steelyard.learn.penalize import penalize as penalize
+    from steelyard.learn.penalties import L1 as L1
+    from steelyard.learn.penalties import L2 as L2
+    from steelyard.learn.penalties import L2SP as L2SP
+    from steelyard.learn.penalties import ElasticNet as ElasticNet
+    from steelyard.learn.penalties import GroupL1 as GroupL1
+    from steelyard.learn.penalties import Spectral as Spectral
+    from steelyard.learn.penalties import adaptive_factors as adaptive_factors
     from steelyard.learn.run import Run as Run
     from steelyard.learn.run import Step as Step
     from steelyard.learn.run import train as train

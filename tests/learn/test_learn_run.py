@@ -153,17 +153,6 @@ def test_last_ends_with_the_last_epoch(task: Task) -> None:
     assert mean_outcomes(run.model, task, "valid")["loss"] == run.history().column("valid loss")[-1]
 
 
-def test_only_matrices_decay() -> None:
-    from steelyard.learn.optimizers import parameter_groups
-
-    model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
-    decaying, others = parameter_groups(model, 0.1, 0.5)
-    assert [tuple(p.shape) for p in decaying["params"]] == [(3, 3)]
-    assert decaying["weight_decay"] == 0.5
-    assert others["weight_decay"] == 0
-    assert len(others["params"]) == 3
-
-
 def test_frozen_layers_keep_their_bits_and_statistics(blobs: Callable[..., Task]) -> None:
     task = blobs(build=lambda: nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)))
     model = build_seeded(task)

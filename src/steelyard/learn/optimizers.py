@@ -1,7 +1,4 @@
-"""Optimizers by name, over parameter groups in which only tensors of two axes or more decay.
-
-Decides which parameters are trained and which decay. Knows nothing of schedules or data.
-"""
+"""Optimizers by name, over the groups of `decay_groups`. Knows nothing of schedules or data."""
 
 from __future__ import annotations
 
@@ -12,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from steelyard.errors import ModelError, UnknownNameError
+from steelyard.errors import UnknownNameError
+from steelyard.learn.parameters import decay_groups
 
 Optimizers = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]  # parameter groups -> an optimizer
 
@@ -35,20 +33,4 @@ def optimizer_for(
         if optimizer not in OPTIMIZERS:
             raise UnknownNameError("optimizer", optimizer, OPTIMIZERS)
         optimizer = OPTIMIZERS[optimizer]
-    return optimizer(parameter_groups(model, rate, weight_decay))
-
-
-def parameter_groups(model: nn.Module, rate: float, weight_decay: float) -> list[dict[str, Any]]:
-    """The trainable parameters in two groups: those that decay (two axes or more), and biases, gains and codebooks.
-
-    Decay pulls towards zero; for a bias, the gain of a normalisation or a codebook zero is no simpler than
-    another value (Goodfellow et al. 2016, 7.1). Raises ModelError if every parameter is frozen.
-    """
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    if not trainable:
-        raise ModelError("the model has nothing to train: it has no parameters, or all of them are frozen")
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "lr": rate, "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "lr": rate, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    return optimizer(decay_groups(model, weight_decay, lr=rate))

@@ -22,10 +22,13 @@ from steelyard.core.table import Column, Table
 from steelyard.errors import ModelError, UnknownNameError
 from steelyard.learn.calling import calling
 from steelyard.learn.checkpoint import Checkpoint
+from steelyard.learn.decay import Decay
 from steelyard.learn.evaluate import mean_outcomes
 from steelyard.learn.feed import Feed
 from steelyard.learn.interrupt import Interrupt
 from steelyard.learn.optimizers import Optimizers, optimizer_for
+from steelyard.learn.penalize import own_decay, penalize
+from steelyard.learn.penalties import Penalty
 from steelyard.learn.progress import progress_bar  # here, because rich draws from Python's generator when imported
 from steelyard.learn.schedules import SCHEDULES, Schedule
 from steelyard.learn.seeding import derive, seeded
@@ -46,13 +49,19 @@ class Step:
 
     index: int  # counts from 0 over the whole run
     epoch: int  # counts from 0
-    loss: float  # the mean over the batch, before the update
+    loss: float  # the data term: the mean over the batch, before the update
     rate: float  # the learning rate of the first parameter group
     seconds: float  # spent on this update
     batch: Batch
     model: nn.Module
     optimizer: torch.optim.Optimizer
     before: Mapping[str, Tensor] = field(default_factory=dict)  # the parameters before the update, if a gauge watches
+    penalties: Mapping[str, float] = field(default_factory=dict)  # what each adds to the loss, before the update
+
+    @property
+    def objective(self) -> float:
+        """What the update lowers: the data term and every penalty."""
+        return self.loss + sum(self.penalties.values())
 
 
 Gauge = Callable[[Step], Mapping[str, float]]
@@ -70,7 +79,8 @@ class Run:
 
     model: the module to train, in place (None: a new one of the task, from the seed). optimizer: a name, or a
     function from parameter groups to a torch optimizer. rate: the highest learning rate. schedule: a name, or a
-    function from the fraction done to a factor of the rate. weight_decay: for tensors of two axes or more.
+    function from the fraction done to a factor of the rate. weight_decay: the optimizer's own, for what decays by
+    `decay_groups`. penalties: L1, GroupL1, Decay, ...: each is a column of the table, and so is the objective.
     keep: "best" ends with the weights of the epoch with the lowest validation loss, "last" with the final ones.
     after_step: called with the model after each update. progress: called with the run after each step.
 
@@ -96,6 +106,7 @@ class Run:
         epochs: int = 20,
         schedule: str | Schedule = "one-cycle",
         weight_decay: float = 0.01,
+        penalties: Sequence[Penalty | Decay] = (),
         seed: int = 0,
         gauges: Sequence[Gauge] = (),
         keep: Keep = "best",
@@ -111,6 +122,7 @@ class Run:
         self.task, self.epochs, self.seed, self.keep = task, epochs, seed, keep
         self.model = build_seeded(task, seed) if model is None else model
         self.optimizer = optimizer_for(self.model, optimizer, rate, weight_decay)
+        self.penalized = penalize(self.model, self.optimizer, *penalties)
         self.schedule = _schedule(schedule)
         self.gauges, self.after_step, self.progress = tuple(gauges), after_step, progress
         self.log: list[dict[str, Any]] = []  # a row for each step
@@ -189,11 +201,12 @@ class Run:
                 raise ModelError(f"the loss is {loss.item()} at step {index} of epoch {epoch}: {reason}")
             with calling("the gradient of the loss"):
                 loss.backward()
+            penalties = self.penalized.values() | own_decay(self.optimizer)
             self.optimizer.step()
         if self.after_step is not None:
             self.after_step(self.model)
         rate, seconds = self.optimizer.param_groups[0]["lr"], time.perf_counter() - start
-        return Step(index, epoch, loss.item(), rate, seconds, batch, self.model, self.optimizer, before)
+        return Step(index, epoch, loss.item(), rate, seconds, batch, self.model, self.optimizer, before, penalties)
 
     def _set_rate(self, done: float) -> None:
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
@@ -202,6 +215,8 @@ class Run:
     def _record(self, step: Step) -> None:
         row: dict[str, Any] = {"step": step.index, "epoch": step.epoch, "loss": step.loss, "rate": step.rate}
         row["seconds"] = step.seconds
+        if step.penalties:
+            row |= {**step.penalties, "objective": step.objective}
         for gauge in self.gauges:
             row.update(gauge(step))
         self.log.append(row)
@@ -264,7 +279,7 @@ class Run:
         return self._settings() | {"schedule": schedule, "batches in an epoch": self._feed.count()}
 
     def table(self) -> Table:
-        """A row for each step: loss, rate, seconds, and what the gauges said."""
+        """A row for each step: loss, rate, seconds, each penalty and the objective, and what the gauges said."""
         columns = {"step": "", "epoch": "", "loss": "", "rate": "", "seconds": "s"}
         columns.update({name: "" for row in self.log for name in row if name not in columns})
         return Table.of(f"training on {self.task.name}, by step", columns, self.log, self._settings())
@@ -288,6 +303,7 @@ class Run:
             "epochs": self.epochs,
             "seed": self.seed,
             "keep": self.keep,
+            "penalties": ", ".join(self.penalized.names) or "none",
         }
 
 
@@ -299,6 +315,7 @@ class RunOptions(TypedDict, total=False):
     epochs: int
     schedule: str | Schedule
     weight_decay: float
+    penalties: Sequence[Penalty | Decay]
     seed: int
     gauges: Sequence[Gauge]
     keep: Keep
