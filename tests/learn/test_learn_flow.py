@@ -295,3 +295,24 @@ def test_what_cannot_be_followed_without_a_batch_is_unknown() -> None:
     assert (found.layers, found.additions) == ({}, 0)
     assert found.unknown.startswith("torch.fx cannot follow Vision: ")
     assert "\n" not in found.unknown
+
+
+def crossed(m: Any, x: Tensor) -> Tensor:
+    memory = torch.relu(m.a(x))
+    x = x + m.b(x)
+    return x + m.d(torch.softmax(m.c(x) @ m.e(memory).mT, -1) @ m.f(memory))
+
+
+def test_what_a_branch_holds() -> None:
+    """Layers behind a softmax do not carry a signal to the sum; what was there before its stream is crossed to."""
+    for batch in (X, None):
+        first, second = flow(Called(crossed, 6), batch).branches
+        assert (first.layers, dict(first.ends), first.depth, first.crosses) == (("b",), {"b": ""}, 1, False)
+        assert (second.layers, dict(second.ends), second.depth, second.crosses) == (("f", "d"), {"d": ""}, 2, True)
+        assert first.stream == second.stream
+    model = nn.TransformerDecoderLayer(16, 2, 32, batch_first=True)
+    one, two, three = flow(model, (torch.zeros(1, 3, 16), torch.zeros(1, 4, 16))).branches
+    assert [b.layers for b in (one, three)] == [("self_attn", "self_attn.out_proj"), ("linear1", "linear2")]
+    assert [b.crosses for b in (one, two, three)] == [False, True, False]
+    assert [b.depth for b in (one, two, three)] == [2, 2, 2]
+    assert len({b.stream for b in (one, two, three)}) == 1

@@ -8,29 +8,21 @@ Knows nothing of how weights are started.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from steelyard.errors import ModelError
+from steelyard.learn.branches import Branch, branches
+from steelyard.learn.kinds import kind
 from steelyard.learn.matrices import RECURRENT
-from steelyard.learn.pointwise import affine, composed, elementwise, named, vanishing
+from steelyard.learn.pointwise import affine, composed, elementwise, named
 from steelyard.learn.task import Batch
-from steelyard.learn.tracing import Graph, Operation, record, symbolic
+from steelyard.learn.tracing import Operation, record, symbolic
 
 Activation = Callable[[Tensor], Tensor]
-
-KINDS = {  # of operations that let a signal through, by what their names contain
-    "norm": ("norm", "normalize"),
-    "dropout": ("drop",),
-    "pool": ("pool", "mean", "sum", "amax", "interpolate", "upsample"),
-    "concatenate": ("cat", "concat", "stack", "hstack", "vstack"),
-}
-ENDS = ("softmax", "softmin", "gumbel", "cross_entropy", "logsumexp", "glu", "attention")  # what is no activation
-PRODUCTS = ("mul", "matmul", "rmatmul", "bmm", "mm", "einsum", "div", "baddbmm", "bilinear", "lerp", "addcmul")
-SUMS = ("add", "sub", "rsub")
 
 
 @dataclass(frozen=True)
@@ -57,8 +49,13 @@ class Flow:
     """The layers in the order of execution."""
 
     layers: Mapping[str, Place]
-    additions: int = 0  # of a residual branch to what by-passes it, in one pass
+    branches: tuple[Branch, ...] = ()  # residual ones, each time that they run
     unknown: str = ""  # why nothing is known; '' if it is
+
+    @property
+    def additions(self) -> int:
+        """How often a residual branch is added to what by-passes it, in one pass."""
+        return len(self.branches)
 
 
 def flow(model: nn.Module, batch: Any = None) -> Flow:
@@ -70,7 +67,7 @@ def flow(model: nn.Module, batch: Any = None) -> Flow:
     An activation is found whatever it is: a function, a module (also one of yours that has no layers inside), in
     place, or written out (``x * torch.sigmoid(x)`` is the SiLU). Of a layer that is called several times the first
     call counts. A sum is residual if one side of it by-passes the other: it comes from an earlier tensor with fewer
-    layers on its way, at most one (that of a projection shortcut).
+    layers on its way, at most one (that of a projection shortcut); `steelyard.learn.branches` has the branches.
 
     Raises ModelError if the model fails on the batch.
 
@@ -85,16 +82,17 @@ def flow(model: nn.Module, batch: Any = None) -> Flow:
         if batch is None:
             return Flow({}, unknown=str(error))
         raise
-    ends, additions = _branches(graph)
+    found = branches(graph)
+    ends: dict[str, str] = {}
+    for branch in found:
+        ends |= branch.ends
     places: dict[str, Place] = {}
     calls = [op for op in graph.operations if op.layer]
     names = list(dict.fromkeys(op.layer for op in calls))
     for order, name in enumerate(names, 1):
         mine = [op for op in calls if op.layer == name]
-        branch = [ends[op] for op in mine if op in ends]
-        found = _follow(mine[0])
-        places[name] = Place(name, order, len(mine), *found, bool(branch), next(filter(None, branch), ""))
-    return Flow(places, additions)
+        places[name] = Place(name, order, len(mine), *_follow(mine[0]), name in ends, ends.get(name, ""))
+    return Flow(places, tuple(found))
 
 
 def _arguments(batch: Any) -> tuple[Any, ...]:
@@ -106,8 +104,8 @@ def _arguments(batch: Any) -> tuple[Any, ...]:
 def _follow(start: Operation) -> tuple[Activation | None, str, tuple[str, ...]]:
     """The activation after a layer, its name, and what lies between: of what uses its output, the earliest."""
     if isinstance(start.call, RECURRENT):
-        kind = getattr(start.call, "nonlinearity", "")  # of plain cells; others have gates
-        return (named(kind), kind, ()) if kind else (None, "gates", ())
+        shape = getattr(start.call, "nonlinearity", "")  # of plain cells; others have gates
+        return (named(shape), shape, ()) if shape else (None, "gates", ())
     if isinstance(start.call, nn.MultiheadAttention):
         return None, "attention", ()
     waiting: list[tuple[int, int, Operation, tuple[str, ...], tuple[Activation, str] | None]] = []
@@ -136,31 +134,11 @@ def _follow(start: Operation) -> tuple[Activation | None, str, tuple[str, ...]]:
         seen.add(op)
         if (module := _activation_module(op)) is not None:
             return module[0], module[1], between
-        kind = _kind(op)
-        if op.layer or kind == "end":
+        what = kind(op)
+        if op.layer or what == "end":
             break
-        go_on(op, (*between, kind) if kind else between)
+        go_on(op, (*between, what) if what else between)
     return None, "linear", ()
-
-
-def _kind(op: Operation) -> str:
-    """What an operation that acts on more than single elements is; 'end' for one that lets no signal through."""
-    name = op.name.lower()
-    if any(part in name for part in ENDS) or _holds_matrices(op):
-        return "end"
-    if name in PRODUCTS and (len(op.sources) > 1 or name not in ("mul", "div")):
-        return "end"
-    if name in SUMS:
-        return "add" if len(op.sources) > 1 else ""
-    return next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "")
-
-
-def _holds_matrices(op: Operation) -> bool:
-    """Whether weights that belong to no known layer multiply here."""
-    if isinstance(op.call, nn.Module):
-        return any(p.ndim >= 2 and min(p.squeeze().shape, default=1) > 1 and p.squeeze().ndim >= 2
-                   for p in op.call.parameters())  # fmt: skip
-    return op.name == "linear" or op.name.startswith("conv")
 
 
 def _activation_module(op: Operation) -> tuple[Activation, str] | None:
@@ -192,66 +170,3 @@ def _region(point: Operation) -> list[Operation]:
 
 def _composed(point: Operation, last: Operation, region: list[Operation]) -> tuple[Activation, str]:
     return composed(point, last, [op for op in region if op.order <= last.order])
-
-
-def _branches(graph: Graph) -> tuple[dict[Operation, str], int]:
-    """The calls that end a residual branch, with the norm before the sum, and the number of residual sums."""
-    ends: dict[Operation, str] = {}
-    additions = 0
-    for op in graph.operations:
-        if op.name in SUMS and len(op.sources) == 2:
-            found = dict(_branch(*op.sources))
-            additions += bool(found)
-            ends.update(found)
-    return ends, additions
-
-
-def _branch(first: Operation, second: Operation) -> Iterator[tuple[Operation, str]]:
-    """The last layers of that summand which the other one by-passes; none if neither does.
-
-    Goes back from both, the latest operation first, with the least number of layers on a way to either. A summand is
-    by-passed from the first operation met that feeds the other one with fewer layers: with none, or else with one.
-    """
-    fewest: tuple[dict[Operation, int], dict[Operation, int]] = ({first: 0}, {second: 0})
-    waiting = [(-op.order, op) for op in (first, second)]
-    heapq.heapify(waiting)
-    found = None  # the side that is a branch
-    while waiting and found is None:
-        _, op = heapq.heappop(waiting)
-        counts = [side.get(op) for side in fewest]
-        if None not in counts and 0 in counts and counts[0] != counts[1]:
-            found = int(counts[0] == 0)
-        for source in op.sources:
-            if not any(source in side for side in fewest):
-                heapq.heappush(waiting, (-source.order, source))
-            for side, count in zip(fewest, counts, strict=True):
-                if count is not None:
-                    side[source] = min(side.get(source, count + 1), count + bool(op.layer))
-    if found is None:  # a shortcut with a layer of its own, beside a branch of several
-        common = [op for op in fewest[0] if op in fewest[1]]
-        pairs = [(fewest[0][op], fewest[1][op]) for op in common]
-        found = next((int(a == 1) for a, b in pairs if min(a, b) == 1 and a != b), None)
-    if found is not None:
-        yield from _last_layers((first, second)[found], fewest[1 - found])
-
-
-def _last_layers(side: Operation, other: Mapping[Operation, int]) -> Iterator[tuple[Operation, str]]:
-    """The layers whose zero makes this summand zero, met on the way back, with the norm module that was passed."""
-    waiting, seen = [(side, "")], set()
-    while waiting:
-        op, norm = waiting.pop()
-        if op in seen or other.get(op) == 0:
-            continue
-        seen.add(op)
-        if op.layer:
-            yield op, norm
-            continue
-        kind = _kind(op)
-        if (kind == "end" and op.name not in ("mul", "matmul", "bmm", "einsum")) or not _keeps_zero(op):
-            continue
-        norm = norm or (op.module if kind == "norm" else "")
-        waiting.extend((source, norm) for source in op.sources)
-
-
-def _keeps_zero(op: Operation) -> bool:
-    return not elementwise(op) or len(op.sources) > 1 or vanishing(composed(op.sources[0], op, [op])[0])

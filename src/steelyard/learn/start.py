@@ -22,6 +22,7 @@ from steelyard.init.delta_orthogonal import DeltaOrthogonal
 from steelyard.init.orthogonal import Orthogonal
 from steelyard.learn.gains import asks_for_gain, known_flow, with_gain
 from steelyard.learn.matrices import Matrix, biases, forget_gates, is_started, layers, matrices
+from steelyard.learn.residual import check_rule, scale_branches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -43,7 +44,15 @@ COLUMNS = (
 )
 
 
-def init_(model: nn.Module, scheme: str | Init = "he", batch: Any = None, *, seed: int = 0, passes: int = 2) -> Table:
+def init_(
+    model: nn.Module,
+    scheme: str | Init = "he",
+    batch: Any = None,
+    *,
+    seed: int = 0,
+    passes: int = 2,
+    residual: str | None = None,
+) -> Table:
     """Start every weight of `model` in place, and say of each layer what was done.
 
     A scheme draws each matrix by itself: the gates of an LSTM, packed queries, keys and values, and the groups of a
@@ -66,6 +75,8 @@ def init_(model: nn.Module, scheme: str | Init = "he", batch: Any = None, *, see
             tell by it the order of execution and the activations.
         seed: of all values; each tensor has a stream of its own, so that the order of layers never matters.
         passes: forward passes that 'data' may take, at least 1.
+        residual: how residual branches are scaled by depth after a scheme: 'gpt2', 'rezero', 'fixup' or 't-fixup'; see
+            `steelyard.learn.residual.scale_branches`. They are found by the batch, or without one by torch.fx.
 
     Returns a table of layer, kind, what was done; for 'data' with the standard deviation and the gradient's scale.
 
@@ -85,10 +96,15 @@ def init_(model: nn.Module, scheme: str | Init = "he", batch: Any = None, *, see
         raise RecipeError("a start by data needs a batch: init_(model, 'data', batch)")
     if passes < 1:
         raise RecipeError(f"a start by data takes at least 1 pass, not {passes}")
+    if residual is not None:
+        check_rule(residual)
+        if data:
+            raise RecipeError("a start by data gives every layer its scale; residual= goes with the other schemes")
     found = _checked(model)
     init = scheme_of("orthogonal" if data else scheme) if data or isinstance(scheme, str) else scheme
     automatic = asks_for_gain(init)
-    seen = known_flow(model, batch, "gain='auto'") if automatic or (batch is not None and not data) else None
+    wanted = "gain='auto'" if automatic else f"residual={residual!r}" if residual else ""
+    seen = known_flow(model, batch, wanted) if wanted or (batch is not None and not data) else None
     chosen = {name: with_gain(init, seen.layers.get(name)) for name in found} if seen and automatic else {}
     with unharmed(model):
         said = draw(model, found, init, seed, chosen)
@@ -96,6 +112,8 @@ def init_(model: nn.Module, scheme: str | Init = "he", batch: Any = None, *, see
             from steelyard.learn.datadriven import scale_by_data
 
             return scale_by_data(model, found, batch, passes, seed, said)
+        if residual is not None and seen is not None:
+            scale_branches(model, found, seen, residual, said)
     return _table(found, said, seen, seed)
 
 
