@@ -20,6 +20,7 @@ raise SystemExit(main({arguments!r}))
         ("torch", ["run", "--out", "out"], "learn"),
         ("torch", ["explain", "digits", "w.safetensors"], "learn"),
         ("torch", ["finetune", "digits", "w.safetensors", "t.safetensors"], "learn"),
+        ("torch", ["init", "digits", "t.safetensors"], "learn"),
         ("torch", ["claims"], "learn"),
         ("onnxruntime", ["run", "--out", "out"], "deploy"),
     ],

@@ -7,7 +7,7 @@ order of the tensors nor on which others there are. Knows nothing of models: a t
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from steelyard.core.recipe import Reader, parse_call
 from steelyard.core.registry import Registry, Row
@@ -41,17 +41,17 @@ INITS: Registry[type[Init]] = Registry(
 )
 
 
-def scheme_of(text: str) -> Init:
-    """An initialiser from its name, or from a call with settings.
+def scheme_of(text: str, **settings: Any) -> Init:
+    """An initialiser from its name, or from a call with settings; `settings` replace those in the call.
 
-    >>> scheme_of("he(slope=0.1)")
-    He(slope=0.1, mode='fan_in', distribution='normal')
+    >>> scheme_of("he(slope=0.1)", mode="fan_out")
+    He(slope=0.1, mode='fan_out', distribution='normal')
 
     Raises UnknownNameError for a name that is not in INITS, RecipeError for a setting that does not exist.
     """
     data = parse_call(text)
-    name, settings = next(iter(data.items())) if isinstance(data, dict) else (str(data), {})
-    found: Init = Reader({}, {}).build(INITS[name], settings, name)
+    name, called = next(iter(data.items())) if isinstance(data, dict) else (str(data), {})
+    found: Init = Reader({}, {}).build(INITS[name], {**called, **settings}, name)
     return found
 
 

@@ -195,7 +195,8 @@ def _drawn(matrix: Matrix, init: Init, seed: int, stream: str) -> str:
         role.drawn(spec, chance, _qr(matrix)) if isinstance(role, (Orthogonal, DeltaOrthogonal)) else role(spec, chance)
     )
     matrix.values.copy_(torch.from_numpy(values))
-    return f"{matrix.parameter} {role.name}"
+    gain = getattr(role, "gain", 1.0)
+    return f"{matrix.parameter} {role.name}" + (f", gain {gain:.4g}" if gain != 1 else "")
 
 
 def _qr(matrix: Matrix) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
