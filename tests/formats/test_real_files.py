@@ -10,6 +10,7 @@ import pytest
 
 from steelyard.cli import main
 from steelyard.core.weights import Weights
+from steelyard.explain.roles import roles_of
 from steelyard.formats import detect, open
 
 
@@ -66,6 +67,35 @@ def test_text_and_music_readers_in_onnx(package: str, tmp_path: Path, capsys: py
         for name, item in open(copy).items():
             assert item.array().tobytes() == weights[name].array().tobytes()
     capsys.readouterr()
+
+
+def test_a_real_net_with_external_data(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="it moves the values out of the file")
+    path = next(iter(sorted(folder("basic_pitch").rglob("*.onnx"))))
+    inside, outside = open(path), tmp_path / "net.onnx"
+    model = onnx.load(path)
+    onnx.external_data_helper.convert_model_to_external_data(
+        model, location="net.data", size_threshold=256, convert_attribute=True
+    )
+    onnx.save(model, outside)
+    assert outside.stat().st_size < (tmp_path / "net.data").stat().st_size
+    assert {name: item.array().tobytes() for name, item in open(outside).items()} == {
+        name: item.array().tobytes() for name, item in inside.items()
+    }
+
+
+def test_spelling_to_sound_in_npz() -> None:
+    path = folder("g2p_en") / "checkpoint20.npz"
+    weights = open(path)
+    with np.load(path) as expected:
+        assert list(weights) == list(expected)
+        for name, item in weights.items():
+            assert item.array().tobytes() == expected[name].tobytes()
+    said = roles_of(weights)
+    assert [said[f"enc_{name}"] for name in ("emb", "w_ih", "w_hh", "b_ih", "b_hh")] == [
+        *("embedding", "recurrent", "recurrent", "bias", "bias"),
+    ]
+    assert [said["fc_w"], said["fc_b"]] == ["linear", "bias"]
 
 
 def test_text_generator_in_hdf5() -> None:

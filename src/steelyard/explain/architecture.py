@@ -147,7 +147,7 @@ def _by_metadata(meta: Mapping[str, str]) -> str:
 
 def _cell(name: str, spec: Spec) -> tuple[str, str] | None:
     """A recurrent cell by how many gates the matrix of its state has."""
-    state = re.search(r"weight_hh|recurrent_kernel", name)
+    state = re.search(r"weight_hh|recurrent_kernel|(?<![a-z])w_hh", name)
     if state is None or len(spec.shape) != 2 or 0 in spec.shape:
         return None
     gates = max(spec.shape) / min(spec.shape)

@@ -62,7 +62,9 @@ RULES = (
         r"weight_(?:ih|hh|hr)_l\d+(?:_reverse)?|weight_(?:ih|hh)|recurrent_kernel|a_log|dt_proj|ssm_[a-z0-9_.]+",
     ),
     _rule("recurrent", r"[a-z0-9_]*(?:lstm|gru|rnn)[a-z0-9_]*[.](?:.*[.])?kernel", (2, 2)),
+    _rule("recurrent", r"(?:[a-z0-9_]+_)?w_(?:ih|hh)", (2, 2)),
     _rule("bias", r"bias|in_proj_bias|bias_(?:ih|hh)(?:_l\d+)?(?:_reverse)?|[a-z0-9_]*_bias|b", (0, 1)),
+    _rule("bias", r"(?:[a-z0-9_]+_)?b_(?:ih|hh)|[a-z0-9_]+_b", (1, 1)),
     _rule("attention qkv", "c_attn|qkv|qkv_proj|query_key_value|in_proj_weight|in_proj|wqkv|attn_qkv|to_qkv|kv_proj"),
     _rule("attention qkv", "kv_a_proj_with_mqa|kv_b_proj|attn_kv_a_mqa|attn_kv_b|to_kv|wkv"),
     _rule(
@@ -92,7 +94,7 @@ RULES = (
     _rule("head", "embed_out|lm_head"),
     _rule(
         "embedding",
-        r"[a-z0-9_]*embed[a-z0-9_]*(?:[.].*)?|wte|wpe|token_embd|position_embd|token_types|shared|class_token",
+        r"[a-z0-9_]*embed[a-z0-9_]*(?:[.].*)?|wte|wpe|token_embd|position_embd|token_types|shared|class_token|(?:[a-z0-9_]+_)?emb",
     ),
     _rule(
         "embedding",
@@ -106,7 +108,7 @@ RULES = (
     _rule("convolution", r"weight|kernel|depthwise_kernel|pointwise_kernel", (3, 5)),
     _rule("other", "rope_freqs[.]weight|rope_factors_(?:long|short)[.]weight"),
     _rule("norm", "weight|scale", (1, 1)),  # a vector that multiplies: hardly anything else is one
-    _rule("linear", "weight|kernel|w", (2, 2)),
+    _rule("linear", "weight|kernel|w|[a-z0-9_]+_w", (2, 2)),
 )
 
 
