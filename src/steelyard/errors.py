@@ -34,7 +34,7 @@ class FormatError(SteelyardError):
     """
 
     def __init__(self, message: str, *, path: object = None, offset: int | None = None):
-        self.path, self.offset = path, offset
+        self.message, self.path, self.offset = message, path, offset
         where = "" if path is None else printable(str(path))
         if offset is not None:
             where += f"{', ' if where else ''}byte {offset}"

@@ -174,7 +174,7 @@ def test_wrong_use_writes_nothing(steelyard, model, tmp_path, verb):
         ("prune", [], "--fraction"),
         ("prune", ["--fraction", "0.5", "--codec", "bitmsk"], "did you mean 'bitmask'?"),
         ("prune", ["--fraction", "0.5", "--codec", "bitmask(msk=plain)"], "there is no setting 'msk'"),
-        ("prune", ["--fraction", "0.5", "--codec", "bitmask("], "cannot read"),
+        ("prune", ["--fraction", "0.5", "--codec", "bitmask("], "was never closed\n"),
         ("convert", ["--dtype", "bf61"], "there is no dtype"),
         ("convert", ["--rename", "model"], "PATTERN=NEW"),
         ("convert", ["--rename", "model.*=x"], "the same name"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tracemalloc
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from steelyard.edit.transfer import transfer, verify
 from steelyard.errors import FormatError, VerdictError, WeightsError
 from steelyard.explain.account import BLOCK, account
 from steelyard.formats.safetensors import Safetensors
+from steelyard.formats.sharded import Sharded
 
 LARGE = 24_000_000  # bytes of the one large tensor
 
@@ -140,3 +142,13 @@ def test_wrong_use(large):
     with pytest.raises(WeightsError, match="none of the 2 tensors"):
         transfer(large, large.with_name("x.npz"), chain(), sy.where("zz"))
     assert os.listdir(large.parent) == ["large.safetensors"]
+
+
+@pytest.mark.parametrize("format", [None, Sharded(100)], ids=["one", "many"])
+def test_what_the_target_cannot_hold_is_an_error_of_the_target(tmp_path, format, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sy.write(Weights.of({"w": np.arange(4).astype(ml_dtypes.int4)}), "a.npz")
+    name = "b.safetensors" if format is None else "b.safetensors.index.json"
+    with pytest.raises(FormatError, match=r"^b[-0-9of]*\.safetensors: tensor 'w': safetensors holds no int4"):
+        transfer("a.npz", name, chain(), format=format, resumed=True)
+    assert os.listdir() == ["a.npz"]

@@ -21,7 +21,7 @@ def test_a_folder_is_opened_by_the_file_that_speaks_for_it(tmp_path: Path) -> No
     write(ONE, tmp_path / "other.safetensors")
     assert locate(tmp_path).path == tmp_path / "other.safetensors"
     write(ONE, tmp_path / "another.safetensors")
-    with pytest.raises(FormatError, match=r"2 files could be meant \('another.safetensors', 'other.safetensors'"):
+    with pytest.raises(FormatError, match=r"2 files could be meant \('another.safetensors', 'other.safetensors'\)"):
         open(tmp_path)
     write(ONE, tmp_path / "model.safetensors")
     assert locate(tmp_path).path == tmp_path / "model.safetensors"

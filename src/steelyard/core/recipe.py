@@ -204,7 +204,8 @@ def parse_call(text: str) -> Any:
     try:
         return _call(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise RecipeError(f"cannot read {text!r} as a call such as palette(k=16, codes=entropy): {error}") from None
+        why = error.msg if isinstance(error, SyntaxError) else error
+        raise RecipeError(f"cannot read {text!r} as a call such as palette(k=16, codes=entropy): {why}") from None
 
 
 def _call(node: ast.expr) -> Any:

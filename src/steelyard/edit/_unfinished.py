@@ -74,6 +74,13 @@ class Workplace:
         """The bytes of what is there."""
         return sum(path.stat().st_size for path in self.folder.iterdir() if path.name not in OWN)
 
+    def named_as(self, error: FormatError, target: Path) -> FormatError:
+        """The error, of the file that is to come about where it is of one here; `target` as the user names it."""
+        path = error.path
+        if not isinstance(path, Path) or path.parent != self.folder:
+            return error
+        return FormatError(error.message, path=target.with_name(path.name), offset=error.offset)
+
     def announce(self) -> None:
         """Before the files of the target are moved to their place: write down which ones they are."""
         data = {path.name: _inode(path) for path in self.folder.iterdir() if path.name not in OWN}

@@ -20,7 +20,7 @@ from steelyard.core.transform import Transform, on
 from steelyard.core.weights import Weight, Weights
 from steelyard.core.where import Where
 from steelyard.edit._unfinished import describe, finished, was_moved, workplace
-from steelyard.errors import VerdictError, printable, quoted
+from steelyard.errors import FormatError, VerdictError, printable, quoted
 from steelyard.formats.base import Resumable, Writable, check_target
 
 if TYPE_CHECKING:
@@ -103,7 +103,10 @@ def transfer(
     with workplace(Path(os.path.realpath(target)), job) as place:
         tell(place.kept)
         put = writer.resume if job is not None and isinstance(writer, Resumable) else writer.write
-        count = put(told(made, tell), place.draft)
+        try:
+            count = put(told(made, tell), place.draft)
+        except FormatError as error:
+            raise place.named_as(error, target) from error
         number = None
         if verified:
             number = verify(formats.open(place.draft), made, target, watch("verifying", made.nbytes))

@@ -147,8 +147,8 @@ def entry(folder: Folder) -> Source:
     for glob in sorted(globs, key=lambda glob: "*" in glob):  # the names in use come before what only looks like one
         found = [name for name in names if fnmatchcase(name, glob)]
         if len(found) > 1:
-            listed = ", ".join(quoted(name) for name in found[:3])
-            raise FormatError(f"{len(found)} files could be meant ({listed}, ...); name one", path=folder.path)
+            listed = ", ".join([*map(quoted, found[:3]), *["..."][: len(found) - 3]])
+            raise FormatError(f"{len(found)} files could be meant ({listed}); name one", path=folder.path)
         if found:
             return folder.source(found[0])
     raise FormatError("no file of weights that is known lies in this folder; name the file", path=folder.path)
