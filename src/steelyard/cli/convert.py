@@ -141,14 +141,20 @@ def verb(
             watch=watch,
         )
     show(tables, output)
-    _tell_ties(path)
+    _tell_missing(path)
 
 
-def _tell_ties(path: Path) -> None:
-    """Say on standard error that other readers will miss the names that lie in the metadata alone."""
+def _tell_missing(path: Path) -> None:
+    """Say on standard error what was left out, and which names other readers will miss: those in the metadata alone."""
     from steelyard import formats
+    from steelyard.explain.wanted import skipped
 
-    count = len(formats.open(path).ties)
+    written = formats.open(path)
+    if left := skipped(written):
+        what = "1 tensor of the checkpoint was" if len(left) == 1 else f"{len(left)} tensors of the checkpoint were"
+        listed = ", ".join(map(quoted, left[:3])) + (", ..." if len(left) > 3 else "")
+        click.echo(f"{what} left out ({listed}); steelyard inspect lists all", err=True)
+    count = len(written.ties)
     if count:
         what = "1 tie is" if count == 1 else f"{count} ties are"
         click.echo(f"{what} kept as metadata; other readers see one name: --untie writes each", err=True)

@@ -26,11 +26,16 @@ def wanted(weights: Weights) -> Table | None:
         name, _, at = text.rpartition("@")
         byte = int(at) if name and at.isdecimal() and len(at) < 20 else None
         rows.append({"name": text if byte is None else name, "byte": byte, "what": "named by the pickle, not imported"})
-    for text in _listed(weights, SKIPPED):
+    for text in skipped(weights):
         name, _, why = text.rpartition(": ")
         rows.append({"name": name, "byte": None, "what": f"a tensor that is not held: {why}"})
     columns = [Column("name"), Column("byte", "", "where the pickle names it first"), Column("what")]
     return Table.of("besides the tensors", columns, rows) if rows else None
+
+
+def skipped(weights: Weights) -> list[str]:
+    """The tensors of a checkpoint that are not held, each with the reason: "name: sparse"."""
+    return _listed(weights, SKIPPED)
 
 
 def _listed(weights: Weights, key: str) -> list[str]:
