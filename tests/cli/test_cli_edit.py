@@ -124,12 +124,12 @@ def test_a_damaged_source_is_blamed_and_nothing_stays(steelyard, tmp_path, optio
 
 def test_tensors_of_a_checkpoint_that_are_left_out_are_told(steelyard, tmp_path):
     torch = pytest.importorskip("torch")
-    state = {"w": torch.ones(3), "nowhere": torch.empty(3, device="meta"), "s": torch.eye(2).to_sparse_csr()}
+    state = {"w": torch.ones(3), "nowhere": torch.empty(3, device="meta")}
     torch.save(state, tmp_path / "a.pt")
     result = steelyard("convert", tmp_path / "a.pt", tmp_path / "b.safetensors")
     assert result.status == 0
     assert result.err.startswith(
-        "2 tensors of the checkpoint were left out ('nowhere: on the meta device, without values', "
+        "1 tensor of the checkpoint was left out ('nowhere: on the meta device, without values'); "
     )
     assert list(sy.open(tmp_path / "b.safetensors")) == ["w"]
 
