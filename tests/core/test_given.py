@@ -51,3 +51,26 @@ def test_what_cannot_be_written(tmp_path):
 def test_what_cannot_be_opened(wrong):
     with pytest.raises(FormatError, match=f"expected a path or an address, got {type(wrong).__name__}"):
         sy.open(wrong)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: sy.Weights.of({"a": [1.0]}), "'a': expected a numpy array, got list: numpy.asarray makes one"),
+        (lambda: sy.Weights.of({1: np.zeros(1)}), "expected a name, got int: names are text"),
+        (lambda: sy.Weights.of({"a": np.zeros(1)}, meta={"step": 5}), "metadata are text under text, got 'step': int"),
+        (lambda: SOME.with_meta(step=5), "metadata are text under text, got 'step': int"),
+        (lambda: SOME.with_ties({"b": "c"}), "the tie 'b' -> 'c' must lead from a free name"),
+        (lambda: sy.where(5), r"expected a pattern such as '\*.weight', got int"),
+        (lambda: sy.open("a" * 5000), "cannot be read: File name too long"),
+    ],
+)
+def test_what_weights_cannot_be_made_of(make, said):
+    with pytest.raises(sy.SteelyardError, match=said):
+        make()
+
+
+def test_another_byte_order_is_turned_and_rows_have_numbers_of_numpy():
+    weights = sy.Weights.of({"a": np.arange(6, dtype=">f4").reshape(3, 2)})
+    assert weights["a"].array().dtype == np.float32
+    assert weights["a"][np.int64(1)].tolist() == [2, 3]

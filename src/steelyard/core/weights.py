@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from steelyard.core.packed import Packed, Plan
 from steelyard.core.spec import Spec
@@ -37,9 +37,24 @@ class Weight:
 
     @staticmethod
     def of(name: str, value: np.ndarray | Packed, origin: str = "memory") -> Weight:
-        """A weight that is already in memory."""
+        """A weight that is already in memory; raises WeightsError for what is no array, or no name.
+
+        >>> Weight.of("w", [1.0, 2.0])
+        Traceback (most recent call last):
+        ...
+        steelyard.errors.WeightsError: memory: 'w': expected a numpy array, got list: numpy.asarray makes one
+        """
+        if not isinstance(name, str):
+            raise WeightsError(f"{origin}: expected a name, got {type(name).__name__}: names are text")
         if isinstance(value, Packed):
             return Weight(name, value.spec, lambda: value, origin=origin, scheme=value.scheme)
+        import numpy as np
+
+        if not isinstance(value, (np.ndarray, np.generic)):
+            what = f"expected a numpy array, got {type(value).__name__}"
+            raise WeightsError(f"{origin}: {quoted(name)}: {what}: numpy.asarray makes one")
+        if not value.dtype.isnative:
+            value = value.astype(value.dtype.newbyteorder("="))
         return Weight(name, Spec.like(value), lambda: value, origin=origin)
 
     def array(self) -> np.ndarray:
@@ -62,7 +77,7 @@ class Weight:
 
         return np.array(self.array(), dtype=dtype, copy=copy)
 
-    def __getitem__(self, index: slice | int) -> np.ndarray:
+    def __getitem__(self, index: slice | SupportsIndex) -> np.ndarray:
         """Rows of the first axis: ``weight[2:4]`` reads these alone where the file allows it.
 
         >>> import numpy as np
@@ -72,6 +87,7 @@ class Weight:
         Raises WeightsError for a step, for a tensor without axes and for a row that is not there.
         """
         shape = self.spec.shape
+        index = int(index) if isinstance(index, SupportsIndex) else index  # numpy's, too
         if (
             not shape
             or not isinstance(index, (slice, int))
@@ -183,6 +199,15 @@ class Texts(Mapping[str, str]):
         return len(self._made)
 
 
+def _texts(meta: Mapping[str, str]) -> dict[str, str]:
+    """A copy of metadata; raises WeightsError for what is no text."""
+    for key, text in meta.items():
+        if not (isinstance(key, str) and isinstance(text, str)):
+            what = f"{quoted(str(key))}: {type(text).__name__}"
+            raise WeightsError(f"metadata are text under text, got {what}; json.dumps makes text of other values")
+    return dict(meta)
+
+
 def _said(text: str, _enough: int | None) -> str:
     return text
 
@@ -241,7 +266,7 @@ class Weights(Mapping[str, Weight]):
     ) -> None:
         self._items, self._specs = items, specs
         self.ties: Mapping[str, str] = MappingProxyType(dict(ties or {}))
-        self.meta: Mapping[str, str] = meta if isinstance(meta, Texts) else MappingProxyType(dict(meta or {}))
+        self.meta: Mapping[str, str] = meta if isinstance(meta, Texts) else MappingProxyType(_texts(meta or {}))
         for alias, name in self.ties.items():
             if alias in self._items or name not in self._items:
                 raise WeightsError(f"the tie {quoted(alias)} -> {quoted(name)} must lead from a free name to a tensor")

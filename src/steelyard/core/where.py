@@ -129,6 +129,8 @@ def where(
 
     Raises RecipeError for an empty pattern and UnknownNameError for a dtype or a kind that does not exist.
     """
+    if not isinstance(pattern, str):
+        raise RecipeError(f"expected a pattern such as '*.weight', got {type(pattern).__name__}")
     if not pattern.strip():
         raise RecipeError("a pattern must not be empty; '*' chooses everything")
     if dtype is not None:

@@ -5,6 +5,7 @@ Decides which container a file is. Importing this imports neither numpy nor torc
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from os import PathLike
@@ -132,7 +133,7 @@ def _place(source: str | Path) -> Source | Folder:
         return remote.locate(source)
     _check_path(source)
     path = Path(source)
-    return LocalFolder(path) if path.is_dir() else LocalFile.of(path)
+    return LocalFolder(path) if os.path.isdir(path) else LocalFile.of(path)
 
 
 def _check_path(path: object) -> None:
