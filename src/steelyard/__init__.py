@@ -70,6 +70,8 @@ _EXPORTS: dict[str, str] = {
     "decay_groups": "learn.parameters:decay_groups",
     "gain": "learn.gain:gain",
     "init_": "learn.start:init_",
+    "mup": "learn.mup:mup",
+    "coordinate_check": "learn.coordinates:coordinate_check",
     "evaluate": "learn.evaluate:evaluate",
     "compare": "learn.evaluate:compare",
     "finetune": "learn.finetune:finetune",
@@ -134,12 +136,14 @@ if TYPE_CHECKING:
     from steelyard.formats.module import from_module as from_module
     from steelyard.formats.module import into_module as into_module
     from steelyard.init import start as start
+    from steelyard.learn.coordinates import coordinate_check as coordinate_check
     from steelyard.learn.decay import Decay as Decay
     from steelyard.learn.evaluate import compare as compare
     from steelyard.learn.evaluate import evaluate as evaluate
     from steelyard.learn.finetune import finetune as finetune
     from steelyard.learn.gain import gain as gain
     from steelyard.learn.models import model as model
+    from steelyard.learn.mup import mup as mup
     from steelyard.learn.parameters import decay_groups as decay_groups
     from steelyard.learn.penalize import penalize as penalize
     from steelyard.learn.penalties import L1 as L1

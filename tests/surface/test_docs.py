@@ -9,7 +9,11 @@ import pytest
 from steelyard.cli import VERBS
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "design.md", ROOT / "docs" / "files.md"]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("design", "files", "mup")),
+]
 
 
 def generator():
@@ -43,6 +47,13 @@ def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert printed.startswith("healthy\n")
     before, after = map(int, re.search(r"^(\d+) (\d+)$", printed, re.M).groups())
     assert (tmp_path / "small.safetensors").stat().st_size == after < before / 8
+
+
+def test_the_examples_of_the_page_on_width_run(capsys):
+    seen: dict[str, object] = {}
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "mup.md").read_text(), re.S):
+        exec(compile(code, "docs/mup.md", "exec"), seen)
+    assert re.fullmatch(r"mup flat \[.*\]\nstandard grows \[.*\]\n", capsys.readouterr().out)
 
 
 def test_the_example_in_docs_files_is_a_layout():

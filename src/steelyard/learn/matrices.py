@@ -63,6 +63,21 @@ def matrices(layer: nn.Module) -> Iterator[Matrix]:
         yield Matrix("weight", 0, layer.weight.detach())
 
 
+def parameter_axes(layer: nn.Module) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """For each parameter of a layer that is made of matrices: its axis of outputs, and those that are summed over.
+
+    Nothing is summed over where rows are looked up.
+
+    >>> parameter_axes(nn.ConvTranspose2d(4, 8, 3)), parameter_axes(nn.Embedding(10, 4))
+    ({'weight': (1, (0,))}, {'weight': (1, ())})
+    """
+    if isinstance(layer, nn.Bilinear):
+        return {"weight": (0, (1, 2))}
+    if isinstance(layer, TRANSPOSED):
+        return {"weight": (1, (0,))}
+    return {m.parameter: (1, ()) if m.role == "table" else (0, (1,)) for m in matrices(layer)}
+
+
 def biases(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The biases of one layer by name, without those of layers inside it."""
     if isinstance(layer, nn.MultiheadAttention):

@@ -122,7 +122,7 @@ def draw(
 ) -> dict[str, str]:
     """Put starting values into all layers, by `init` or what is `chosen` for a layer; what was done, by layer."""
     names = {id(p): name for name, p in model.named_parameters()}
-    owners = _owners(found)
+    owner_of = owners(found)
     said = {}
     for name, layer in found.items():
         notes = []
@@ -130,7 +130,7 @@ def draw(
             parameter = getattr(layer, matrix.parameter)
             if not is_started(parameter):
                 notes.append(f"{matrix.parameter} kept: {_reason(parameter)}")
-            elif (owner := owners[id(parameter)]) != name:
+            elif (owner := owner_of[id(parameter)]) != name:
                 notes.append(f"{matrix.parameter} is that of {owner}")
             else:
                 scheme = (chosen or {}).get(name, init)
@@ -151,15 +151,15 @@ def draw(
     return said
 
 
-def _owners(found: Mapping[str, nn.Module]) -> dict[int, str]:
+def owners(found: Mapping[str, nn.Module]) -> dict[int, str]:
     """The layer that says how a parameter is drawn: of those that share it the first that multiplies by it."""
-    owners: dict[int, str] = {}
+    found_owners: dict[int, str] = {}
     for tables in (False, True):
         for name, layer in found.items():
             for matrix in matrices(layer):
                 if (matrix.role == "table") == tables:
-                    owners.setdefault(id(getattr(layer, matrix.parameter)), name)
-    return owners
+                    found_owners.setdefault(id(getattr(layer, matrix.parameter)), name)
+    return found_owners
 
 
 def _reason(parameter: Tensor) -> str:
@@ -186,9 +186,14 @@ def _table(found: Mapping[str, nn.Module], said: Mapping[str, str], seen: Flow |
     return Table.of("start", COLUMNS, rows, {"seed": seed})
 
 
+def scheme_for(matrix: Matrix, init: Init) -> Init:
+    """The initialiser of one matrix: recurrent ones are orthogonal, tables of variance 1, and all others `init`."""
+    return {"recurrent": scheme_of("orthogonal"), "table": scheme_of("normal(std=1)")}.get(matrix.role, init)
+
+
 def _drawn(matrix: Matrix, init: Init, seed: int, stream: str) -> str:
     """Fill one matrix; what was done."""
-    role = {"recurrent": scheme_of("orthogonal"), "table": scheme_of("normal(std=1)")}.get(matrix.role, init)
+    role = scheme_for(matrix, init)
     shape = tuple(matrix.values.shape)
     spec, chance = Spec.of(shape, "float64"), generator(seed, stream)
     values = (
@@ -212,15 +217,20 @@ def _qr(matrix: Matrix) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 def _checked(model: nn.Module) -> dict[str, nn.Module]:
     """The layers to start; raises ModelError for a model that cannot be started."""
+    check_values(model)
+    found = layers(model)
+    if not found:
+        raise ModelError(f"{type(model).__name__} has no layer with weights; there is nothing to start")
+    return found
+
+
+def check_values(model: nn.Module) -> None:
+    """Raise ModelError for a parameter that has no shape or no values yet."""
     for name, p in model.named_parameters():
         if isinstance(p, nn.parameter.UninitializedParameter):
             raise ModelError(f"{name!r} has no shape yet; run the model once on a batch before it is started")
         if p.is_meta:
             raise ModelError(f"{name!r} is on the meta device, without values; call model.to_empty(device='cpu') first")
-    found = layers(model)
-    if not found:
-        raise ModelError(f"{type(model).__name__} has no layer with weights; there is nothing to start")
-    return found
 
 
 @contextmanager
