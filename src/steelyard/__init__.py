@@ -68,6 +68,7 @@ _EXPORTS: dict[str, str] = {
     "adaptive_factors": "learn.penalties:adaptive_factors",
     "Decay": "learn.decay:Decay",
     "decay_groups": "learn.parameters:decay_groups",
+    "Alarm": "learn.alarm:Alarm",
     "gain": "learn.gain:gain",
     "init_": "learn.start:init_",
     "mup": "learn.mup:mup",
@@ -136,6 +137,7 @@ if TYPE_CHECKING:
     from steelyard.formats.module import from_module as from_module
     from steelyard.formats.module import into_module as into_module
     from steelyard.init import start as start
+    from steelyard.learn.alarm import Alarm as Alarm
     from steelyard.learn.coordinates import coordinate_check as coordinate_check
     from steelyard.learn.decay import Decay as Decay
     from steelyard.learn.evaluate import compare as compare

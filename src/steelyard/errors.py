@@ -9,6 +9,7 @@
     ├── RecipeError                a recipe, an option or a configuration is wrong
     ├── ModelError                 a model or a task does not do what was asked of it
     └── VerdictError               status 1: all went well, and the answer is no
+    TrainingWarning                a warning: training has started badly
 
 A message is one line: what was expected, what was found, where, and what to do.
 """
@@ -24,6 +25,10 @@ class SteelyardError(Exception):
     """The root of everything that Steelyard raises on purpose."""
 
     status: ClassVar[int] = 2  # the exit status of the command line
+
+
+class TrainingWarning(UserWarning):
+    """What an alarm says in the first steps of a training."""
 
 
 class FormatError(SteelyardError):

@@ -17,7 +17,7 @@ from steelyard.edit.share import Share
 from steelyard.explain import address, affine, counts, gradients, recurrent, signal, signed
 from steelyard.explain.linear import fit_logistic
 from steelyard.init.he import He
-from steelyard.learn import datadriven, verdicts
+from steelyard.learn import alarm, datadriven, symmetry, verdicts
 from steelyard.learn.watch.norms import Norms
 from steelyard.shrink.settings import Settings
 
@@ -293,6 +293,42 @@ def _touching(patch: Patch) -> None:
     patch.setattr(Norms, "before", nudging)
 
 
+def _easily_alarmed(patch: Patch) -> None:
+    patch.setattr(verdicts, "LIMIT", 1.5)
+    patch.setattr(verdicts, "UNIT", 0.01)
+
+
+def _no_symmetry(patch: Patch) -> None:
+    for where in (signal, alarm):
+        patch.setattr(where, "symmetric", lambda *_: set())
+
+
+def _only_the_report(patch: Patch) -> None:
+    patch.setattr(alarm, "symmetric", lambda *_: set())
+
+
+def _everything_alike(patch: Patch) -> None:
+    patch.setattr(symmetry, "rows_alike", lambda rows: True)
+
+
+def _untied_units(patch: Patch) -> None:
+    honest = b_learning.of_value
+
+    def untie(value: float | None) -> torch.nn.Module:
+        net = honest(value)
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.mul_(torch.linspace(0.5, 1.5, len(parameter)).reshape(-1, *[1] * (parameter.ndim - 1)))
+        return net
+
+    patch.setattr(b_learning, "of_value", untie)
+
+
+def _random_constant(patch: Patch) -> None:
+    honest = b_learning.of_value
+    patch.setattr(b_learning, "of_value", lambda value: honest(value or None))
+
+
 MUTATIONS: list[tuple[str, Callable[[Patch], None], str]] = [
     ("A1", _scaled_set, "error"),
     ("A1", _neighbour_set, "change elsewhere"),
@@ -312,10 +348,18 @@ MUTATIONS: list[tuple[str, Callable[[Patch], None], str]] = [
     ("B2", _blind, "a wrong layer"),
     ("B4", _ratio_of_norms, "relative error of a ratio"),
     ("B4", _touching, "losses that watching changed"),
+    ("B10", _no_symmetry, "constant start, called symmetric"),
+    ("B10", _only_the_report, "constant start, alarms of symmetry"),
+    ("B10", _everything_alike, "random start, called symmetric"),
+    ("B10", _everything_alike, "random start, alarms of symmetry"),
+    ("B10", _random_constant, "weights that zeros turned into"),
+    ("B10", _untied_units, "constant start, hidden rank"),
     ("B11", _dropped_tensor, "largest logit difference"),
     ("B11", _forgetful, "accuracy on random labels"),
     ("C2", _half_variance, "He flagged"),
     ("C2", _no_verdict, "Xavier flagged"),
+    ("C3", _no_verdict, "default starts without an alarm"),
+    ("C3", _easily_alarmed, "false alarms"),
     ("C5", _no_correction, "furthest from 1"),
     ("C5", _endless, "forward passes"),
     ("C5", _steeper, "gradient, largest over smallest"),

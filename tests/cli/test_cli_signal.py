@@ -57,3 +57,10 @@ def test_weights_of_a_file_and_the_same_answer_from_explain(tmp_path: Path, caps
 def test_a_start_and_a_file_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["signal", "digits", "some.safetensors", "--start", "he"]) == 2
     assert "give one" in capsys.readouterr().err
+
+
+def test_training_that_starts_badly_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for start, words in (("constant(value=0.1)", "alarm, step 3: symmetric, first at the layer 'fc1': "), ("he", "")):
+        assert main(["train", *NET, str(tmp_path / f"{start}.safetensors"), "--epochs", "1", "--start", start]) == 0
+        err = capsys.readouterr().err
+        assert err.startswith(words) if words else err == ""

@@ -18,12 +18,15 @@ from steelyard import formats
 from steelyard.claims.check import Bar, Check
 from steelyard.claims.material import digits, inputs_of, trained
 from steelyard.explain.gradients import check_gradients
+from steelyard.explain.signal import signal
 from steelyard.formats.module import from_module, into_module
+from steelyard.learn.alarm import Found
 from steelyard.learn.evaluate import outcomes
+from steelyard.learn.gauges import alarm
 from steelyard.learn.models import model
 from steelyard.learn.run import Run, train
 from steelyard.learn.seeding import generator, seeded
-from steelyard.learn.task import Task, build_seeded
+from steelyard.learn.task import Task, build_seeded, first_batch
 from steelyard.learn.watch import watch
 
 
@@ -210,4 +213,67 @@ B11 = Check(
     "a CNN through a safetensors file into a net of another start; an MLP trained on digits with random labels",
     (Bar("largest logit difference", "==", 0), Bar("accuracy on random labels", "==", 1)),
     _memory,
+)
+
+
+def of_value(value: float | None) -> nn.Module:
+    """Two hidden layers of 64 and 32 ReLU units for the digits: every weight the same, or (None) started by He."""
+    task = digits()
+    assert task.interface is not None
+    with seeded(0):
+        net = model("mlp", task.interface, widths=(64, 32))
+    if value is not None:
+        for parameter in net.parameters():
+            nn.init.constant_(parameter, value if parameter.ndim > 1 else 0.0)
+    return net
+
+
+def hidden_rank(net: nn.Module, x: Tensor) -> int:
+    """The rank of the last hidden layer over examples, to a thousandth: how many units it really has."""
+    caught: list[Tensor] = []
+    handle = net.get_submodule("head").register_forward_pre_hook(lambda _layer, args: caught.append(args[0].detach()))
+    with torch.no_grad():
+        net(x)
+    handle.remove()
+    return int(torch.linalg.matrix_rank(caught[0], rtol=1e-3))
+
+
+def _static() -> Mapping[str, float]:
+    task = digits()
+    x, batch = inputs_of(task, "test"), first_batch(task, "train")
+    found: dict[str, float] = {}
+    for name, value in (("constant", 0.05), ("random", None)):
+        net = of_value(value)
+        verdict = signal(net, batch, task.loss).meta["verdict"]
+        alarms: list[Found] = []
+        train(task, net, epochs=15, gauges=[alarm(say=alarms.append)], progress=False)
+        found[f"{name} start, called symmetric"] = float(verdict == "symmetric")
+        found[f"{name} start, alarms of symmetry"] = sum(a.verdict == "symmetric" for a in alarms)
+        found[f"{name} start, hidden rank"] = hidden_rank(net, x)
+        found[f"{name} start, accuracy"] = float(outcomes(net, task)["accuracy"].mean())
+    softmax = train(digits("linear"), epochs=15, progress=False).model
+    found["softmax regression, accuracy"] = float(outcomes(softmax, task)["accuracy"].mean())
+    found["constant above softmax regression"] = (
+        found["constant start, accuracy"] - found["softmax regression, accuracy"]
+    )
+    empty = of_value(0.0)
+    train(task, empty, epochs=2, progress=False)
+    found["weights that zeros turned into"] = sum(int(p.count_nonzero()) for p in empty.parameters() if p.ndim > 1)
+    return found
+
+
+B10 = Check(
+    "B10",
+    "without weights the net is static; with equal weights it cannot learn",
+    "an MLP on digits whose weights are all the same, and all zero, beside He's start: verdict, alarm, rank, accuracy",
+    (
+        Bar("constant start, called symmetric", "==", 1),
+        Bar("constant start, alarms of symmetry", "==", 1),
+        Bar("constant start, hidden rank", "==", 1),
+        Bar("constant above softmax regression", "<=", 0),
+        Bar("weights that zeros turned into", "==", 0),
+        Bar("random start, called symmetric", "==", 0),
+        Bar("random start, alarms of symmetry", "==", 0),
+    ),
+    _static,
 )

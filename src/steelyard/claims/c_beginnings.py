@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from steelyard.claims.architectures import ZOO, standard_deviations
 from steelyard.claims.check import Bar, Check
+from steelyard.claims.material import digits
 from steelyard.core.table import Table
 from steelyard.explain.signal import signal
 from steelyard.formats.module import from_module, into_module
 from steelyard.init import start
+from steelyard.learn.alarm import Alarm, Found
+from steelyard.learn.seeding import seeded
 from steelyard.learn.start import init_
 
 DEPTH, WIDTH = 30, 512
@@ -56,6 +59,65 @@ C2 = Check(
     "30 layers of 512 ReLU units, one standard normal batch: the verdict of the signal for three starts",
     (Bar("torch's default flagged", "==", 1), Bar("Xavier flagged", "==", 1), Bar("He flagged", "==", 0)),
     _starts,
+)
+
+
+STEPS, SEEDS = 20, 10
+OPTIMIZERS: dict[str, Callable[[Iterable[Tensor]], torch.optim.Optimizer]] = {
+    "SGD": lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9),
+    "Adam": lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
+}
+
+
+def first_steps(scheme: str, optimizer: str, seed: int) -> tuple[list[Found], float]:
+    """What the alarm finds in 20 steps of 10 ReLU layers of 128 units on digits; and the fall of the loss over them."""
+    task = digits(seed=seed)
+    batches = [*task.batches("train", 0), *task.batches("train", 1)][:STEPS]
+    with seeded(seed):
+        layers = [m for i in range(10) for m in (nn.Linear(128 if i else 64, 128), nn.ReLU())]
+        net = nn.Sequential(nn.Flatten(), *layers, nn.Linear(128, 10))
+    if scheme != "default":
+        init_(net, scheme, batches[0].inputs if scheme == "data" else None, seed=seed)
+    steps = OPTIMIZERS[optimizer](net.parameters())
+    losses = []
+    with Alarm(net, steps, say=[].append) as alarm:
+        for batch in batches:
+            steps.zero_grad()
+            loss = nn.functional.cross_entropy(net(batch.inputs), batch.targets)
+            loss.backward()
+            steps.step()
+            losses.append(loss.item())
+    return alarm.found, losses[0] - losses[-1]
+
+
+def _alarmed() -> Mapping[str, float]:
+    runs = {
+        scheme: [first_steps(scheme, name, seed) for name in OPTIMIZERS for seed in range(SEEDS)]
+        for scheme in ("default", "he", "data")
+    }
+    bad, good = runs["default"], [*runs["he"], *runs["data"]]
+    found = [alarms[0] for alarms, _ in bad if alarms]
+    return {
+        "default starts without an alarm": len(bad) - len(found),
+        "false alarms": sum(bool(alarms) for alarms, _ in good),
+        "healthy runs": len(good),
+        "smallest fall of their loss": min(fall for _, fall in good),
+        "default starts": len(bad),
+        "latest step of an alarm": max((alarm.step for alarm in found), default=0),
+    }
+
+
+C3 = Check(
+    "C3",
+    "poor starts stall training",
+    "an alarm in the first 20 steps on digits, 10 ReLU layers, SGD and Adam: torch's default start; He's and by data",
+    (
+        Bar("default starts without an alarm", "==", 0),
+        Bar("false alarms", "==", 0),
+        Bar("healthy runs", ">=", 40),
+        Bar("smallest fall of their loss", ">=", 0.1),
+    ),
+    _alarmed,
 )
 
 

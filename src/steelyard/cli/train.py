@@ -40,7 +40,8 @@ def verb(
     """Train a model on TASK and write its weights to TARGET.
 
     TASK is digits, breast-cancer, mnist, text:FILE, csv:FILE:COLUMN or module:task. The weights with the
-    lowest validation loss are kept, and measured on examples that training has not seen.
+    lowest validation loss are kept, and measured on examples that training has not seen. What goes wrong in the
+    first steps is said on standard error, with the layer, the cause and the cure.
 
     \b
     Example:
@@ -49,13 +50,15 @@ def verb(
     from steelyard import formats
     from steelyard.formats.module import from_module
     from steelyard.learn.evaluate import evaluate
+    from steelyard.learn.gauges import alarm
     from steelyard.learn.run import train
     from steelyard.life.record import fresh_start, make_task
 
     made = make_task(task, model, seed)
     run = train(
         made, fresh_start(made, start, seed), optimizer=optimizer, rate=rate, epochs=epochs, schedule=schedule,
-        weight_decay=weight_decay, seed=seed, **keeping,
+        weight_decay=weight_decay, seed=seed, gauges=[alarm(say=lambda found: click.echo(f"alarm, {found}", err=True))],
+        **keeping,
     )  # fmt: skip
     formats.write(from_module(run.model).with_meta(task=made.name, seed=str(seed)), target)
     show([evaluate(run.model, made), run.history()], output)

@@ -21,11 +21,11 @@ from steelyard.errors import ModelError
 from steelyard.explain.limits import EDGE, allowed, attended, entropy, gates_at_limits, multihead
 from steelyard.learn.calling import calling
 from steelyard.learn.evaluate import unfused
-from steelyard.learn.matrices import matrices, outermost
-from steelyard.learn.passage import Call, Passage, scale
+from steelyard.learn.matrices import outermost, weights_of
+from steelyard.learn.passage import Call, Passage, check_values, scale
 from steelyard.learn.symmetry import symmetric
 from steelyard.learn.task import Batch
-from steelyard.learn.verdicts import HEALTHY, LOST, WORDS, depends_on_data, judged, overall, sentence
+from steelyard.learn.verdicts import WORDS, blamed, depends_on_data, judged, overall, sentence
 
 DEAD = 0.5  # a layer with this share of dead units is flagged
 SATURATED = 0.5  # a layer with this share of saturated activations is flagged
@@ -78,7 +78,7 @@ def signal(model: nn.Module, batch: Any, loss: Callable[[Any, Any], Tensor], *, 
     8.4 (symmetry).
     """
     inputs, targets = (batch.inputs, batch.targets) if isinstance(batch, Batch) else (batch[0], batch[1])
-    _check(model)
+    check_values(model)
     watch = _Watch(outermost(model))
     parameters = [p for p in model.parameters() if p.requires_grad]
     with untouched(model), torch.enable_grad():
@@ -92,12 +92,12 @@ def signal(model: nn.Module, batch: Any, loss: Callable[[Any, Any], Tensor], *, 
             raise ModelError("the loss does not depend on a trainable weight; there is no gradient to follow")
         with calling("the gradient of the loss"):
             found = torch.autograd.grad(value, parameters, allow_unused=True)
-    if not all(map(math.isfinite, watch.passage.calls[0].inputs or ())):
-        raise ModelError("the inputs of this batch hold numbers that are not finite: mend the data")
-    if not depends_on_data(watch.passage.calls):
-        raise ModelError("the samples of this batch are all the same, nothing tells them apart: give real inputs")
-    gradients = {id(p): g for p, g in zip(parameters, found, strict=True) if g is not None}
-    return _table(watch, gradients, rate)
+        if not all(map(math.isfinite, watch.passage.calls[0].inputs or ())):
+            raise ModelError("the inputs of this batch hold numbers that are not finite: mend the data")
+        if not depends_on_data(watch.passage.calls):
+            raise ModelError("the samples of this batch are all the same, nothing tells them apart: give real inputs")
+        gradients = {id(p): g for p, g in zip(parameters, found, strict=True) if g is not None}
+        return _table(watch, gradients, rate)
 
 
 @contextmanager
@@ -121,14 +121,6 @@ def untouched(model: nn.Module) -> Iterator[None]:
                     tensor.copy_(held[id(tensor)])
 
 
-def _check(model: nn.Module) -> None:
-    for name, p in model.named_parameters():
-        if isinstance(p, nn.parameter.UninitializedParameter):
-            raise ModelError(f"{name!r} has no shape yet; run the model once on a batch before its signal is followed")
-        if p.is_meta:
-            raise ModelError(f"{name!r} is on the meta device, without values; call model.to_empty(device='cpu') first")
-
-
 def _forward(model: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, dict):
         return model(**inputs)
@@ -139,7 +131,6 @@ def _forward(model: nn.Module, inputs: Any) -> Any:
 class _Seen:
     """What a closer look at a layer has found, over all of its calls."""
 
-    activation: str = ""
     saturated: list[float] = field(default_factory=list)
     dead: list[int] | None = None
     units: int = 0
@@ -239,7 +230,7 @@ def _table(watch: _Watch, gradients: dict[int, Tensor], rate: float) -> Table:
                 "cause and cure": said,
             }
         )
-    verdict, first = _blamed(ranks)
+    verdict, first = blamed(ranks)
     cause, cure = WORDS.get(verdict, (None, None))
     meta = {
         "verdict": verdict,
@@ -252,18 +243,6 @@ def _table(watch: _Watch, gradients: dict[int, Tensor], rate: float) -> Table:
     return Table.of("signal through the layers", _COLUMNS, rows, meta)
 
 
-def _blamed(ranks: Sequence[tuple[set[str], set[str]]]) -> tuple[str, int | None]:
-    """The verdict of the model, and the first row that it holds for: of what is lost forwards, what is lost first."""
-    lost = next((i for i, (found, _) in enumerate(ranks) if found & set(LOST)), None)
-    for word in WORDS:
-        if word in LOST and lost is not None:
-            return overall(ranks[lost][0]), lost
-        first = next((i for i, (found, bounds) in enumerate(ranks) if word in found | bounds), None)
-        if first is not None:
-            return word, first
-    return HEALTHY, None
-
-
 def _dead(seen: _Seen) -> bool:
     return seen.dead is not None and seen.units > 0 and len(seen.dead) >= DEAD * seen.units
 
@@ -274,7 +253,7 @@ def _saturated(seen: _Seen) -> bool:
 
 def _steps(layer: nn.Module, gradients: dict[int, Tensor], rate: float) -> dict[str, float | None]:
     """rms of the weights and of their gradient, and the length of a first step in units of that of the weights."""
-    weights = list({id(p): p for p in (getattr(layer, m.parameter) for m in matrices(layer))}.values())
+    weights = weights_of(layer)
     size = _norm(weights)
     slopes = [gradients[id(p)] for p in weights if id(p) in gradients]
     found: dict[str, float | None] = {"weights": size / math.sqrt(sum(p.numel() for p in weights))}

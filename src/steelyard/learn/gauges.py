@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import nn
 
+from steelyard.learn.alarm import Alarm, Found
 from steelyard.learn.run import Gauge, Step
 
 
@@ -43,6 +44,25 @@ def weight_norm() -> Gauge:
 
     def gauge(step: Step) -> Mapping[str, float]:
         return {f"norm {plain_name(n)}": p.detach().norm().item() for n, p in _named(step.model)}
+
+    return gauge
+
+
+def alarm(steps: int = 20, say: Callable[[Found], None] | None = None) -> Gauge:
+    """The `Alarm` on the first steps of a Run, from the second on: how many kinds of trouble it has found so far.
+
+    ``say`` is called with each `Found`; by default it becomes a TrainingWarning.
+    """
+    watch: Alarm | None = None
+
+    def gauge(step: Step) -> Mapping[str, float]:
+        nonlocal watch
+        if step.index >= steps:  # also of a run that goes on
+            return {}
+        if watch is None:
+            watch = Alarm(step.model, step.optimizer, steps=steps, say=say)
+            watch.step = step.index + 1  # is over
+        return {"alarms": float(len(watch.found))}
 
     return gauge
 

@@ -78,6 +78,12 @@ def parameter_axes(layer: nn.Module) -> dict[str, tuple[int, tuple[int, ...]]]:
     return {m.parameter: (1, ()) if m.role == "table" else (0, (1,)) for m in matrices(layer)}
 
 
+def weights_of(layer: nn.Module) -> list[nn.Parameter]:
+    """The parameters in which the matrices of one layer lie."""
+    found = [getattr(layer, matrix.parameter) for matrix in matrices(layer)]
+    return list({id(p): p for p in found}.values())
+
+
 def biases(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The biases of one layer by name, without those of layers inside it."""
     if isinstance(layer, nn.MultiheadAttention):

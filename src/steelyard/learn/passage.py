@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.rnn import PackedSequence
 
+from steelyard.errors import ModelError
 from steelyard.learn.matrices import matrices
 
 GATE = 0.03  # a layer whose matrices all have less gain than this is meant to open while it learns
@@ -59,21 +61,32 @@ Look = Callable[[Call, nn.Module, tuple[Any, ...], dict[str, Any]], None]
 
 
 class Passage:
-    """Records the calls of the layers in `found` while it is attached, and `active`.
+    """Records the calls of the layers in `found` while it is attached.
 
-    `sample` bounds how many numbers of a tensor are read; `look` is called with every call that was recorded.
+    `sample` bounds how many numbers of a tensor are read; `look` is called with every call that was recorded;
+    `recording` says, as a layer is called, whether the call counts.
     """
 
-    def __init__(self, found: Mapping[str, nn.Module], sample: int | None = None, look: Look | None = None):
-        self.found, self.sample, self.look = found, sample, look
+    def __init__(
+        self,
+        found: Mapping[str, nn.Module],
+        sample: int | None = None,
+        *,
+        look: Look | None = None,
+        recording: Callable[[], bool] = lambda: True,
+    ):
+        self.found, self.sample, self.look, self.recording = found, sample, look, recording
         self.calls: list[Call] = []
-        self.active = True
         self._ends: dict[Any, int] = {}  # node of automatic differentiation -> the call whose output it is
         self._given: dict[int, list[tuple[Scale | None, frozenset[int]]]] = {}  # by layer, what is under way
 
     def clear(self) -> None:
         """Forget the pass."""
         self.calls, self._ends, self._given = [], {}, {}
+
+    def release(self) -> None:
+        """Let go of the graph of what has run so far: nothing that comes will be fed by it."""
+        self._ends = {}
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -124,7 +137,7 @@ class Passage:
             call.about["handles"] = [output.register_hook(note)]
 
     def _before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.active:
+        if self.recording():
             given = list(tensors_of((args, kwargs)))
             first = scale(given[0], self.sample) if given else None
             self._given.setdefault(id(layer), []).append((first, self.makers(*given)[0]))
@@ -133,7 +146,7 @@ class Passage:
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             waiting = self._given.get(id(layer))
             tensor = next(tensors_of(output), None)
-            if not self.active or not waiting:
+            if not waiting:
                 return
             given, fed_by = waiting.pop()
             size = None if tensor is None else scale(tensor, self.sample)
@@ -150,6 +163,15 @@ class Passage:
         return hook
 
 
+def check_values(model: nn.Module) -> None:
+    """Raise ModelError for a model whose parameters have no values yet."""
+    for name, p in model.named_parameters():
+        if isinstance(p, nn.parameter.UninitializedParameter):
+            raise ModelError(f"{name!r} has no shape yet; run the model once on a batch before it is watched")
+        if p.is_meta:
+            raise ModelError(f"{name!r} is on the meta device, without values; call model.to_empty(device='cpu') first")
+
+
 def scale(x: Tensor, sample: int | None = None) -> Scale | None:
     """The size of the numbers in a tensor; None for an empty one. `sample`: of about so many of them."""
     count = x.numel()
@@ -162,10 +184,11 @@ def scale(x: Tensor, sample: int | None = None) -> Scale | None:
         x = x[: max(2, min(len(x), 64))].flatten(1) if x.ndim > 1 else x[:sample]
         x = x[:, :: max(1, x.numel() // sample)] if x.ndim > 1 else x
     x = x.to(torch.float64 if sample is None else _wide(x))
-    mean = x.mean()
-    centred = x - x.mean(0, keepdim=True) if len(x) > 1 else x - mean
-    found = torch.stack([x.square().mean().sqrt(), mean, centred.square().mean().sqrt()]).tolist()
-    return Scale(*found, count)
+    x = x.reshape(len(x), -1) if len(x) > 1 else x.reshape(-1, 1)  # a single sample is told from its own mean
+    mean = x.mean(0)
+    centred, every = (x - mean).flatten(), x.flatten()
+    within, total, middle = torch.stack([centred.dot(centred), every.dot(every), mean.mean()]).tolist()
+    return Scale(math.sqrt(total / len(every)), middle, math.sqrt(within / len(every)), count)
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
@@ -207,10 +230,18 @@ def rows_alike(rows: Tensor) -> bool:
 
 
 def _is_gate(layer: nn.Module) -> bool:
-    found = [m.values for m in matrices(layer) if m.role != "table"]
-    if not found:
+    if is_parametrized(layer):  # to look at the weights is to compute them, which may change the layer (spectral norms)
         return False
-    return all(gain_of(m) < GATE for m in found) or all(rows_alike(m[:2]) and rows_alike(m) for m in found)
+    found = [m.values for m in matrices(layer) if m.role != "table"]
+    return bool(found) and (
+        all(gain_of(m) < GATE for m in found) or all(_start_alike(m) and rows_alike(m) for m in found)
+    )
+
+
+def _start_alike(matrix: Tensor) -> bool:
+    """Whether the first numbers of two rows are the same: soon said, and almost always no."""
+    one, other = (row.detach().flatten()[:4].tolist() for row in (matrix[0], matrix[-1]))
+    return all(abs(a - b) <= 2 * ALIKE * gain_of(matrix) for a, b in zip(one, other, strict=True))
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from steelyard.learn.matrices import biases, matrices
 from steelyard.learn.passage import Call, rows_alike
@@ -23,6 +24,8 @@ Slope = Callable[[Tensor], Tensor | None]  # parameter -> its gradient
 
 def symmetric(calls: Sequence[Call], found: Mapping[str, nn.Module], slope: Slope) -> set[str]:
     """The layers of which all units have the same weights and get the same gradient.
+
+    found: the layers by name, at least those that are called. slope: the gradient of a parameter.
 
     Where a layer gets no gradient at all, the layers that it feeds decide: their gradients may still differ between
     the units in question, and then the next step tells them apart.
@@ -46,10 +49,10 @@ def symmetric(calls: Sequence[Call], found: Mapping[str, nn.Module], slope: Slop
 
 
 def same_weights(layer: nn.Module) -> bool:
-    """Whether all units of a layer have the same weights and biases."""
-    return has_units(layer) and all(
-        rows_alike(_rows(part, unit)) for part, unit in _parts(layer, lambda parameter: parameter)
-    )
+    """Whether all units of a layer have the same weights and biases; False where they are computed from others."""
+    if is_parametrized(layer) or not has_units(layer):
+        return False
+    return all(rows_alike(_rows(part, unit)) for part, unit in _parts(layer, lambda parameter: parameter))
 
 
 def has_units(layer: nn.Module) -> bool:

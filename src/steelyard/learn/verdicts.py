@@ -8,6 +8,7 @@ the weights is no witness: it is a product of both, and stays at scale while bot
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 from steelyard.learn.passage import Call, Scale
@@ -53,19 +54,33 @@ WORDS: dict[str, tuple[str, str]] = {
 }
 """Verdict -> cause and cure, in the order of precedence: the verdict of a model is the first that a layer has."""
 
+LOST = ("exploding signal", "vanishing signal", "dead")  # on the way forwards
+
 
 def sentence(verdict: str) -> str:
     """Cause and cure in one line; '' for what is healthy."""
     return "; ".join(WORDS[verdict]) if verdict in WORDS else ""
 
 
-LOST = ("exploding signal", "vanishing signal", "dead")  # on the way forwards
-
-
 def overall(verdicts: Iterable[str]) -> str:
     """The verdict of the whole: what explains the others comes first."""
     given = set(verdicts)
     return next((word for word in WORDS if word in given), HEALTHY)
+
+
+def blamed(layers: Sequence[tuple[set[str], set[str]]]) -> tuple[str, int | None]:
+    """The verdict of a model, and the first layer that it holds for: of what is lost forwards, what is lost first.
+
+    `layers` in the order of execution: the verdicts of the scales, and those of a closer look, which may be harmless.
+    """
+    lost = next((i for i, (found, _) in enumerate(layers) if found & set(LOST)), None)
+    for word in WORDS:
+        if word in LOST and lost is not None:
+            return overall(layers[lost][0]), lost
+        first = next((i for i, (found, closer) in enumerate(layers) if word in found | closer), None)
+        if first is not None:
+            return word, first
+    return HEALTHY, None
 
 
 def depends_on_data(calls: Sequence[Call]) -> bool:
@@ -82,10 +97,18 @@ def judged(calls: Sequence[Call]) -> list[str]:
     verdicts = [HEALTHY] * len(calls)
     for words in (_forwards(calls, feeds), _backwards(calls, feeds)):
         verdicts = [old if old != HEALTHY else new for old, new in zip(verdicts, words, strict=True)]
-    for i, call in enumerate(calls):
-        if not all(map(_finite, (*call.output[:3], call.gradient or 0.0))):
-            verdicts[i] = "not finite"
+    for order, word in _not_finite(calls).items():
+        verdicts[order] = word
     return verdicts
+
+
+def _not_finite(calls: Sequence[Call]) -> dict[int, str]:
+    """The calls that give numbers that are not finite; or else that from which on the gradients are not."""
+    outputs = [call.order for call in calls if not all(map(math.isfinite, call.output[:3]))]
+    if outputs:
+        return dict.fromkeys(outputs, "not finite")
+    slopes = [call.order for call in calls if call.gradient is not None and not math.isfinite(call.gradient)]
+    return dict.fromkeys(slopes[:-1], "exploding gradient") | dict.fromkeys(slopes[-1:], "not finite")
 
 
 def _forwards(calls: Sequence[Call], feeds: Sequence[Sequence[int]]) -> list[str]:
@@ -146,7 +169,9 @@ def _backwards(calls: Sequence[Call], feeds: Sequence[Sequence[int]]) -> list[st
             reference = references[call.order]
             found = call.gradient is not None and reference > 0 and beyond(size(call), reference)
             blamed[call.order] = found and (dependent[call.order] if first else any(blamed[k] for k in call.fed_by))
-            if blamed[call.order]:
+        learning = {call.layer for call in calls if not blamed[call.order]} if word == "vanishing gradient" else set()
+        for call in calls:  # a layer learns from all of its calls: it is enough that one of them gets a gradient
+            if blamed[call.order] and call.layer not in learning:
                 verdicts[call.order] = word
     return verdicts
 
@@ -191,7 +216,3 @@ def _small(spread: float, reference: float) -> bool:
 
 def _large(spread: float, reference: float) -> bool:
     return spread > reference * LIMIT and spread > UNIT
-
-
-def _finite(x: float) -> bool:
-    return x - x == 0.0
