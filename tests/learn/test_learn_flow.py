@@ -310,6 +310,8 @@ def test_what_a_branch_holds() -> None:
         assert (first.layers, dict(first.ends), first.depth, first.crosses) == (("b",), {"b": ""}, 1, False)
         assert (second.layers, dict(second.ends), second.depth, second.crosses) == (("f", "d"), {"d": ""}, 2, True)
         assert first.stream == second.stream
+    (gated,) = flow(Called(lambda m, x: x + m.b(torch.relu(m.a(x))) * torch.sigmoid(m.c(x))), X).branches
+    assert (gated.layers, gated.depth) == (("a", "b"), 2)
     model = nn.TransformerDecoderLayer(16, 2, 32, batch_first=True)
     one, two, three = flow(model, (torch.zeros(1, 3, 16), torch.zeros(1, 4, 16))).branches
     assert [b.layers for b in (one, three)] == [("self_attn", "self_attn.out_proj"), ("linear1", "linear2")]

@@ -59,12 +59,12 @@ def growth(depth: int, residual: str | None, seed: int) -> float:
     return float(stream.square().mean()) / before
 
 
-@pytest.mark.parametrize("depth", [4, 16, 64])
+@pytest.mark.parametrize("depth", [4, 32])
 def test_the_stream_over_depth(depth: int) -> None:
     """A branch that keeps the scale doubles it in every block; a factor of 1 / sqrt(L) for each of L blocks makes it (1 + 1 / L)^L < e."""
-    plain = statistics.fmean(math.log2(growth(depth, None, seed)) for seed in range(5))
+    plain = statistics.fmean(math.log2(growth(depth, None, seed)) for seed in range(4))
     assert plain == pytest.approx(depth, rel=0.25)
-    scaled = statistics.fmean(growth(depth, "gpt2", seed) for seed in range(5))
+    scaled = statistics.fmean(growth(depth, "gpt2", seed) for seed in range(4))
     assert scaled == pytest.approx((1 + 1 / depth) ** depth, rel=0.15)
     for rule in ("rezero", "fixup"):
         assert growth(depth, rule, 0) == 1

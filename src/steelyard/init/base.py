@@ -86,16 +86,26 @@ def number(gain: Gain) -> float:
     return gain
 
 
-def centre(spec: Spec) -> tuple[int, int, tuple[int, ...]]:
-    """Outputs, inputs and the place of the kernel's centre, (n // 2) of each of its axes.
+def at_centre(spec: Spec, matrix: np.ndarray) -> np.ndarray:
+    """A kernel (out, in, *kernel) of zeros with the matrix (out, in) at its centre, n // 2 of each axis of the kernel.
 
-    >>> centre(Spec.of((6, 4, 3, 3), "float32"))
-    (6, 4, (1, 1))
-
-    Raises WeightsError for fewer than two axes.
+    >>> import numpy as np
+    >>> at_centre(Spec.of((1, 2, 3), "float32"), np.ones((1, 2))).tolist()
+    [[[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]]]
     """
+    import numpy as np
+
+    values = np.zeros(spec.shape, spec.dtype.numpy)
+    if spec.size:
+        middle: Any = (..., *(size // 2 for size in spec.shape[2:]))
+        values[middle] = matrix
+    return values
+
+
+def outputs_and_inputs(spec: Spec) -> tuple[int, int]:
+    """The first two axes of a matrix or a convolution; raises WeightsError for fewer."""
     fans(spec)
-    return spec.shape[0], spec.shape[1], tuple(size // 2 for size in spec.shape[2:])
+    return spec.shape[0], spec.shape[1]
 
 
 def orthonormal(rows: int, columns: int, generator: np.random.Generator, qr: Callable[[np.ndarray], Any]) -> np.ndarray:
@@ -106,7 +116,7 @@ def orthonormal(rows: int, columns: int, generator: np.random.Generator, qr: Cal
     import numpy as np
 
     q, r = qr(generator.standard_normal((max(rows, columns), min(rows, columns))))
-    q = q * np.sign(np.diag(r))
+    q = np.asarray(q * np.sign(np.diag(r)))
     return q if rows >= columns else q.T
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from steelyard.core.spec import Spec
-from steelyard.init.base import Gain, Init, centre, number, orthonormal
+from steelyard.init.base import Gain, Init, at_centre, number, orthonormal, outputs_and_inputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,12 +46,11 @@ class DeltaOrthogonal(Init):
         """The same by another routine for the QR factors (q, r) of a matrix with rows >= columns."""
         import numpy as np
 
-        rows, columns, middle = centre(spec)
-        values = np.zeros(spec.shape, spec.dtype.numpy)
-        if spec.size:
-            values[(..., *middle)] = number(self.gain) * orthonormal(rows, columns, generator, qr)
-        return values
+        rows, columns = outputs_and_inputs(spec)
+        if not spec.size:
+            return at_centre(spec, np.zeros((rows, columns)))
+        return at_centre(spec, number(self.gain) * orthonormal(rows, columns, generator, qr))
 
     def variance(self, spec: Spec) -> float:
-        rows, columns, _ = centre(spec)
+        rows, columns = outputs_and_inputs(spec)
         return number(self.gain) ** 2 / max(max(rows, columns) * math.prod(spec.shape[2:]), 1)

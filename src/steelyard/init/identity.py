@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from steelyard.core.spec import Spec
-from steelyard.init.base import Gain, Init, centre, number
+from steelyard.init.base import Gain, Init, at_centre, number, outputs_and_inputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,11 +35,8 @@ class Identity(Init):
     def __call__(self, spec: Spec, generator: np.random.Generator) -> np.ndarray:  # noqa: ARG002
         import numpy as np
 
-        rows, columns, middle = centre(spec)
-        values = np.zeros(spec.shape, spec.dtype.numpy)
-        if spec.size:
-            values[(..., *middle)] = number(self.gain) * np.eye(rows, columns)
-        return values
+        rows, columns = outputs_and_inputs(spec)
+        return at_centre(spec, number(self.gain) * np.eye(rows, columns))
 
     def variance(self, spec: Spec) -> float:  # noqa: ARG002
         return 0.0

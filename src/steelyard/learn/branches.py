@@ -1,6 +1,7 @@
 """Residual branches: what is added to a tensor that by-passes it, which layers scale it, and which of them come last.
 
-Decides which side of a sum is the branch, and what carries a signal to the sum: not what goes through a softmax.
+Decides which side of a sum is the branch, and what carries a signal to the sum: what goes through a softmax or the
+sigmoid of a gate does not.
 """
 
 from __future__ import annotations
@@ -136,11 +137,11 @@ def _carry(side: _Side) -> None:
 
 
 def _carriers(op: Operation) -> tuple[Operation, ...]:
-    """Of what feeds an operation, what its result is linear in: the values of attention, nothing of a softmax."""
+    """Of what feeds an operation, whose scale reaches its result: the values of attention, no softmax and no gate."""
     if isinstance(op.call, nn.MultiheadAttention) or op.name == "scaled_dot_product_attention":
         values = op.args[2] if len(op.args) > 2 else op.kwargs.get("value")
         return (values,) if isinstance(values, Operation) else ()
-    return () if "softmax" in op.name.lower() else op.sources
+    return () if "softmax" in op.name.lower() or not _keeps_zero(op) else op.sources
 
 
 def _depth(carried: set[Operation]) -> int:

@@ -193,6 +193,8 @@ class _Run:
         return output
 
     def _note(self, use: _Use, name: str, values: Tensor, output: Tensor, table: bool = False) -> None:
+        if not values.is_floating_point():
+            return  # whole and complex numbers
         use.calls.append(_Call(name, values.std(unbiased=False), values.numel(), output, table))
 
     def _look_back(self, output: Any) -> None:
@@ -226,11 +228,13 @@ class _Run:
         for name in [*self.order, *(n for n in self.found if n not in self.order)]:
             layer, use = self.found[name], by_layer.get(name)
             row: dict[str, Any] = {"layer": name, "kind": type(layer).__name__, "calls": 0, "done": said[name]}
-            if use is None:
+            if use is None and name in self.order:
+                row |= {"order": self.order.index(name) + 1, "done": f"{row['done']}; its output has no scale to give"}
+            elif use is None:
                 row["done"] += "; not executed by this batch"
             else:
                 calls = [call for call in use.calls if call.name == name]
-                row |= {"order": self.order.index(name) + 1, "calls": len(calls), "std": _rms(calls)}
+                row |= {"order": self.order.index(name) + 1, "calls": len(calls), "std": _rms(calls) if calls else None}
                 row |= {"factor": use.factor, "gradient": self.gradients.get(name)}
                 if len({call.name for call in use.calls}) > 1 and not isinstance(layer, ATTENTION):
                     row["done"] += "; one scale with " + ", ".join(sorted({c.name for c in use.calls} - {name}))
@@ -239,7 +243,7 @@ class _Run:
         scales = [row["gradient"] for row in rows if row.get("gradient")]
         meta = {
             "passes": passes,
-            "furthest from 1": max(abs(std - 1) for std in stds),
+            "furthest from 1": max((abs(std - 1) for std in stds), default=None),
             "gradient scale, largest over smallest": max(scales) / min(scales) if scales else None,
             "seed": seed,
         }
@@ -288,7 +292,8 @@ def _solved(probe: Tensor, calls: list[_Call]) -> float:
 def _spread(output: Tensor, name: str) -> Tensor:
     """The standard deviation of an output; raises ModelError where there is none to correct."""
     if output.numel() < 2:
-        raise ModelError(f"the layer {name!r} gives a single number on this batch; start with a batch of more samples")
+        few = "a single number" if output.numel() else "no number"
+        raise ModelError(f"the layer {name!r} gives {few} on this batch; start with a batch of more samples")
     std = output.std(unbiased=False)
     value = float(std.detach())
     if not math.isfinite(value) or value < 1e-30:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -42,23 +43,30 @@ def gain(of: str | Callable[[Tensor], Tensor]) -> float:
 
     Source: He et al. 2015, section 2.2, with f in place of the ReLU; Klambauer et al. 2017 for the fixed point.
     """
-    import numpy as np
-
     function = of if callable(of) else activation(of)
-    points, weights = np.polynomial.legendre.leggauss(NODES)
-    half = (points + 1) * REACH / 2
-    z = torch.from_numpy(np.concatenate([-half, half]))
-    density = np.exp(-(z.numpy() ** 2) / 2) / math.sqrt(2 * math.pi) * np.tile(weights, 2) * REACH / 2
+    z, density = _quadrature()
     with torch.no_grad():
-        values = function(z)
+        values = function(z.clone())
     if not isinstance(values, Tensor) or values.shape != z.shape:
         raise ModelError("an activation acts on each element: expected a tensor of the shape that it was given")
-    square = float((values.double().square() * torch.from_numpy(density)).sum())
+    square = float((values.double().square() * density).sum())
     if not 0 < square < math.inf:
         raise ModelError(
             f"the mean square of this activation of a normal variable is {square:g}; nothing makes up for it"
         )
     return square**-0.5
+
+
+@cache
+def _quadrature() -> tuple[Tensor, Tensor]:
+    """The points on either side of 0, and the normal density there times the width of each."""
+    import numpy as np
+
+    points, weights = np.polynomial.legendre.leggauss(NODES)
+    half = (points + 1) * REACH / 2
+    z = np.concatenate([-half, half])
+    density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi) * np.tile(weights, 2) * REACH / 2
+    return torch.from_numpy(z), torch.from_numpy(density)
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:

@@ -36,8 +36,9 @@ def with_gain(init: Init, place: Place | None) -> Init:
             raise ModelError(
                 f"{place.name}, after the layer {place.layer!r}: {error}; give a number as gain"
             ) from error
-    changed: Any = replace(init, gain=found)  # type: ignore[call-arg]
-    return changed  # type: ignore[no-any-return]
+    asking: Any = init
+    given: Init = replace(asking, gain=found)
+    return given
 
 
 def known_flow(model: nn.Module, batch: Any, wanted: str) -> Flow:

@@ -7,8 +7,7 @@ apart into matrices is in ``matrices``; which values a scheme draws is in ``init
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,8 +20,9 @@ from steelyard.init import Init, generator, scheme_of
 from steelyard.init.delta_orthogonal import DeltaOrthogonal
 from steelyard.init.orthogonal import Orthogonal
 from steelyard.learn.gains import asks_for_gain, known_flow, with_gain
-from steelyard.learn.matrices import Matrix, biases, forget_gates, is_started, layers, matrices
+from steelyard.learn.matrices import ATTENTION, WEIGHTED, Matrix, biases, forget_gates, is_started, layers, matrices
 from steelyard.learn.residual import check_rule, scale_branches
+from steelyard.learn.unharmed import unharmed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 
     from steelyard.learn.flow import Flow
 
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-NORMS = (*NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+NORMS = (
+    *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
 
 
 COLUMNS = (
@@ -101,7 +103,7 @@ def init_(
         if data:
             raise RecipeError("a start by data gives every layer its scale; residual= goes with the other schemes")
     found = _checked(model)
-    init = scheme_of("orthogonal" if data else scheme) if data or isinstance(scheme, str) else scheme
+    init = _parsed("orthogonal" if data else scheme)
     automatic = asks_for_gain(init)
     wanted = "gain='auto'" if automatic else f"residual={residual!r}" if residual else ""
     seen = known_flow(model, batch, wanted) if wanted or (batch is not None and not data) else None
@@ -111,10 +113,10 @@ def init_(
         if data:
             from steelyard.learn.datadriven import scale_by_data
 
-            return scale_by_data(model, found, batch, passes, seed, said)
+            return _with_kept(scale_by_data(model, found, batch, passes, seed, said), model)
         if residual is not None and seen is not None:
             scale_branches(model, found, seen, residual, said)
-    return _table(found, said, seen, seed)
+    return _with_kept(_table(found, said, seen, seed), model)
 
 
 def draw(
@@ -149,6 +151,17 @@ def draw(
             for leaf, p in layer.named_parameters(recurse=False):
                 p.detach().fill_(1.0 if leaf == "weight" else 0.0)
     return said
+
+
+def _with_kept(table: Table, model: nn.Module) -> Table:
+    """The table with the names of the parameters that belong neither to a layer with weights nor to a norm."""
+    kept = [
+        f"{name}.{leaf}" if name else leaf
+        for name, layer in model.named_modules()
+        if not isinstance(layer, (*WEIGHTED, *ATTENTION, *NORMS))
+        for leaf, _ in layer.named_parameters(recurse=False)
+    ]
+    return replace(table, meta={**table.meta, "kept": kept}) if kept else table
 
 
 def owners(found: Mapping[str, nn.Module]) -> dict[int, str]:
@@ -225,33 +238,24 @@ def _checked(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def check_values(model: nn.Module) -> None:
-    """Raise ModelError for a parameter that has no shape or no values yet."""
-    for name, p in model.named_parameters():
-        if isinstance(p, nn.parameter.UninitializedParameter):
+    """Raise ModelError for what is no module, and for a parameter or buffer that has no shape or no values yet."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"expected a torch.nn.Module, got {'the class ' * isinstance(model, type)}{_type(model)}")
+    for name, p in (*model.named_parameters(), *model.named_buffers()):
+        if isinstance(p, nn.parameter.UninitializedTensorMixin):
             raise ModelError(f"{name!r} has no shape yet; run the model once on a batch before it is started")
         if p.is_meta:
             raise ModelError(f"{name!r} is on the meta device, without values; call model.to_empty(device='cpu') first")
 
 
-@contextmanager
-def unharmed(model: nn.Module) -> Iterator[None]:
-    """Within the block parameters may change; where it fails, they are as before.
+def _type(value: object) -> str:
+    return value.__name__ if isinstance(value, type) else type(value).__name__
 
-    Buffers, the modes of all layers and the state of torch's random numbers are as before in any case.
-    """
-    before: list[tuple[Tensor, Tensor]] = [(p.detach(), p.detach().clone()) for p in model.parameters()]
-    buffers: list[tuple[Tensor, Tensor]] = [(b, b.detach().clone()) for b in model.buffers()]
-    modes = {layer: layer.training for layer in model.modules()}
-    try:
-        with torch.random.fork_rng():
-            yield
-    except BaseException:
-        for now, then in before:
-            now.copy_(then)
-        raise
-    finally:
-        for layer, mode in modes.items():
-            layer.training = mode
-        with torch.no_grad():
-            for now, then in buffers:
-                now.copy_(then)
+
+def _parsed(scheme: object) -> Init:
+    """The initialiser that a scheme is or names; raises RecipeError for anything else."""
+    if isinstance(scheme, Init):
+        return scheme
+    if not isinstance(scheme, str):
+        raise RecipeError(f"a scheme is a name, a call such as 'he(slope=0.1)' or an initialiser, not {_type(scheme)}")
+    return scheme_of(scheme)

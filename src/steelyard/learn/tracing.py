@@ -17,8 +17,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from steelyard.errors import ModelError
 from steelyard.learn.calling import calling
-from steelyard.learn.evaluate import evaluating, unfused
+from steelyard.learn.evaluate import unfused
 from steelyard.learn.matrices import layers
+from steelyard.learn.unharmed import unmoved
 
 FUNCTIONS = ("linear", "bilinear", "embedding", "embedding_bag")  # besides conv1d, conv_transpose2d, ...
 FRESH = ("zeros", "ones", "full", "empty", "rand", "randn", "randint")  # ..._like(x) and x.new_...() hold nothing of x
@@ -72,16 +73,12 @@ def record(model: nn.Module, arguments: tuple[Any, ...]) -> Graph:
     Raises ModelError if the model fails.
     """
     recorder = _Recorder(model)
-    buffers: list[tuple[Tensor, Tensor]] = [(b, b.detach().clone()) for b in model.buffers()]
-    try:
-        with unfused(), evaluating(model), torch.random.fork_rng(), recorder.hooks(), recorder:
-            recorder.inputs(arguments)
-            with calling("the model, on the batch that shows its order,"):
-                model(*arguments)
-    finally:
-        with torch.no_grad():
-            for now, then in buffers:
-                now.copy_(then)
+    with unmoved(model), unfused(), torch.no_grad(), recorder.hooks(), recorder:
+        for layer in model.modules():
+            layer.training = False  # not by eval(), which some models take as a sign to merge their weights
+        recorder.inputs(arguments)
+        with calling("the model, on the batch that shows its order,"):
+            model(*arguments)
     return recorder.graph
 
 

@@ -1,0 +1,60 @@
+"""A model that is looked at, or started, and left as it was: parameters where it fails, and all else in any case.
+
+Knows nothing of what is done to the model.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def unharmed(model: nn.Module) -> Iterator[None]:
+    """Within the block parameters may change; where it fails, they are as before. All else is as `unmoved` says."""
+    before: list[tuple[Tensor, Tensor]] = [(p.detach(), p.detach().clone()) for p in model.parameters()]
+    with unmoved(model):
+        try:
+            yield
+        except BaseException:
+            for now, then in before:
+                if not torch.equal(now, then):
+                    now.copy_(then)
+            raise
+
+
+@contextmanager
+def unmoved(model: nn.Module) -> Iterator[None]:
+    """After the block buffers, the modes of all layers and the random numbers of torch, numpy and Python are as before.
+
+    A buffer that was replaced by another tensor is the old one again.
+    """
+    import numpy as np
+
+    buffers = [(layer, name, b, _copy(b)) for layer in model.modules() for name, b in layer._buffers.items()]
+    modes = {layer: layer.training for layer in model.modules()}
+    chance = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(chance[0])
+        np.random.set_state(chance[1])
+        for layer, mode in modes.items():
+            layer.training = mode
+        with torch.no_grad():
+            for layer, name, buffer, values in buffers:
+                layer._buffers[name] = buffer
+                if buffer is not None and values is not None:
+                    buffer.copy_(values)
+
+
+def _copy(buffer: Tensor | None) -> Tensor | None:
+    """The values of a buffer; None where there are none yet."""
+    if buffer is None or isinstance(buffer, nn.parameter.UninitializedTensorMixin):
+        return None
+    return buffer.detach().clone()
