@@ -11,7 +11,7 @@ import pytest
 
 import steelyard as sy
 from steelyard.cli import main
-from steelyard.formats.base import TEMPORARY, staging
+from steelyard.formats.base import TEMPORARY, staging, sweep
 
 KILLED = """
 import os, signal, sys
@@ -63,6 +63,7 @@ def test_what_is_being_written_and_what_is_not_ours_stays(source, tmp_path):
     before = set(os.listdir(folder))
     with staging(folder / "a.npz", folder / "a.npz") as (_, temporary):
         sy.write(sy.open(source), folder / "b.npz")
+        sweep(folder)
         assert temporary.exists()
         assert set(os.listdir(folder)) == {*before, "b.npz", temporary.name}
         assert TEMPORARY.fullmatch(temporary.name)

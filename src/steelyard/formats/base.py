@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -217,7 +218,7 @@ def staging(target: Path, path: Path) -> Iterator[tuple[Sink, Path]]:
     with writing(path):
         if not target.parent.is_dir():
             raise FormatError(f"the folder {quoted(str(target.parent))} is not there; create it first", path=path)
-        sweep(target.parent)
+        _swept(target.parent.absolute())
         file, temporary = _fresh(target.parent)
     try:
         with file:
@@ -248,6 +249,9 @@ def sweep(folder: Path) -> None:
                         found.unlink()
                 finally:
                     os.close(number)
+
+
+_swept = cache(sweep)  # once in a process: a folder may get many files
 
 
 def locked(number: int) -> bool | None:
