@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -59,8 +59,7 @@ def joined(wholes: Sequence[Weight], parts: Sequence[Weight]) -> list[Joined]:
     >>> [part.name for part in found.parts], found.place(parts[1])
     (['q', 'k', 'v'], 'rows 2 to 3')
     """
-    free, found = list(parts), list[Joined]()
-    known: dict[tuple[str, str], np.ndarray] = {}  # the numbers of parts, which are asked for by every whole
+    free, found, known = list(parts), list[Joined](), _Known()
     for whole in wholes:
         try:
             ways = (_made(whole, free, how, known) for how in ("rows", "slices", "columns"))
@@ -71,6 +70,33 @@ def joined(wholes: Sequence[Weight], parts: Sequence[Weight]) -> list[Joined]:
             found.append(one)
             free = [part for part in free if part not in one.parts]
     return found
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What was read of the parts, since every whole asks for it."""
+
+    heads: dict[str, np.ndarray] = field(default_factory=dict)
+    numbers: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+
+    def begins(self, whole: np.ndarray, part: Weight) -> bool:
+        """Whether the first elements of a whole are those of the first row of a part."""
+        if part.name not in self.heads:
+            row = part.spec.size // part.spec.shape[0] if len(part.spec.shape) > 1 else part.spec.size
+            self.heads[part.name] = _head(part, row)
+        head = self.heads[part.name]
+        return np.array_equal(whole[: head.size], head)
+
+    def of(self, part: Weight, how: str) -> np.ndarray:
+        """The numbers of a part."""
+        if (part.name, how) not in self.numbers:
+            self.numbers[part.name, how] = _numbers(part, "slice" if how == "slices" else how)
+        return self.numbers[part.name, how]
+
+
+def _head(weight: Weight, count: int) -> np.ndarray:
+    """The bits of the first elements."""
+    return unsigned(next(iter(weight.blocks(max(1, min(BEGINNING, count)))))).copy()
 
 
 def _fits(whole: Weight, part: Weight, how: str) -> bool:
@@ -85,20 +111,18 @@ def _fits(whole: Weight, part: Weight, how: str) -> bool:
     return len(p) == len(w) > 1 and p[0] == w[0] and p[2:] == w[2:]
 
 
-def _made(whole: Weight, parts: Sequence[Weight], how: str, known: dict[tuple[str, str], np.ndarray]) -> Joined | None:
+def _made(whole: Weight, parts: Sequence[Weight], how: str, known: _Known) -> Joined | None:
     """The whole as some of the parts, nearest names first where more would do."""
     fitting = [part for part in parts if _fits(whole, part, how)]
     if sum(part.spec.size for part in fitting) < whole.spec.size or len(fitting) < 2:
         return None
-    if not any(_begins(whole, part) for part in fitting):
+    head = _head(whole, whole.spec.size)
+    if not any(known.begins(head, part) for part in fitting):
         return None
     of_whole = _numbers(whole, how)
     left, chosen = Counter(of_whole.tolist()), list[tuple[Weight, np.ndarray]]()
     for part in sorted(fitting, key=lambda part: -_shared(part.name, whole.name)):
-        key = (part.name, how)
-        if key not in known:
-            known[key] = _numbers(part, "slice" if how == "slices" else how)
-        numbers = known[key]
+        numbers = known.of(part, how)
         if Counter(numbers.tolist()) <= left:
             left -= Counter(numbers.tolist())
             chosen.append((part, numbers))
@@ -120,14 +144,6 @@ def _placed(whole: Weight, of_whole: np.ndarray, chosen: Sequence[tuple[Weight, 
         rest = [pair for pair in rest if pair[0] is not part]
     others = [part for part, _ in rest]
     return Joined(whole, (*parts, *others), how, (*places, *[None] * len(others)))
-
-
-def _begins(whole: Weight, part: Weight) -> bool:
-    """Whether the first elements of the whole are those of the first row of the part."""
-    row = part.spec.size // part.spec.shape[0] if len(part.spec.shape) > 1 else part.spec.size
-    count = max(1, min(BEGINNING, row))
-    first, second = (unsigned(next(iter(side.blocks(count)))) for side in (whole, part))
-    return np.array_equal(first, second)
 
 
 def _numbers(weight: Weight, how: str) -> np.ndarray:

@@ -61,6 +61,7 @@ def nearly_permuted(a: Weight, b: Weight, tally: Tally) -> Order | None:
     cosine = tally.cosine
     if cosine is None or not math.isfinite(cosine) or cosine >= ALIKE or not 0.5 <= _ratio(tally) <= 2.0:
         return None
+    a, b = _by_parts(a), _by_parts(b)
     for axis in (0, 1):
         if 1 < shape[axis] <= MOST and a.spec.size // shape[axis] >= _FEWEST:
             places = _places(a, b, axis)
@@ -68,6 +69,11 @@ def nearly_permuted(a: Weight, b: Weight, tally: Tally) -> Order | None:
             if order is not None and order.cosine >= ALIKE:
                 return order
     return None
+
+
+def _by_parts(weight: Weight) -> Weight:
+    """A weight of which rows can be had without the whole being decoded for each."""
+    return weight if weight.fill is not None else Weight.of(weight.name, weight.array(), weight.origin)
 
 
 def _ratio(tally: Tally) -> float:
