@@ -17,7 +17,7 @@ from steelyard.edit.share import Share
 from steelyard.explain import address, affine, counts, gradients, recurrent, signal, signed
 from steelyard.explain.linear import fit_logistic
 from steelyard.init.he import He
-from steelyard.learn import alarm, datadriven, symmetry, verdicts
+from steelyard.learn import alarm, auto, datadriven, symmetry, verdicts
 from steelyard.learn.watch.norms import Norms
 from steelyard.shrink.settings import Settings
 
@@ -329,6 +329,26 @@ def _random_constant(patch: Patch) -> None:
     patch.setattr(b_learning, "of_value", lambda value: honest(value or None))
 
 
+def _no_branches(patch: Patch) -> None:
+    honest = auto._target
+    patch.setattr(auto, "_target", lambda place, *rest: honest(replace(place, ends_branch=False), *rest))
+
+
+def _colder(patch: Patch) -> None:
+    """Each layer has a little less than the one before it."""
+    honest = auto._target
+
+    def target(place: Any, *rest: Any) -> Any:
+        std, why = honest(place, *rest)
+        return std * 0.98**place.order, why
+
+    patch.setattr(auto, "_target", target)
+
+
+def _unscaled(patch: Patch) -> None:
+    patch.setattr(datadriven._Run, "_keep", lambda run: None)
+
+
 MUTATIONS: list[tuple[str, Callable[[Patch], None], str]] = [
     ("A1", _scaled_set, "error"),
     ("A1", _neighbour_set, "change elsewhere"),
@@ -360,6 +380,9 @@ MUTATIONS: list[tuple[str, Callable[[Patch], None], str]] = [
     ("C2", _no_verdict, "Xavier flagged"),
     ("C3", _no_verdict, "default starts without an alarm"),
     ("C3", _easily_alarmed, "false alarms"),
+    ("C4", _colder, "smallest"),
+    ("C4", _unscaled, "largest"),
+    ("C4", _no_branches, "stream, largest"),
     ("C5", _no_correction, "furthest from 1"),
     ("C5", _endless, "forward passes"),
     ("C5", _steeper, "gradient, largest over smallest"),

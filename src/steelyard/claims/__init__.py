@@ -35,6 +35,9 @@ CLAIMS: Registry[Any] = Registry(
         "B11": Row("steelyard.claims.b_learning:B11", "weights are the memory of the model", "learn"),
         "C2": Row("steelyard.claims.c_beginnings:C2", "poor starts vanish or explode", "learn"),
         "C3": Row("steelyard.claims.c_beginnings:C3", "poor starts stall training", "learn"),
+        "C4": Row(
+            "steelyard.claims.c_beginnings:C4", "Xavier and He set the right scale for depth and activation", "learn"
+        ),
         "C5": Row("steelyard.claims.c_beginnings:C5", "stable gradient flow from the outset", "learn"),
         "E1": Row("steelyard.claims.e_architectures:E1", "in linear models weights are coefficients", "learn"),
         "F4": Row("steelyard.claims.f_small:F4", "weights can be shared", "learn"),

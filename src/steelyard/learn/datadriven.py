@@ -8,7 +8,7 @@ the order of execution, because the work is done in their hooks: what comes in h
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from steelyard.errors import ModelError
 from steelyard.learn.calling import calling
 from steelyard.learn.evaluate import unfused
 from steelyard.learn.gates import cell_sums, depths
-from steelyard.learn.matrices import ATTENTION, is_started, matrices
+from steelyard.learn.matrices import ATTENTION, is_started, matrices, unit_axis
 from steelyard.learn.task import Batch
 
 TOLERANCE = 0.02  # of a standard deviation around 1
@@ -44,9 +44,11 @@ class _Use:
     """What is known of one scale: a layer's, or that of a parameter which several layers share."""
 
     layer: nn.Module
+    target: float = 1.0  # the standard deviation that all calls together should have
     factor: float = 1.0  # of the matrices, all passes together
-    wanted: float = 1.0  # the standard deviation of the first call, such that all calls together have 1
+    wanted: float = 1.0  # the standard deviation of the first call, such that all calls together have the target
     next: float = 1.0  # the same for the pass after this one
+    means: Tensor | None = None  # of each unit in this pass, before its scale; taken away by the bias
     ratio: Tensor | None = None  # in this pass: what an output is multiplied by
     probe: Tensor | None = None  # 1; the derivative of a later call with respect to it says how calls depend
     calls: list[_Call] = field(default_factory=list)
@@ -62,9 +64,19 @@ class _Call:
 
 
 def scale_by_data(
-    model: nn.Module, found: Mapping[str, nn.Module], batch: Any, passes: int, seed: int, said: Mapping[str, str]
+    model: nn.Module,
+    found: Mapping[str, nn.Module],
+    batch: Any,
+    passes: int,
+    seed: int,
+    said: Mapping[str, str],
+    targets: Mapping[str, float] | None = None,
+    centred: Container[str] = (),
 ) -> Table:
     """Rescale the matrices of a model that was just started, so that every layer has standard deviation 1 on `batch`.
+
+    Or another one, of layers that are in `targets`; recurrent layers and the projections inside of attention have 1.
+    The units of layers that are `centred` also get such biases that each has mean 0.
 
     In a pass each layer divides its output, and afterwards its matrices, by the standard deviation s that it has; with
     a bias of 0 that is exact in one pass. A layer with several calls has one scale c for all of them: the exponents
@@ -73,10 +85,10 @@ def scale_by_data(
     Dropout is off, norms use the batch, and everything but the weights is as before afterwards.
 
     Returns a table with a row for each layer; ``meta`` has the passes taken, the largest distance of a standard
-    deviation from 1 (not counting look-ups of a shared embedding) and the ratio of the largest to the smallest
+    deviation from its target (not counting look-ups of a shared embedding) and the ratio of the largest to the smallest
     scale of gradients. Raises ModelError if the model fails on the batch, or a layer's output does not vary at all.
     """
-    run = _Run(model, found)
+    run = _Run(model, found, targets or {}, centred)
     for turn in range(passes):
         run.once(batch)
         if turn + 1 < passes and not run.settled():
@@ -89,17 +101,25 @@ def scale_by_data(
 class _Run:
     """The passes over one model."""
 
-    def __init__(self, model: nn.Module, found: Mapping[str, nn.Module]):
-        self.model, self.found = model, found
+    def __init__(
+        self,
+        model: nn.Module,
+        found: Mapping[str, nn.Module],
+        targets: Mapping[str, float],
+        centred: Container[str],
+    ):
+        self.model, self.found, self.targets, self.centred = model, found, targets, centred
         self.uses: dict[int, _Use] = {}
         self.order: list[str] = []
         self.gradients: dict[str, float] = {}
+        self.norms: dict[str, float] = {}  # of the gradient at the output of a layer, which a mean over places spares
+        self.cosine: float | None = None
 
     def once(self, batch: Any) -> None:
         """One forward pass with corrections, and one backward pass that only looks."""
         self.order.clear()
         for use in self.uses.values():
-            use.ratio, use.probe = None, None
+            use.ratio, use.probe, use.means = None, None, None
             use.calls.clear()
         for layer in self.model.modules():
             layer.training = not isinstance(layer, (*DROPPING, nn.RNNBase))
@@ -113,22 +133,23 @@ class _Run:
         ]
         try:
             with unfused(), torch.enable_grad(), calling("the model, on the batch of its start,"):
-                output = self.model(*_arguments(batch))
+                output = self.model(*batch_arguments(batch))
         finally:
             for handle in handles:
                 handle.remove()
         if not self.order:
             raise ModelError("no layer with weights runs on this batch; nothing can be started by it")
         self._look_back(output)
+        self.cosine = next((mean_cosine(t) for t in tensors_in(output)), None)
         self._solve()
         self._keep()
 
     def settled(self) -> bool:
         """Whether every scale is where it should be: always after one pass, but where calls share one."""
-        return all(abs(_pooled(use) - 1) <= TOLERANCE / 4 for use in self.uses.values())
+        return all(abs(_pooled(use) / use.target - 1) <= TOLERANCE / 4 for use in self.uses.values())
 
     def share(self) -> None:
-        """For scales of several calls, what the first call should have in the next pass so that all together have 1."""
+        """For scales of several calls, what the first call should have in the next pass so that all have the target."""
         for use in self.uses.values():
             use.wanted = use.next
 
@@ -136,17 +157,18 @@ class _Run:
         for use in self.uses.values():
             calls = _counted(use)
             if len(use.calls) > 1 and use.probe is not None:
-                use.next = use.wanted * _solved(use.probe, calls)
+                use.next = use.wanted * _solved(use.probe, calls, use.target)
             elif len(use.calls) > 1 and isinstance(use.layer, nn.RNNCellBase):
                 use.next = math.sqrt(max(use.wanted**2 + 1 - _rms(calls) ** 2, 0.01))  # the state adds the rest
 
-    def _use(self, layer: nn.Module) -> _Use:
+    def _use(self, layer: nn.Module, name: str) -> _Use:
         first = next(iter(matrices(layer)))
-        return self.uses.setdefault(id(getattr(layer, first.parameter)), _Use(layer))
+        target = self.targets.get(name, 1.0)
+        return self.uses.setdefault(id(getattr(layer, first.parameter)), _Use(layer, target, wanted=target))
 
     def _before(self, name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, args: Any, kwargs: Any) -> None:
-            use = self._use(layer)
+            use = self._use(layer, name)
             if use.calls or not _trained(layer):
                 return
             if isinstance(layer, nn.MultiheadAttention):
@@ -167,15 +189,15 @@ class _Run:
                 self.order.append(name)
             if isinstance(layer, nn.RNNBase):
                 seen = first if isinstance(first, Tensor) else first.data
-                self._note(self._use(layer), name, torch.cat([d.sums() for d in depths(layer, args)]), seen)
+                self._note(self._use(layer, name), name, torch.cat([d.sums() for d in depths(layer, args)]), seen)
                 return None
             if isinstance(layer, nn.RNNCellBase):
-                self._note(self._use(layer), name, cell_sums(layer, args), first)
+                self._note(self._use(layer, name), name, cell_sums(layer, args), first)
                 return None
             if isinstance(layer, nn.MultiheadAttention):
                 self.order.append(f"{name}.out_proj") if f"{name}.out_proj" not in self.order else None
                 scaled = self._scaled(f"{name}.out_proj", layer.out_proj, first)
-                self._note(self._use(layer), name, scaled, scaled)
+                self._note(self._use(layer, name), name, scaled, scaled)
                 return (scaled, *output[1:]) if isinstance(output, tuple) else scaled
             return self._scaled(name, layer, first)
 
@@ -183,8 +205,11 @@ class _Run:
 
     def _scaled(self, name: str, layer: nn.Module, output: Tensor) -> Tensor:
         """The output of a layer that is linear in its matrices, at its new scale."""
-        use = self._use(layer)
+        use = self._use(layer, name)
         if _trained(layer) and not use.calls:
+            if name in self.centred:
+                use.means = _means(layer, output)
+                output = output - use.means
             use.probe = torch.ones((), dtype=output.dtype, requires_grad=True)
             use.ratio = use.probe * use.wanted / _spread(output, name)
         if use.ratio is not None:
@@ -199,7 +224,7 @@ class _Run:
 
     def _look_back(self, output: Any) -> None:
         """The scale of the gradient at the first call of each layer, for random gradients at the output."""
-        ends = [t for t in _tensors(output) if t.requires_grad and t.numel()]
+        ends = [t for t in tensors_in(output) if t.requires_grad and t.numel()]
         firsts: dict[str, Tensor] = {}
         for use in self.uses.values():
             for call in use.calls:
@@ -211,6 +236,7 @@ class _Run:
         found = torch.autograd.grad(ends, list(firsts.values()), noise, retain_graph=True, allow_unused=True)
         scales = {name: g for name, g in zip(firsts, found, strict=True) if g is not None}
         self.gradients = {name: _rms_of(g) for name, g in scales.items()}
+        self.norms = {name: float(g.norm()) for name, g in scales.items()}
 
     def _keep(self) -> None:
         """Put the scales of this pass into the matrices."""
@@ -220,6 +246,8 @@ class _Run:
                 use.factor *= ratio
                 for matrix in matrices(use.layer):
                     matrix.values.mul_(ratio)
+                if use.means is not None:
+                    use.layer.bias.detach().mul_(ratio).sub_(use.means.flatten() * ratio)
 
     def table(self, said: Mapping[str, str], passes: int, seed: int) -> Table:
         """What became of every layer."""
@@ -239,12 +267,15 @@ class _Run:
                 if len({call.name for call in use.calls}) > 1 and not isinstance(layer, ATTENTION):
                     row["done"] += "; one scale with " + ", ".join(sorted({c.name for c in use.calls} - {name}))
             rows.append(row)
-        stds = [_rms(_counted(use)) for use in self.uses.values() if use.calls]
+        stds = [_rms(_counted(use)) / use.target for use in self.uses.values() if use.calls]
         scales = [row["gradient"] for row in rows if row.get("gradient")]
+        norms = list(self.norms.values())
         meta = {
             "passes": passes,
-            "furthest from 1": max((abs(std - 1) for std in stds), default=None),
-            "gradient scale, largest over smallest": max(scales) / min(scales) if scales else None,
+            "furthest from target": max((abs(std - 1) for std in stds), default=None),
+            "gradient scale, largest over smallest": max(scales) / min(scales) if scales and min(scales) else None,
+            "gradient norm, largest over smallest": max(norms) / min(norms) if norms and min(norms) else None,
+            "mean cosine of outputs": self.cosine,
             "seed": seed,
         }
         return Table.of("start by data", COLUMNS, rows, meta)
@@ -258,7 +289,7 @@ def _counted(use: _Use) -> list[_Call]:
 
 def _pooled(use: _Use) -> float:
     moved = use.ratio is not None or isinstance(use.layer, nn.RNNCellBase)
-    return _rms(_counted(use)) if use.calls and moved else 1.0
+    return _rms(_counted(use)) if use.calls and moved else use.target
 
 
 def _rms(calls: list[_Call]) -> float:
@@ -270,14 +301,14 @@ def _rms_of(gradient: Tensor) -> float:
     return float(gradient.double().square().mean().sqrt())
 
 
-def _solved(probe: Tensor, calls: list[_Call]) -> float:
-    """The c with mean(s^2 c^(2e)) = 1, by bisection of its logarithm; e is the exponent of each call."""
+def _solved(probe: Tensor, calls: list[_Call], target: float) -> float:
+    """The c with mean(s^2 c^(2e)) = target^2, by bisection of its logarithm; e is the exponent of each call."""
     known = []
     for call in calls:
         (slope,) = torch.autograd.grad(call.std, probe, retain_graph=True, allow_unused=True)
         std = float(call.std.detach())
         known.append((std, float(slope) / std if slope is not None and std else 0.0, call.count))
-    total = sum(count for _, _, count in known)
+    total = target**2 * sum(count for _, _, count in known)
 
     def too_large(log: float) -> bool:
         return sum(count * (std * math.exp(e * log)) ** 2 for std, e, count in known) > total
@@ -300,6 +331,12 @@ def _spread(output: Tensor, name: str) -> Tensor:
         what = "only equal values" if value < 1e-30 else "values that are not finite"
         raise ModelError(f"the layer {name!r} gives {what} on this batch; start with real inputs that vary")
     return std
+
+
+def _means(layer: nn.Module, output: Tensor) -> Tensor:
+    """Of each unit over all samples and places, in a shape that can be taken from the output."""
+    axis = unit_axis(layer, output)
+    return output.detach().mean([i for i in range(output.ndim) if i != axis], keepdim=True)
 
 
 def _trained(layer: nn.Module) -> bool:
@@ -336,17 +373,30 @@ def _scale_cell(cell: nn.RNNCellBase, args: Any, wanted: float, name: str) -> fl
     return ratio
 
 
-def _arguments(batch: Any) -> tuple[Any, ...]:
+def batch_arguments(batch: Any) -> tuple[Any, ...]:
     if isinstance(batch, Batch):
         return batch.arguments
     return batch if type(batch) is tuple else (batch,)
 
 
-def _tensors(output: Any) -> list[Tensor]:
+def mean_cosine(outputs: Tensor) -> float | None:
+    """Between different samples (along the first axis); None for a single one, or for outputs of one number.
+
+    >>> mean_cosine(torch.eye(3)), mean_cosine(torch.ones(4, 2))
+    (0.0, 1.0)
+    """
+    flat = outputs.detach().double().flatten(1) if outputs.ndim > 1 else None
+    if flat is None or len(flat) < 2 or flat.shape[1] < 2:
+        return None
+    unit = nn.functional.normalize(flat, dim=1)
+    return round(float((unit.sum(0).square().sum() - unit.square().sum()) / (len(unit) * (len(unit) - 1))), 6)
+
+
+def tensors_in(output: Any) -> list[Tensor]:
     if isinstance(output, Tensor):
         return [output] if output.is_floating_point() else []
     if isinstance(output, (tuple, list)):
-        return [t for part in output for t in _tensors(part)]
+        return [t for part in output for t in tensors_in(part)]
     if isinstance(output, Mapping):
-        return [t for part in output.values() for t in _tensors(part)]
+        return [t for part in output.values() for t in tensors_in(part)]
     return []

@@ -20,7 +20,7 @@ from steelyard.learn.kinds import kind
 from steelyard.learn.matrices import RECURRENT
 from steelyard.learn.pointwise import affine, composed, elementwise, named
 from steelyard.learn.task import Batch
-from steelyard.learn.tracing import Operation, record, symbolic
+from steelyard.learn.tracing import Graph, Operation, record, symbolic
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -82,6 +82,11 @@ def flow(model: nn.Module, batch: Any = None) -> Flow:
         if batch is None:
             return Flow({}, unknown=str(error))
         raise
+    return flow_of(graph)
+
+
+def flow_of(graph: Graph) -> Flow:
+    """The same of a graph that was recorded already."""
     found = branches(graph)
     ends: dict[str, str] = {}
     for branch in found:

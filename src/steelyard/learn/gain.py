@@ -44,7 +44,7 @@ def gain(of: str | Callable[[Tensor], Tensor]) -> float:
     Source: He et al. 2015, section 2.2, with f in place of the ReLU; Klambauer et al. 2017 for the fixed point.
     """
     function = of if callable(of) else activation(of)
-    z, density = _quadrature()
+    z, density = normal_points()
     with torch.no_grad():
         values = function(z.clone())
     if not isinstance(values, Tensor) or values.shape != z.shape:
@@ -58,15 +58,17 @@ def gain(of: str | Callable[[Tensor], Tensor]) -> float:
 
 
 @cache
-def _quadrature() -> tuple[Tensor, Tensor]:
-    """The points on either side of 0, and the normal density there times the width of each."""
+def normal_points(nodes: int = NODES, reach: float = REACH) -> tuple[Tensor, Tensor]:
+    """Points z and weights, both (2 nodes,) in float64, such that (f(z) * weights).sum() is E[f] of a standard normal.
+
+    Gauss-Legendre on either side of 0, so that a kink there costs nothing.
+    """
     import numpy as np
 
-    points, weights = np.polynomial.legendre.leggauss(NODES)
-    half = (points + 1) * REACH / 2
-    z = np.concatenate([-half, half])
-    density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi) * np.tile(weights, 2) * REACH / 2
-    return torch.from_numpy(z), torch.from_numpy(density)
+    points, weights = np.polynomial.legendre.leggauss(nodes)
+    half = (points + 1) * reach / 2
+    z = torch.from_numpy(np.concatenate([-half, half]))
+    return z, torch.from_numpy(np.tile(weights, 2)) * reach / 2 * torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:

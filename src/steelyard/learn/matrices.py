@@ -155,6 +155,17 @@ def _attention(layer: nn.MultiheadAttention) -> Iterator[Matrix]:
             yield Matrix(name, 0, getattr(layer, name).detach())
 
 
+def unit_axis(layer: nn.Module, x: Tensor) -> int:
+    """Which axis of the inputs or outputs of a layer are its units: the last one, of a convolution before the places.
+
+    >>> import torch
+    >>> unit_axis(nn.Conv2d(3, 8, 3), torch.zeros(4, 3, 5, 5)), unit_axis(nn.Linear(3, 8), torch.zeros(4, 7, 3))
+    (1, 2)
+    """
+    places = len(layer.kernel_size) if isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED)) else 0
+    return int(x.ndim) - 1 - places
+
+
 def is_started(parameter: Tensor) -> bool:
     """Whether values can be put into it: a parameter, floating point, on a real device, trainable."""
     return (

@@ -20,7 +20,12 @@ from steelyard.init import Init, generator, scheme_of
 from steelyard.init.delta_orthogonal import DeltaOrthogonal
 from steelyard.init.orthogonal import Orthogonal
 from steelyard.learn.gains import asks_for_gain, known_flow, with_gain
+<<<<<<< HEAD
 from steelyard.learn.matrices import ATTENTION, WEIGHTED, Matrix, biases, forget_gates, is_started, layers, matrices
+=======
+from steelyard.learn.matrices import Matrix, biases, forget_gates, is_started, layers, matrices
+from steelyard.learn.pairs import Halves
+>>>>>>> 655c756 (init_(model, 'auto', batch): chooses scale, mirrored pairs and centred units of each layer, says why, and proves it; claim C4)
 from steelyard.learn.residual import check_rule, scale_branches
 from steelyard.learn.unharmed import unharmed
 
@@ -35,6 +40,8 @@ NORMS = (
     *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
     *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
 )
+
+BY_DATA = ("data", "auto")
 
 
 COLUMNS = (
@@ -68,15 +75,18 @@ def init_(
     that follows it, whatever that is (`steelyard.gain`); it is found by the batch, or without one by torch.fx.
 
     The scheme 'data' starts with orthogonal matrices and rescales them, so that the output of every layer has
-    standard deviation 1 over `batch`; see `steelyard.learn.datadriven.scale_by_data`.
+    standard deviation 1 over `batch`; see `steelyard.learn.datadriven.scale_by_data`. The scheme 'auto' also finds
+    what follows each layer and how many stand in series; it scales residual branches down, makes deep nets without
+    norms almost linear at their start, says why of each layer, and proves it on the batch (``meta['proved']``); see
+    `steelyard.learn.auto.start_auto`.
 
     Args:
         model: any module on a real device.
-        scheme: 'data', a row of INITS, a call such as 'he(slope=0.1)', or an initialiser.
-        batch: inputs of the model: a tensor, a tuple of several arguments, or a Batch. 'data' needs one; other schemes
-            tell by it the order of execution and the activations.
+        scheme: 'data', 'auto', a row of INITS, a call such as 'he(slope=0.1)', or an initialiser.
+        batch: inputs of the model: a tensor, a tuple of several arguments, or a Batch. 'data' and 'auto' need one;
+            other schemes tell by it the order of execution and the activations.
         seed: of all values; each tensor has a stream of its own, so that the order of layers never matters.
-        passes: forward passes that 'data' may take, at least 1.
+        passes: forward passes that the scaling may take, at least 1.
         residual: how residual branches are scaled by depth after a scheme: 'gpt2', 'rezero', 'fixup' or 't-fixup'; see
             `steelyard.learn.residual.scale_branches`. They are found by the batch, or without one by torch.fx.
 
@@ -93,9 +103,9 @@ def init_(
     Source: Glorot and Bengio 2010, He et al. 2015, Saxe et al. 2013 (schemes); Mishkin and Matas, "All you need is a
     good init", ICLR 2016 (data); Gers et al. 2000 and Jozefowicz et al. 2015 (the forget gate).
     """
-    data = scheme == "data"
+    data = scheme in BY_DATA
     if data and batch is None:
-        raise RecipeError("a start by data needs a batch: init_(model, 'data', batch)")
+        raise RecipeError(f"a start by data needs a batch: init_(model, {scheme!r}, batch)")
     if passes < 1:
         raise RecipeError(f"a start by data takes at least 1 pass, not {passes}")
     if residual is not None:
@@ -109,6 +119,10 @@ def init_(
     seen = known_flow(model, batch, wanted) if wanted or (batch is not None and not data) else None
     chosen = {name: with_gain(init, seen.layers.get(name)) for name in found} if seen and automatic else {}
     with unharmed(model):
+        if scheme == "auto":
+            from steelyard.learn.auto import start_auto
+
+            return start_auto(model, found, batch, passes, seed)
         said = draw(model, found, init, seed, chosen)
         if data:
             from steelyard.learn.datadriven import scale_by_data
@@ -120,9 +134,17 @@ def init_(
 
 
 def draw(
-    model: nn.Module, found: Mapping[str, nn.Module], init: Init, seed: int, chosen: Mapping[str, Init] | None = None
+    model: nn.Module,
+    found: Mapping[str, nn.Module],
+    init: Init,
+    seed: int,
+    chosen: Mapping[str, Init] | None = None,
+    halves: Mapping[str, Halves] | None = None,
 ) -> dict[str, str]:
-    """Put starting values into all layers, by `init` or what is `chosen` for a layer; what was done, by layer."""
+    """Put starting values into all layers, by `init` or what is `chosen` for a layer; what was done, by layer.
+
+    Layers with `halves` are drawn as mirrored pairs.
+    """
     names = {id(p): name for name, p in model.named_parameters()}
     owner_of = owners(found)
     said = {}
@@ -135,8 +157,8 @@ def draw(
             elif (owner := owner_of[id(parameter)]) != name:
                 notes.append(f"{matrix.parameter} is that of {owner}")
             else:
-                scheme = (chosen or {}).get(name, init)
-                notes.append(_drawn(matrix, scheme, seed, f"{names[id(parameter)]}#{matrix.index}"))
+                scheme, mirror = (chosen or {}).get(name, init), (halves or {}).get(name, Halves())
+                notes.append(_drawn(matrix, scheme, seed, f"{names[id(parameter)]}#{matrix.index}", mirror))
         for bias, values in biases(layer):
             if is_started(getattr(layer, bias)):
                 values.zero_()
@@ -204,15 +226,15 @@ def scheme_for(matrix: Matrix, init: Init) -> Init:
     return {"recurrent": scheme_of("orthogonal"), "table": scheme_of("normal(std=1)")}.get(matrix.role, init)
 
 
-def _drawn(matrix: Matrix, init: Init, seed: int, stream: str) -> str:
+def _drawn(matrix: Matrix, init: Init, seed: int, stream: str, halves: Halves) -> str:
     """Fill one matrix; what was done."""
     role = scheme_for(matrix, init)
-    shape = tuple(matrix.values.shape)
+    shape = halves.shape(tuple(matrix.values.shape))
     spec, chance = Spec.of(shape, "float64"), generator(seed, stream)
     values = (
         role.drawn(spec, chance, _qr(matrix)) if isinstance(role, (Orthogonal, DeltaOrthogonal)) else role(spec, chance)
     )
-    matrix.values.copy_(torch.from_numpy(values))
+    matrix.values.copy_(halves.mirrored(torch.from_numpy(values)))
     gain = getattr(role, "gain", 1.0)
     return f"{matrix.parameter} {role.name}" + (f", gain {gain:.4g}" if gain != 1 else "")
 
