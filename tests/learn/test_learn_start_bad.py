@@ -180,7 +180,7 @@ def test_whole_numbers_are_kept_and_it_is_said(scheme: str) -> None:
         assert rows[name]["order"] == order
     if scheme == "data":
         assert rows["head"]["std"] == pytest.approx(1, abs=1e-4)
-        assert table.meta["furthest from 1"] < 1e-4
+        assert table.meta["furthest from target"] < 1e-4
 
 
 def on_meta() -> nn.Module:

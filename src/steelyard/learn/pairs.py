@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from steelyard.learn.calling import calling
-from steelyard.learn.evaluate import evaluating
+from steelyard.learn.evaluate import unfused
 from steelyard.learn.matrices import CONVOLUTIONS, is_started, unit_axis
 from steelyard.learn.tracing import Graph, Operation
+from steelyard.learn.unharmed import unmoved
 
 FAR = 3.0  # of the numbers that stand for the two halves: an activation that is not odd tells 3 from -3
 
@@ -132,7 +133,9 @@ def _halved(
     handles = [found[name].register_forward_hook(marked) for name in senders]
     handles += [found[name].register_forward_pre_hook(look(name)) for name in able]
     try:
-        with evaluating(model), torch.random.fork_rng(), calling("the model, on the batch of its start,"):
+        with unmoved(model), unfused(), torch.no_grad(), calling("the model, on the batch of its start,"):
+            for layer in model.modules():
+                layer.training = False
             model(*arguments)
     finally:
         for handle in handles:

@@ -20,12 +20,8 @@ from steelyard.init import Init, generator, scheme_of
 from steelyard.init.delta_orthogonal import DeltaOrthogonal
 from steelyard.init.orthogonal import Orthogonal
 from steelyard.learn.gains import asks_for_gain, known_flow, with_gain
-<<<<<<< HEAD
 from steelyard.learn.matrices import ATTENTION, WEIGHTED, Matrix, biases, forget_gates, is_started, layers, matrices
-=======
-from steelyard.learn.matrices import Matrix, biases, forget_gates, is_started, layers, matrices
 from steelyard.learn.pairs import Halves
->>>>>>> 655c756 (init_(model, 'auto', batch): chooses scale, mirrored pairs and centred units of each layer, says why, and proves it; claim C4)
 from steelyard.learn.residual import check_rule, scale_branches
 from steelyard.learn.unharmed import unharmed
 

@@ -74,26 +74,13 @@ def record(model: nn.Module, arguments: tuple[Any, ...]) -> Graph:
     Raises ModelError if the model fails.
     """
     recorder = _Recorder(model)
-<<<<<<< HEAD
     with unmoved(model), unfused(), torch.no_grad(), recorder.hooks(), recorder:
         for layer in model.modules():
             layer.training = False  # not by eval(), which some models take as a sign to merge their weights
         recorder.inputs(arguments)
         with calling("the model, on the batch that shows its order,"):
-            model(*arguments)
-=======
-    buffers: list[tuple[Tensor, Tensor]] = [(b, b.detach().clone()) for b in model.buffers()]
-    try:
-        with unfused(), evaluating(model), torch.random.fork_rng(), recorder.hooks(), recorder:
-            recorder.inputs(arguments)
-            with calling("the model, on the batch that shows its order,"):
-                output = model(*arguments)
+            output = model(*arguments)
         recorder.graph.outputs += [recorder.made[t] for t in _tensors(output) if t in recorder.made]
-    finally:
-        with torch.no_grad():
-            for now, then in buffers:
-                now.copy_(then)
->>>>>>> 655c756 (init_(model, 'auto', batch): chooses scale, mirrored pairs and centred units of each layer, says why, and proves it; claim C4)
     return recorder.graph
 
 
