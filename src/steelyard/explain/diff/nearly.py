@@ -23,7 +23,7 @@ ALIKE = 0.9  # cosine from which two rows, and in the end both tensors, are take
 SAMPLE = 64  # elements of each row that are compared
 _TRIED = 24  # rows that are looked at before all are
 _FEWEST = 16  # elements of a row, below which chance finds likenesses
-_CHUNK = 1024  # rows whose cosines with all others are in memory
+_CHUNK = 256  # rows whose cosines with all others are in memory
 
 
 @dataclass(frozen=True)
@@ -134,26 +134,23 @@ def _directions(rows: np.ndarray) -> np.ndarray:
     return directions
 
 
-def _rows(weight: Weight) -> Iterator[np.ndarray]:
-    """Some whole rows at a time, each flat, in float64."""
+def _rows(weight: Weight, places: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """Some whole rows at a time, each flat, in float64; in the order of `places` where that is given."""
     width = weight.spec.size // weight.spec.shape[0]
-    for block in weight.blocks(max(BLOCK // width, 1) * width):
-        yield wide(block).astype(np.float64).reshape(-1, width)
+    count = max(BLOCK // width, 1)
+    if places is None:
+        yield from (_float64(block).reshape(-1, width) for block in weight.blocks(count * width))
+        return
+    for at in range(0, len(places), count):
+        yield _float64(np.stack([weight[int(i)].reshape(-1) for i in places[at : at + count]]))
 
 
 def _judged(a: Weight, b: Weight, axis: int, places: np.ndarray) -> Order:
     """How far all of `b` is from `a` in that order."""
-    whole = wide(a.array().reshape(-1)).reshape(a.spec.shape[0], -1) if axis == 0 else None
     change = base = other = product = 0.0
-    at = 0
-    old_rows = _rows(a) if whole is None else None
-    for y in _rows(b):
-        if old_rows is None:
-            x = whole[places[at : at + len(y)]].astype(np.float64)  # type: ignore[index]
-        else:
-            kernel = (len(y), a.spec.shape[1], -1)
-            x = next(old_rows).reshape(kernel)[:, places].reshape(len(y), -1)
-        at += len(y)
+    for x, y in zip(_rows(a, places) if axis == 0 else _rows(a), _rows(b), strict=True):
+        if axis == 1:
+            x = x.reshape(len(x), len(places), -1)[:, places].reshape(y.shape)
         d = y - x
         change, base = change + float(np.vdot(d, d)), base + float(np.vdot(x, x))
         other, product = other + float(np.vdot(y, y)), product + float(np.vdot(x, y))
