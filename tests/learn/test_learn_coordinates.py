@@ -99,6 +99,20 @@ def test_what_steps_change_does_not_depend_on_width(name: str, optimizer: str, r
     assert min(sizes.column("change")) > 0
 
 
+def test_it_notices_an_output_that_shapes_do_not_show() -> None:
+    class Tied(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.embed, self.hidden = nn.Embedding(20, width), nn.Linear(width, width)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.linear(functional.relu(self.hidden(self.embed(x))), self.embed.weight)
+
+    table = coordinate_check(Tied, WIDTHS, (words(8, 6), words(8, 6)), loss, rate=3e-3, seeds=2)
+    assert table.meta["verdict"] == "grows"
+    assert table.meta["steepest"] == "(output)"
+
+
 def test_the_same_twice_and_the_global_generator_is_left_alone() -> None:
     factory, inputs, targets = TASKS["mlp"]
     torch.manual_seed(1)

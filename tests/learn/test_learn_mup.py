@@ -14,7 +14,9 @@ from torch.nn import functional
 import steelyard as sy
 from steelyard.errors import ModelError, RecipeError, UnknownNameError
 from steelyard.learn.mup import mup
+from steelyard.learn.queries import linear_in
 from steelyard.learn.start import init_
+from steelyard.learn.task import Batch
 
 M = 4  # widths in multiples of the base
 BASE, WIDTH = 16, 64
@@ -288,6 +290,22 @@ def test_attention_over_the_square_root_of_d_trains_as_attention_over_d(
     assert (results[0] - before).abs().max() > 0.1
 
 
+def test_attention_that_no_layer_makes_is_said_to_be_left() -> None:
+    class Bent(Attention):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embed(x)
+            q, k, v = (
+                f(part(x)).unflatten(-1, (2, -1)).transpose(1, 2)
+                for f, part in ((torch.tanh, self.query), (torch.relu, self.key), (torch.relu, self.value))
+            )
+            return self.head(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    found = mup(Bent, WIDTH, base=BASE, batch=words(2, 3))
+    (left,) = found.table.meta["not corrected"]
+    assert left.startswith("call 1 of attention: its scores need a factor 0.5")
+    assert rows(found.table)["query.weight"]["multiplier"] == 1
+
+
 def test_torchs_attention_with_heads_that_grow_has_its_scores_over_d() -> None:
     found = mup(Torchs, WIDTH, base=BASE)
     assert found.table.meta["hooks"] == {"attention": "keys times 0.5"}
@@ -308,6 +326,7 @@ def test_a_tied_output_is_divided_by_a_hook_that_is_there_once_and_copied() -> N
     assert found.table.meta["hooks"] == {"head": "input times 0.25"}
     assert found.model.head.weight is found.model.embed.weight
     assert rows(found.table)["embed.weight"]["Adam rate"] == 1
+    assert rows(found.table)["embed.weight"]["std"] == pytest.approx(math.sqrt(2 / BASE), rel=0.05)  # as at the base
     x = noise(3, WIDTH)
     wanted = functional.linear(x / M, found.model.embed.weight, found.model.head.bias)
     assert torch.allclose(found.model.head(x), wanted)
@@ -473,10 +492,30 @@ def test_errors_are_one_line_and_harmless(model: object, options: dict, error: t
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_models_that_call_attention_more_often_when_they_are_wider_are_refused() -> None:
+    class More(Attention):
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(self.out.in_features // 32):
+                super().forward(x)
+            return super().forward(x)
+
+    with pytest.raises(ModelError, match="called 1 times at the base width and 3 times"):
+        mup(More, WIDTH, base=BASE, batch=words(2, 3))
+
+
 def test_what_is_frozen_keeps_its_values() -> None:
     model = mlp(64)
-    model[2].requires_grad_(False)
-    before = model[2].weight.clone()
-    mup(model, base=BASE, batch=noise(2, 8))
-    assert torch.equal(model[2].weight, before)
-    assert not model[2].weight.requires_grad
+    model[4].requires_grad_(False)
+    before = model[4].weight.clone()
+    mup(model, base=BASE, batch=Batch(noise(2, 8), torch.zeros(2)))
+    assert torch.equal(model[4].weight, before)
+    assert not model[4].weight.requires_grad
+
+
+def test_what_queries_are_linear_in() -> None:
+    layer, norm = nn.Linear(4, 4), nn.LayerNorm(4)
+    x, turned = noise(2, 4), noise(4)
+    assert {id(p) for p in linear_in(norm(layer(x)))} == {id(norm.weight), id(norm.bias)}
+    rotated = layer(x) * turned + torch.cat((-layer(x)[:, 2:], layer(x)[:, :2]), 1) * turned
+    assert {id(p) for p in linear_in(rotated)} == {id(layer.weight), id(layer.bias)}
+    assert linear_in(nn.PReLU()(layer(x))) == linear_in(layer(x) * layer(x)) == linear_in(layer(x) + x) == []

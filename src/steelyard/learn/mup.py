@@ -23,7 +23,7 @@ from steelyard.learn.gains import asks_for_gain, with_gain
 from steelyard.learn.matrices import is_started
 from steelyard.learn.optimizers import OPTIMIZERS
 from steelyard.learn.options import check_counts
-from steelyard.learn.queries import attentions
+from steelyard.learn.queries import Attention, attentions
 from steelyard.learn.rates import Rule, default_of, rule_of, split_by_rate
 from steelyard.learn.scalings import (
     Kind,
@@ -74,7 +74,6 @@ class Mup:
         if rule is not None and rule not in get_args(Rule):
             raise UnknownNameError("rule", rule, get_args(Rule))
         kept: Rule = rule or rule_of(maker)
-
         scalings = {id(p): self.scalings[name] for name, p in self.model.named_parameters()}
 
         def factor(parameter: Tensor) -> float:
@@ -228,22 +227,30 @@ def _in_factory(factory: Factory, target: nn.Module, base: int, seed: int, argum
             if layer.bias_k is not None:  # a further key
                 seen.multipliers[f"{name}.bias_k" if name else "bias_k"] = factor
     if arguments is not None:
-        names = {id(p): name for name, p in target.named_parameters()}
-        layer_names = {id(layer): name for name, layer in target.named_modules()}
-        here, there = attentions(target, arguments), attentions(built(factory, base, seed), arguments)
-        for i, (now, then) in enumerate(zip(here, there, strict=True), 1):
-            factor = then.scale * then.size / (now.scale * now.size)
-            if math.isclose(factor, 1.0):
-                continue
-            if now.parameters:
-                seen.multipliers |= {names[key]: factor for key in now.parameters}
-            elif now.packed is not None:
-                seen.factors[layer_names[id(now.packed)]] = OfPart(factor, tuple(now.part))
-            else:
-                seen.left.append(
-                    f"attention {i}: its scores need a factor {factor:.6g}, and no layer makes its queries alone"
-                )
+        _see_attention(seen, target, attentions(target, arguments), attentions(built(factory, base, seed), arguments))
     return seen
+
+
+def _see_attention(seen: _Seen, target: nn.Module, here: list[Attention], at_base: list[Attention]) -> None:
+    """Note what brings the scores of attention to the scale that they have at the base, over the growth of heads."""
+    if len(here) != len(at_base):
+        raise ModelError(
+            f"attention is called {len(at_base)} times at the base width and {len(here)} times at this one"
+        )
+    names = {id(p): name for name, p in target.named_parameters()}
+    layer_names = {id(layer): name for name, layer in target.named_modules()}
+    for i, (now, then) in enumerate(zip(here, at_base, strict=True), 1):
+        factor = then.scale * then.size / (now.scale * now.size)
+        if math.isclose(factor, 1.0):
+            continue
+        if now.parameters:
+            seen.multipliers |= {names[key]: factor for key in now.parameters}
+        elif now.packed is not None:
+            seen.factors[layer_names[id(now.packed)]] = OfPart(factor, now.part)
+        else:
+            seen.left.append(
+                f"call {i} of attention: its scores need a factor {factor:.6g}, and no layer makes its queries alone"
+            )
 
 
 def _table(
