@@ -70,6 +70,8 @@ def main() -> None:
             "within its functions, % of a step": found["inside"] and 100 * found["inside"] / step,
             "quartiles, % of a step": [100 * q / step for q in statistics.quantiles(differences)],
         }
+        if found["looks"]:
+            figures[which]["a look, every 50 steps, % of a step"] = 100 * (statistics.median(found["looks"]) / step - 1)
         print(which, json.dumps(figures[which]), flush=True)
     figures["losses that ours changed"] = sum(a != b for a, b in zip(losses["none"], losses["steelyard"], strict=True))
     figures["parameters"] = found["parameters"]

@@ -174,6 +174,21 @@ def test_what_happens_between_the_steps_is_no_part_of_an_update():
     assert sizes[1] == pytest.approx(sizes[0] / 2)
 
 
+def test_several_optimizers_make_one_step():
+    model, (x, y) = net(), data(1)[0]
+    matrices = torch.optim.SGD([p for p in model.parameters() if p.ndim > 1], lr=0.1)
+    others = torch.optim.Adam([p for p in model.parameters() if p.ndim < 2], lr=0.1)
+    with watch(model, [matrices, others]) as log:
+        for _ in range(12):
+            nn.functional.cross_entropy(model(x), y).backward()
+            matrices.step()
+            others.step()
+    assert len(log.table("steps").rows) == 12
+    assert min(log.table("norms").column("update norm")) > 0
+    assert log.table("faults").rows == ()
+    assert log.table("norms").meta["optimizer"] == "SGD, Adam"
+
+
 def test_frozen_unused_and_foreign_tensors():
     model = nn.ModuleDict({"frozen": nn.Linear(4, 4), "unused": nn.Linear(4, 4), "used": nn.Linear(4, 4)})
     model["frozen"].requires_grad_(False)
@@ -271,6 +286,8 @@ def test_what_can_go_wrong_is_said_in_one_line(tmp_path):
         watch(model)
     with pytest.raises(ModelError, match="expected a torch optimizer, got int"):
         watch(model, 3)
+    with pytest.raises(ModelError, match="expected a torch optimizer, got none"):
+        watch(model, [])
     with pytest.raises(ModelError, match="got str"):
         watch("model", optimizer)
     with watch(model, optimizer) as log:

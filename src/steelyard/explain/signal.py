@@ -18,9 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 from steelyard.core.table import Column, Table
 from steelyard.errors import ModelError
-from steelyard.explain.limits import EDGE, allowed, attended, entropy, gates_at_limits, multihead
 from steelyard.learn.calling import calling
 from steelyard.learn.evaluate import unfused
+from steelyard.learn.limits import EDGE, allowed, attended, entropy, gates_at_limits, multihead
 from steelyard.learn.matrices import outermost, weights_of
 from steelyard.learn.passage import Call, Passage, check_values, scale
 from steelyard.learn.symmetry import symmetric

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from numbers import Real
 from pathlib import Path
@@ -21,7 +21,9 @@ VERSION = 1
 SECONDS = 1.0  # between two writes
 ROWS = 20_000  # that wait at most
 
-_KINDS = {"step": "INTEGER", **dict.fromkeys(("tensor", "shape", "dtype", "what"), "TEXT")}  # others are REAL
+_TEXT = ("tensor", "shape", "dtype", "what", "layer", "kind", "verdict")
+_TEXT = (*_TEXT, "fault", "where", "severity", "evidence", "remedy")
+_KINDS = {"step": "INTEGER", "examples": "INTEGER", **dict.fromkeys(_TEXT, "TEXT")}  # the others are REAL
 TABLES: Mapping[str, tuple[Column, ...]] = {
     "tensors": (
         Column("tensor"),
@@ -43,6 +45,48 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
         Column("gradient norm", about="||g||, as the optimizer got it"),
         Column("update norm", about="||W_after - W||"),
         Column("update ratio", "x", "||W_after - W|| / ||W||"),
+    ),
+    "values": (
+        Column("step"),
+        Column("tensor"),
+        Column("what", about="weight (before the step) or gradient"),
+        Column("min"),
+        Column("1 %", about="quantiles, and zeros, of 16,384 values at most, evenly spaced"),
+        Column("25 %"),
+        Column("median"),
+        Column("75 %"),
+        Column("99 %"),
+        Column("max"),
+        Column("zeros", "%"),
+        Column("not finite", "%"),
+    ),
+    "layers": (
+        Column("step"),
+        Column("layer"),
+        Column("kind"),
+        Column("verdict", about="of the signal and the gradient, against what came in and the end of the model"),
+        Column("rms", about="root mean square of the activation"),
+        Column("spread", about="rms of the activation after the mean over the examples is taken away"),
+        Column("gradient", about="rms of dL/d(activation)"),
+        Column("dead", "%", "units that are zero for the whole batch, after a rectifier"),
+        Column("saturated", "%", "activations at their limits"),
+        Column("peaked", "%", "queries of attention with 97 % on a single key"),
+        Column("drift", about="nats from the running statistics of a batch normalisation to the batch, median"),
+    ),
+    "noise": (
+        Column("step", about="the second of the two"),
+        Column("examples", about="in the batch of the step"),
+        Column("gradient square", about="|G|², estimated from the gradients of two steps in a row"),
+        Column("variance", about="tr(Σ), the variance of the gradient of one example"),
+        Column("noise scale", about="tr(Σ) / |G|² in examples, averaged over looks"),
+    ),
+    "faults": (
+        Column("step"),
+        Column("fault"),
+        Column("where"),
+        Column("severity"),
+        Column("evidence"),
+        Column("remedy"),
     ),
     "notes": (Column("step"), Column("what"), Column("value", about="as it was noted: a loss, an accuracy")),
 }
@@ -66,14 +110,20 @@ class Log:
         self._waiting: dict[str, list[tuple[Any, ...]]] = {name: [] for name in TABLES}
         self._written = time.monotonic()
         self.noted = 0  # the step to which a note belongs
+        self.listener: Callable[[str, float], None] | None = None  # is told of each note
         _create(self._base, meta or {})
 
     def note(self, **values: Any) -> None:
-        """Log numbers of this step: ``log.note(loss=loss)``. A tensor of one element is a number, too.
+        """Log numbers of this step: ``log.note(loss=loss)``, by which faults of the whole are found, or any others.
+
+        A tensor of one element is a number, too.
 
         They belong to the coming step of the optimizer if the model ran since the last one, else to that one.
         """
-        self.add("notes", [(self.noted, what, _number(what, value)) for what, value in values.items()])
+        rows = [(self.noted, what, _number(what, value)) for what, value in values.items()]
+        self.add("notes", rows)
+        for row in rows if self.listener is not None else ():
+            self.listener(*row[1:])
 
     def add(self, name: str, rows: Iterable[tuple[Any, ...]]) -> None:
         """Rows of the table of that name, a value for each column."""
@@ -158,8 +208,8 @@ def _to_cell(value: Any) -> Any:
     return "NaN" if value != value else value
 
 
-def _from_cell(value: Any) -> Any:
-    return math.nan if value == "NaN" else value
+def _from_cell(name: str, value: Any) -> Any:
+    return math.nan if value == "NaN" and name not in _TEXT else value
 
 
 def _read(base: sqlite3.Connection, name: str, tensor: str | None, where: str) -> Table:
@@ -177,5 +227,5 @@ def _read(base: sqlite3.Connection, name: str, tensor: str | None, where: str) -
     found = base.execute(f'SELECT * FROM "{name}" {chosen} ORDER BY rowid', values)
     names = [c.name for c in columns]
     meta = dict(base.execute("SELECT name, value FROM meta"))
-    rows = [dict(zip(names, map(_from_cell, row), strict=True)) for row in found]
+    rows = [{name: _from_cell(name, value) for name, value in zip(names, row, strict=True)} for row in found]
     return Table.of(f"watch, {name}", columns, rows, {**meta, "log": where})

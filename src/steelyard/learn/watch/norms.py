@@ -93,7 +93,7 @@ class Norms:
     def _read_gradients(self) -> None:
         """The norms of the gradients that are there and were not read yet in this step."""
         waiting = (name for name, known in zip(self.tensors, self.learning, strict=True) if not known)
-        found = {name: g for name in waiting if (g := _gradient(self.tensors[name])) is not None}
+        found = {name: g for name in waiting if (g := gradient_of(self.tensors[name])) is not None}
         if found:
             self.gradient += self._norms(found)
             self.learning[[self._places[n] for n in found]] = True
@@ -168,7 +168,7 @@ def _moves(p: Tensor) -> bool:
     return not is_lazy(p) and (p.requires_grad or p.grad is not None)
 
 
-def _gradient(p: Tensor) -> Tensor | None:
+def gradient_of(p: Tensor) -> Tensor | None:
     """The gradient; of a sparse one the values that are not left out."""
     gradient = None if is_lazy(p) else p.grad
     return gradient.coalesce().values() if gradient is not None and gradient.is_sparse else gradient

@@ -1,0 +1,108 @@
+"""Where numbers stop being finite: the first layer, found by running the model once more on the batch that showed it.
+
+Decides how the first place is found, forwards and then backwards. The model's buffers and torch's generators are as
+before afterwards. Knows nothing of logs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steelyard.learn.gauges import plain_name
+from steelyard.learn.passage import tensors_of
+
+
+@dataclass
+class _Calls:
+    """The modules without modules inside, in the order in which they ran, and the first one that broke."""
+
+    order: list[str] = field(default_factory=list)
+    first: tuple[str, str] | None = None
+
+
+@torch.no_grad()
+def origin(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, str]:
+    """The first layer at which a number is not finite, and how: call it while the weights are those of the batch.
+
+    Returns the layer's name and what is wrong there; the name is "inputs" for the batch itself, and "loss" where the
+    model and its gradients are finite up to its end.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    >>> with torch.no_grad(): _ = model[1].weight.fill_(torch.nan)
+    >>> origin(model, (torch.ones(1, 2),), {})
+    ('1', 'its weight holds numbers that are not finite')
+    """
+    if not all(map(_finite, tensors_of((args, kwargs)))):
+        return "inputs", "the inputs of the batch hold numbers that are not finite"
+    calls = _Calls()
+    with _untouched(model), _hooked(model, calls):
+        model(*args, **kwargs)
+    if calls.first is not None:
+        return calls.first
+    broken = {layer for layer, module in _layers(model) if not all(map(_finite, _gradients(module)))}
+    last = next((name for name in reversed(calls.order) if name in broken), None)
+    learning = [name for name in calls.order if any(True for _ in _gradients(dict(_layers(model))[name]))]
+    if last is None or last == learning[-1]:
+        return "loss", "all outputs of the model are finite, and the gradient of the loss is not"
+    return last, "its gradient is the first that is not finite on the way back, after finite outputs of every layer"
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that have no modules inside but those that make their own weights, by their plain names."""
+    for name, module in model.named_modules():
+        inside = [child for n, child in module.named_children() if n != "parametrizations"]
+        if (not inside or isinstance(module, nn.MultiheadAttention)) and ".parametrizations" not in f".{name}":
+            yield plain_name(name), module
+
+
+@contextmanager
+def _hooked(model: nn.Module, calls: _Calls) -> Iterator[None]:
+    handles = [module.register_forward_hook(_watcher(name, calls)) for name, module in _layers(model)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _watcher(name: str, calls: _Calls) -> Any:
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        calls.order.append(name)
+        if calls.first is None and not all(map(_finite, tensors_of(output))):
+            broken = [n for n, p in module.named_parameters() if not _finite(p)]
+            if broken:
+                text = f"its {plain_name(broken[0])} holds numbers that are not finite"
+            elif all(map(_finite, tensors_of(args))):
+                text = "its outputs are the first that are not finite, its weights and inputs are"
+            else:
+                text = "its inputs are the first that are not finite: what runs before it made them so"
+            calls.first = name, text
+
+    return hook
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    held = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with torch.random.fork_rng(devices=sorted({b.device.index for b, _ in held if b.device.type == "cuda"})):
+            yield
+    finally:
+        for buffer, before in held:
+            buffer.copy_(before)
+
+
+def _gradients(module: nn.Module) -> Iterator[Tensor]:
+    for p in module.parameters():
+        if p.grad is not None:
+            yield p.grad
+
+
+def _finite(x: Tensor) -> bool:
+    return bool(torch.isfinite(x.detach().coalesce().values() if x.is_sparse else x.detach()).all())
