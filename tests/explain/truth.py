@@ -241,7 +241,7 @@ def _taken_apart() -> Case:
     for i in range(2):
         for part, place in (("q", "rows 0 to 23"), ("k", "rows 24 to 31"), ("v", "rows 32 to 39")):
             truth[f"h.{i}.{part}_proj.weight"] = ("split", f"{place} of 'h.{i}.qkv.weight'")
-            truth[f"h.{i}.{part}_proj.bias"] = ("split", f"of 'h.{i}.qkv.bias'")
+            truth[f"h.{i}.{part}_proj.bias"] = ("split", f"{place.replace('rows', 'elements')} of 'h.{i}.qkv.bias'")
     return Case("split q, k, v", Weights.of(_fused(b)), Weights.of(b), truth, HELD)
 
 

@@ -35,9 +35,14 @@ class Joined:
         """Where a part lies in the whole, in words."""
         at = self.places[self.parts.index(part)]
         if at is None:
-            return f"{self.how} in turn with those of others"
-        count = 1 if self.how == "slices" else _lines(part, self.how)
-        return f"{self.how} {at} to {at + count - 1}" if count > 1 else f"{self.how.removesuffix('s')} {at}"
+            return f"{self._lines} in turn with those of others"
+        count = 1 if self.how == "slices" else part.spec.shape[self.how == "columns"]
+        return f"{self._lines} {at} to {at + count - 1}" if count > 1 else f"{self._lines.removesuffix('s')} {at}"
+
+    @property
+    def _lines(self) -> str:
+        """What the parts are made of, in words."""
+        return self.how if len(self.whole.spec.shape) > 1 else "elements"
 
     @property
     def told(self) -> str:
@@ -46,8 +51,8 @@ class Joined:
         shown = names if len(names) <= SHOWN else [*names[: SHOWN - 1], f"{len(names) - SHOWN + 1} others"]
         listed = f"{', '.join(shown[:-1])} and {shown[-1]}"
         if None in self.places:
-            return f"holds the {self.how} of {listed}, in turn"
-        return f"holds {listed}, {'as its slices' if self.how == 'slices' else f'their {self.how} after each other'}"
+            return f"holds the {self._lines} of {listed}, in turn"
+        return f"holds {listed}, {'as its slices' if self.how == 'slices' else f'their {self._lines} after each other'}"
 
 
 def joined(wholes: Sequence[Weight], parts: Sequence[Weight]) -> list[Joined]:
@@ -152,10 +157,6 @@ def _numbers(weight: Weight, how: str) -> np.ndarray:
         return sums(weight, (1, weight.spec.size)).rows
     found = sums(weight)
     return found.columns if how == "columns" or len(weight.spec.shape) < 2 else found.rows
-
-
-def _lines(part: Weight, how: str) -> int:
-    return part.spec.shape[1] if how == "columns" else part.spec.shape[0]
 
 
 def _shared(name: str, other: str) -> int:
