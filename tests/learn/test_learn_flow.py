@@ -318,3 +318,43 @@ def test_what_a_branch_holds() -> None:
     assert [b.crosses for b in (one, two, three)] == [False, True, False]
     assert [b.depth for b in (one, two, three)] == [2, 2, 2]
     assert len({b.stream for b in (one, two, three)}) == 1
+
+
+class Counting(nn.Module):
+    """An activation that keeps a count, with a part inside it that is in another mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+        self.inner = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        return torch.tanh(self.inner(x))
+
+
+def test_trying_an_activation_leaves_it_as_it_was() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), Counting())
+    model[1].train(False)
+    model[1].inner.train(True)
+    for batch in (X, None):
+        assert flow(model, batch).layers["0"].name == "tanh"
+        assert float(model[1].count) == 0
+        assert [m.training for m in model.modules()] == [True, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("layer", "batch"),
+    [
+        (nn.Linear(8, 3), X),
+        (nn.Conv1d(2, 3, 3), torch.zeros(1, 2, 8)),
+        (nn.LSTM(8, 4), X),
+        (nn.Embedding(8, 4), torch.zeros(2, dtype=torch.long)),
+        (nn.MultiheadAttention(8, 2), (X, X, X)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_model_that_is_a_layer(layer: nn.Module, batch: Any) -> None:
+    expected = ["", "out_proj"] if isinstance(layer, nn.MultiheadAttention) else [""]
+    for given in (batch, None):
+        assert list(flow(layer, given).layers) == expected

@@ -69,7 +69,7 @@ def ruined(model: nn.Module) -> nn.Module:
 
 
 X = noise(16, 4)
-SCHEMES = ["he", "lecun(gain=auto)", "orthogonal", "data"]
+SCHEMES = ["he", "lecun(gain=auto)", "orthogonal", "data", "auto"]
 # the model, the batch, the message; for every scheme
 FAILING: dict[str, tuple[Callable[[], nn.Module], Any, str]] = {
     "a model that cannot run the batch": (Net, noise(16, 5), "fails.*: RuntimeError: mat1 and mat2 shapes"),

@@ -143,7 +143,8 @@ def _centred(found: Mapping[str, nn.Module], graph: Graph, wanted: list[str]) ->
     """Of the layers `wanted` those after which every next layer is a plain one with a bias, and these."""
     calls: dict[str, list[Operation]] = {}
     for op in graph.operations:
-        calls.setdefault(op.layer, []).append(op)
+        if op.layer is not None:
+            calls.setdefault(op.layer, []).append(op)
     able = {
         name
         for name, layer in found.items()

@@ -62,7 +62,7 @@ def branches(graph: Graph) -> list[Branch]:
         _carry(side)
         earlier = _sum_before(side.by_passed, streams)
         streams[op] = len(set(streams.values())) if earlier is None else earlier
-        layers = [o.layer for o in sorted(side.carried, key=lambda o: o.order) if o.layer]
+        layers = [o.layer for o in sorted(side.carried, key=lambda o: o.order) if o.layer is not None]
         names = tuple(dict.fromkeys(layers))
         found.append(Branch(names, side.ends, _depth(side.carried), streams[op], side.crosses))
     return found
@@ -93,7 +93,7 @@ def _branch_of(first: Operation, second: Operation) -> _Side | None:
                 heapq.heappush(waiting, (-source.order, source))
             for side, count in zip(fewest, counts, strict=True):
                 if count is not None:
-                    side[source] = min(side.get(source, count + 1), count + bool(op.layer))
+                    side[source] = min(side.get(source, count + 1), count + (op.layer is not None))
     if shortcut is None:
         return None
     found, op = shortcut
@@ -108,7 +108,7 @@ def _last_layers(side: _Side) -> Iterator[tuple[str, str]]:
         if op in seen or op in side.other:
             continue
         seen.add(op)
-        if op.layer:
+        if op.layer is not None:
             yield op.layer, norm
             continue
         what = kind(op)
@@ -147,7 +147,7 @@ def _carriers(op: Operation) -> tuple[Operation, ...]:
 def _depth(carried: set[Operation]) -> int:
     depths: dict[Operation, int] = {}
     for op in sorted(carried, key=lambda o: o.order):
-        depths[op] = bool(op.layer) + max((depths.get(source, 0) for source in op.sources), default=0)
+        depths[op] = (op.layer is not None) + max((depths.get(source, 0) for source in op.sources), default=0)
     return max(depths.values(), default=0)
 
 
@@ -158,7 +158,7 @@ def _sum_before(op: Operation, streams: Mapping[Operation, int]) -> int | None:
         op = waiting.pop()
         if op in streams:
             return streams[op]
-        if op not in seen and not op.layer:
+        if op not in seen and op.layer is None:
             seen.add(op)
             waiting.extend(op.sources)
     return None

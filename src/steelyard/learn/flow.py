@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from steelyard.errors import ModelError
 from steelyard.learn.branches import Branch, branches
+from steelyard.learn.gain import activation
 from steelyard.learn.kinds import kind
 from steelyard.learn.matrices import RECURRENT
-from steelyard.learn.pointwise import affine, composed, elementwise, named
+from steelyard.learn.pointwise import affine, composed, elementwise
 from steelyard.learn.task import Batch
 from steelyard.learn.tracing import Graph, Operation, record, symbolic
 
@@ -92,8 +93,8 @@ def flow_of(graph: Graph) -> Flow:
     for branch in found:
         ends |= branch.ends
     places: dict[str, Place] = {}
-    calls = [op for op in graph.operations if op.layer]
-    names = list(dict.fromkeys(op.layer for op in calls))
+    calls = [op for op in graph.operations if op.layer is not None]
+    names = list(dict.fromkeys(op.layer for op in calls if op.layer is not None))
     for order, name in enumerate(names, 1):
         mine = [op for op in calls if op.layer == name]
         places[name] = Place(name, order, len(mine), *_follow(mine[0]), name in ends, ends.get(name, ""))
@@ -110,7 +111,7 @@ def _follow(start: Operation) -> tuple[Activation | None, str, tuple[str, ...]]:
     """The activation after a layer, its name, and what lies between: of what uses its output, the earliest."""
     if isinstance(start.call, RECURRENT):
         shape = getattr(start.call, "nonlinearity", "")  # of plain cells; others have gates
-        return (named(shape), shape, ()) if shape else (None, "gates", ())
+        return (activation(shape), shape, ()) if shape else (None, "gates", ())
     if isinstance(start.call, nn.MultiheadAttention):
         return None, "attention", ()
     waiting: list[tuple[int, int, Operation, tuple[str, ...], tuple[Activation, str] | None]] = []
@@ -121,9 +122,8 @@ def _follow(start: Operation) -> tuple[Activation | None, str, tuple[str, ...]]:
         for op in (point, *region):
             if op is not point and op.uses and all(use in region for use in op.uses):
                 continue
-            function, label = _composed(point, op, region)
-            if op is not point and not affine(function):
-                heapq.heappush(waiting, (op.order, len(seen), op, between, (function, label)))
+            if op is not point and not affine((met := _composed(point, op, region))[0]):
+                heapq.heappush(waiting, (op.order, len(seen), op, between, met))
                 continue
             for use in op.uses:
                 if use not in region:
@@ -131,16 +131,16 @@ def _follow(start: Operation) -> tuple[Activation | None, str, tuple[str, ...]]:
 
     go_on(start, ())
     while waiting:
-        _, _, op, between, activation = heapq.heappop(waiting)
-        if activation is not None:
-            return activation[0], activation[1], between
+        _, _, op, between, met = heapq.heappop(waiting)
+        if met is not None:
+            return met[0], met[1], between
         if op in seen:
             continue
         seen.add(op)
         if (module := _activation_module(op)) is not None:
             return module[0], module[1], between
         what = kind(op)
-        if op.layer or what == "end":
+        if op.layer is not None or what == "end":
             break
         go_on(op, (*between, what) if what else between)
     return None, "linear", ()
@@ -164,7 +164,7 @@ def _region(point: Operation) -> list[Operation]:
     heapq.heapify(waiting)
     while waiting:
         _, op = heapq.heappop(waiting)
-        if op in region or op.layer or not all(s is point or s in region for s in op.sources):
+        if op in region or op.layer is not None or not all(s is point or s in region for s in op.sources):
             continue
         if elementwise(op):
             region.append(op)

@@ -68,7 +68,7 @@ def pairs(
     """
     calls: dict[str, list[Operation]] = {}
     for op in graph.operations:
-        if op.layer:
+        if op.layer is not None:
             calls.setdefault(op.layer, []).append(op)
     able = {name for name, mine in calls.items() if len(mine) == 1 and is_plain(found[name])}
     able = {name for name in able if is_started(found[name].weight)}  # frozen ones keep what they have
@@ -95,7 +95,7 @@ def reached(start: Operation, outputs: Sequence[Operation]) -> set[str]:
     waiting, seen = [start], set()
     while waiting:
         op = waiting.pop()
-        if op is not start and op.layer:
+        if op is not start and op.layer is not None:
             found.add(op.layer)
         elif op not in seen:
             seen.add(op)

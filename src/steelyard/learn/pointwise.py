@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from steelyard.learn.gain import NAMED, OTHERS, activation
 from steelyard.learn.tracing import Operation, swap
+from steelyard.learn.unharmed import unmoved
 
 # Those of several tensors; what acts on one tensor is tried.
 COMBINE = {"add", "sub", "rsub", "mul", "div", "rdiv", "truediv", "true_divide", "pow", "rpow", "where", "maximum"}
@@ -72,21 +73,14 @@ def vanishing(function: Callable[[Tensor], Tensor]) -> bool:
     return found is not None and bool((found.abs() < 1e-9).all())
 
 
-def named(name: str) -> Callable[[Tensor], Tensor]:
-    """The activation of a name; see `steelyard.learn.gain.activation`."""
-    return activation(name)
-
-
 def _applied(op: Operation, values: dict[Operation, Tensor]) -> Any:
     """The result of one operation on other numbers, which it cannot change in place."""
     args, kwargs = swap((op.args, dict(op.kwargs)), lambda a: values[a].clone() if isinstance(a, Operation) else a)
     if isinstance(op.call, nn.Module):
-        before = op.call.training
-        op.call.train(False)
-        try:
+        with unmoved(op.call):
+            for module in op.call.modules():
+                module.training = False
             return op.call(*args, **kwargs)
-        finally:
-            op.call.train(before)
     assert op.call is not None
     return op.call(*args, **kwargs)
 

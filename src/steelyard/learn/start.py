@@ -118,7 +118,7 @@ def init_(
         if scheme == "auto":
             from steelyard.learn.auto import start_auto
 
-            return start_auto(model, found, batch, passes, seed)
+            return _with_kept(start_auto(model, found, batch, passes, seed), model)
         said = draw(model, found, init, seed, chosen)
         if data:
             from steelyard.learn.datadriven import scale_by_data

@@ -34,7 +34,7 @@ class Operation:
     call: Callable[..., Any] | None = None  # None: an input of the model
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    layer: str = ""  # the layer with weights whose call it is
+    layer: str | None = None  # the layer with weights whose call it is; the model itself has the name ''
     module: str = ""  # the other module whose call it is
     sources: tuple[Operation, ...] = ()
     uses: list[Operation] = field(default_factory=list)
@@ -48,7 +48,14 @@ class Graph:
         self.outputs: list[Operation] = []  # those whose tensors the model returns
 
     def add(
-        self, name: str, call: Any = None, args: Any = (), kwargs: Any = None, *, layer: str = "", module: str = ""
+        self,
+        name: str,
+        call: Any = None,
+        args: Any = (),
+        kwargs: Any = None,
+        *,
+        layer: str | None = None,
+        module: str = "",
     ) -> Operation:
         """One more operation; its sources are the operations among its arguments."""
         kwargs = kwargs or {}
@@ -87,11 +94,15 @@ def record(model: nn.Module, arguments: tuple[Any, ...]) -> Graph:
 def symbolic(model: nn.Module) -> Graph:
     """The same without a batch, by torch.fx; raises ModelError where that cannot follow the model."""
     found = layers(model)
+    graph = Graph()
+    if "" in found:  # the model is a layer itself
+        graph.outputs.append(graph.add_layer("", model, (graph.add("input"),)))
+        return graph
     try:
-        traced = _Tracer(found).trace(model)
+        with unmoved(model):
+            traced = _Tracer(found).trace(model)
     except Exception as error:  # torch.fx runs the user's code on stand-ins; it may raise anything
         raise ModelError(f"torch.fx cannot follow {type(model).__name__}: {_first_line(error)}") from error
-    graph = Graph()
     made: dict[fx.Node, Any] = {}
     owners = _owners(found)
     for node in traced.nodes:
@@ -170,7 +181,7 @@ class _Recorder(TorchFunctionMode):  # type: ignore[misc]
         swapped = self._swapped(args), self._swapped(kwargs)
         result = func(*args, **kwargs)
         layer = _owner(name, args, self.owners)
-        if (layer or any(True for _ in _operations(swapped))) and any(True for _ in _tensors(result)):
+        if (layer is not None or any(True for _ in _operations(swapped))) and any(True for _ in _tensors(result)):
             self._note(result, self.graph.add(name, func, *swapped, layer=layer))
         return result
 
@@ -219,10 +230,10 @@ def _owners(found: Mapping[str, nn.Module]) -> dict[int, str]:
     return owners
 
 
-def _owner(name: str, args: Any, owners: Mapping[int, str]) -> str:
+def _owner(name: str, args: Any, owners: Mapping[int, str]) -> str | None:
     if name in FUNCTIONS or name.startswith("conv"):
-        return next((owners[id(a)] for a in args if isinstance(a, Tensor) and id(a) in owners), "")
-    return ""
+        return next((owners[id(a)] for a in args if isinstance(a, Tensor) and id(a) in owners), None)
+    return None
 
 
 def _is_fresh(name: str) -> bool:
