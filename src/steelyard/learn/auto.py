@@ -15,12 +15,13 @@ from torch import nn
 
 from steelyard.core.table import Column, Table
 from steelyard.init import scheme_of
-from steelyard.learn.datadriven import COLUMNS, batch_arguments, mean_cosine, scale_by_data, tensors_in
+from steelyard.learn.datadriven import COLUMNS, mean_cosine, scale_by_data, tensors_in
 from steelyard.learn.depth import Function, calm, is_deep, odd_part
 from steelyard.learn.flow import Flow, Place, flow_of
 from steelyard.learn.matrices import ATTENTION, is_started, matrices
 from steelyard.learn.pairs import Halves, is_plain, pairs, reached
 from steelyard.learn.start import draw
+from steelyard.learn.task import batch_arguments
 from steelyard.learn.tracing import Graph, Operation, record
 
 AWAY = 0.02  # of a standard deviation from its target, relative

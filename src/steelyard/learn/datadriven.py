@@ -21,7 +21,7 @@ from steelyard.learn.calling import calling
 from steelyard.learn.evaluate import unfused
 from steelyard.learn.gates import cell_sums, depths
 from steelyard.learn.matrices import ATTENTION, is_started, matrices, unit_axis
-from steelyard.learn.task import Batch
+from steelyard.learn.task import batch_arguments
 
 TOLERANCE = 0.02  # of a standard deviation around 1
 DROPPING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -371,12 +371,6 @@ def _scale_cell(cell: nn.RNNCellBase, args: Any, wanted: float, name: str) -> fl
     ratio = wanted / float(_spread(cell_sums(cell, args), name))
     cell.weight_ih.detach().mul_(ratio)
     return ratio
-
-
-def batch_arguments(batch: Any) -> tuple[Any, ...]:
-    if isinstance(batch, Batch):
-        return batch.arguments
-    return batch if type(batch) is tuple else (batch,)
 
 
 def mean_cosine(outputs: Tensor) -> float | None:

@@ -20,7 +20,7 @@ from steelyard.learn.gain import activation
 from steelyard.learn.kinds import kind
 from steelyard.learn.matrices import RECURRENT
 from steelyard.learn.pointwise import affine, composed, elementwise
-from steelyard.learn.task import Batch
+from steelyard.learn.task import batch_arguments
 from steelyard.learn.tracing import Graph, Operation, record, symbolic
 
 Activation = Callable[[Tensor], Tensor]
@@ -78,7 +78,7 @@ def flow(model: nn.Module, batch: Any = None) -> Flow:
     [('0', 'gelu', ('norm',)), ('3', 'linear', ())]
     """
     try:
-        graph = symbolic(model) if batch is None else record(model, _arguments(batch))
+        graph = symbolic(model) if batch is None else record(model, batch_arguments(batch))
     except ModelError as error:
         if batch is None:
             return Flow({}, unknown=str(error))
@@ -99,12 +99,6 @@ def flow_of(graph: Graph) -> Flow:
         mine = [op for op in calls if op.layer == name]
         places[name] = Place(name, order, len(mine), *_follow(mine[0]), name in ends, ends.get(name, ""))
     return Flow(places, tuple(found))
-
-
-def _arguments(batch: Any) -> tuple[Any, ...]:
-    if isinstance(batch, Batch):
-        return batch.arguments
-    return batch if type(batch) is tuple else (batch,)
 
 
 def _follow(start: Operation) -> tuple[Activation | None, str, tuple[str, ...]]:

@@ -45,6 +45,16 @@ class Batch:
         return Batch(inputs, self.targets.to(device), weight)
 
 
+def batch_arguments(batch: Any) -> tuple[Any, ...]:
+    """The arguments that a model is called with: those of a Batch, those in a tuple, or the one thing that it is.
+
+    A PackedSequence is one thing, though it is a kind of tuple.
+    """
+    if isinstance(batch, Batch):
+        return batch.arguments
+    return batch if type(batch) is tuple else (batch,)
+
+
 class Checked:
     """A source of batches that gives nothing but a Batch."""
 
