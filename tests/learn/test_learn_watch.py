@@ -9,6 +9,8 @@ import sqlite3
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import steelyard as sy
 from steelyard.errors import FormatError, ModelError, UnknownNameError, WeightsError
@@ -172,6 +174,31 @@ def test_what_happens_between_the_steps_is_no_part_of_an_update():
     assert set(log.table("norms").column("update norm")) == {0.0}
     sizes = log.table("norms", tensor="weight").column("weight norm")
     assert sizes[1] == pytest.approx(sizes[0] / 2)
+
+
+def test_sharded_tensors_have_the_norms_of_the_whole():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        logs = []
+        for sharded in (False, True):
+            model = net()
+            if sharded:
+                fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+            torch.manual_seed(3)
+            with watch(model, optimizer) as log:
+                for x, y in data(3):
+                    optimizer.zero_grad()
+                    nn.functional.cross_entropy(model(x), y).backward()
+                    optimizer.step()
+            logs.append(log)
+    finally:
+        torch.distributed.destroy_process_group()
+    plain, sharded = (log.table("norms") for log in logs)
+    for column in ("weight norm", "gradient norm", "update norm"):
+        assert sharded.column(column) == pytest.approx(plain.column(column), rel=1e-12)
+    assert [log.table("faults").rows for log in logs] == [(), ()]
+    assert len(logs[0].table("values").rows) == len(logs[1].table("values").rows)
 
 
 def test_several_optimizers_make_one_step():

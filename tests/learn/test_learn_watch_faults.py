@@ -96,7 +96,8 @@ def test_dead_relus():
     (row,) = log.table("faults").rows
     assert (row["fault"], row["where"], row["step"], row["severity"]) == ("dead ReLU", "2", 2, "warning")
     assert row["evidence"].startswith("12 of 16 units are zero") or row["evidence"].startswith("13 of 16")
-    assert [fault.fault for fault in told] == ["dead ReLU"]
+    assert str(told[0]).startswith("step 2: dead ReLU in 2: 1")
+    assert str(told[0]).endswith(f"3 batches; {row['remedy']}")
     layers = [r for r in log.table("layers").rows if r["layer"] == "2"]
     assert layers[0]["dead"] >= 12 / 16
     assert {r["step"] for r in layers} == {0, 1, 2, 4, 8, 16}

@@ -66,6 +66,14 @@ class Fault:
     evidence: str
     remedy: str
 
+    @property
+    def text(self) -> str:
+        """What, where, how it shows and what to do, in one line."""
+        return f"{self.fault} in {self.where}: {self.evidence}; {self.remedy}"
+
+    def __str__(self) -> str:
+        return f"step {self.step}: {self.text}"
+
 
 @dataclass
 class Faults:

@@ -11,8 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from steelyard.learn.watch.norms import is_sharded
+
 SAMPLE = 16_384  # values, evenly spaced, from which quantiles are taken: one of p is off by sqrt(p (1 - p) / 16384)
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
+
+
+def shard(x: Tensor) -> Tensor:
+    """What this process holds of a tensor: all of it, unless it is sharded."""
+    return x.to_local() if is_sharded(x) else x
 
 
 @torch.no_grad()
@@ -25,7 +32,7 @@ def spread(x: Tensor) -> tuple[float | None, ...]:
     >>> [round(x, 2) for x in spread(torch.tensor([0.0, 1.0, 2.0, 3.0, torch.nan]))]
     [0.0, 0.03, 0.75, 1.5, 2.25, 2.97, 3.0, 0.25, 0.2]
     """
-    x = x.detach().reshape(-1)
+    x = shard(x.detach()).reshape(-1)
     x = x.abs() if x.is_complex() else x
     if not x.numel():
         return (None,) * (len(QUANTILES) + 4)

@@ -7,6 +7,7 @@ Knows nothing of hooks or logs.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -185,6 +186,12 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.device.type == "cpu" or x.dtype in (torch.float64, torch.complex128) else torch.float32
 
 
+def is_sharded(x: Tensor) -> bool:
+    """Whether it is a DTensor, of which each process holds a shard (FSDP2, tensor parallelism)."""
+    module = sys.modules.get("torch.distributed.tensor")  # not imported for those who have none
+    return module is not None and isinstance(x, module.DTensor)
+
+
 def _norm(x: Tensor) -> Tensor:
     x = torch.view_as_real(x) if x.is_complex() else x
     return torch.linalg.vector_norm(x, dtype=_wide(x))
@@ -194,13 +201,16 @@ def _distance(x: Tensor, y: Tensor) -> Tensor:
     """||x - y||, the difference taken without rounding a piece at a time."""
     x, y = (torch.view_as_real(t) if t.is_complex() else t for t in (x, y))
     wide = _wide(x)
+    if is_sharded(x):
+        return torch.linalg.vector_norm(x.to(wide) - y.to(wide))
     pieces = zip(x.reshape(-1).split(PIECE), y.reshape(-1).split(PIECE), strict=True)
     found = [torch.linalg.vector_norm(a.to(wide) - b.to(wide)) for a, b in pieces]
     return torch.linalg.vector_norm(torch.stack(found)) if found else torch.zeros((), dtype=wide)
 
 
 def _numbers(values: Sequence[Tensor]) -> list[float]:
-    """0-dimensional tensors as numbers: one wait for each device."""
+    """0-dimensional tensors as numbers: one wait for each device. Those of shards are put together by all processes."""
+    values = [v.full_tensor() if is_sharded(v) else v for v in values]
     numbers = [0.0] * len(values)
     for kind in {(v.device, v.dtype) for v in values}:
         places = [i for i, v in enumerate(values) if (v.device, v.dtype) == kind]

@@ -23,7 +23,7 @@ from steelyard.learn.gauges import plain_name
 from steelyard.learn.watch.faults import Fault, Faults
 from steelyard.learn.watch.log import Log
 from steelyard.learn.watch.looks import Noise, spread
-from steelyard.learn.watch.norms import Norms, Readings, gradient_of
+from steelyard.learn.watch.norms import Norms, Readings, gradient_of, is_sharded
 from steelyard.learn.watch.origin import origin
 from steelyard.learn.watch.sinks import Sink, sink
 from steelyard.learn.watch.suspects import NARROW, Lookups, Ties, layers_of, lost_share, reasons
@@ -144,7 +144,8 @@ class Watch:
             self.log.add("noise", [(self._step, self._examples or None, square, variance, scale)])
             self.faults.agreed(self._step, square, self.noise.mean_square)
         if self._due:
-            self.noise.first(gradients)
+            if not any(map(is_sharded, gradients.values())):
+                self.noise.first(gradients)
             ready = {n: p for n, p in self.norms.tensors.items() if not is_lazy(p)}
             for what, values in (("weight", ready), ("gradient", gradients)):
                 self.log.add("values", [(self._step, name, what, *spread(x)) for name, x in values.items()])
@@ -197,7 +198,7 @@ class Watch:
         for fault in faults:
             self.log.add("faults", [astuple(fault)])
             for one in self.sinks:
-                one.fault(fault.step, f"{fault.fault} in {fault.where}: {fault.evidence}; {fault.remedy}")
+                one.fault(fault.step, fault.text)
             if self.tell is not None:
                 self.tell(fault)
 
@@ -281,7 +282,8 @@ def watch(
     At some steps, a look: how the values of each tensor are spread, what each layer does (scale of its activations and
     their gradients, dead units, activations and attention at their limits, the drift of batch normalisations), and
     the gradient noise scale, from the gradients of this step and the next. A look costs about one more reading of all
-    activations and a copy of the gradients until the next step. A compiled model is not tapped.
+    activations and a copy of the gradients until the next step. A compiled model is not tapped. Of sharded tensors
+    (FSDP2) norms are of the whole, values those of this process, and there is no noise scale.
 
     Faults are named, each with its layer, evidence and remedy: NaN with the first layer, signals and gradients that
     vanish or explode, dead ReLUs, saturated activations and attention, frozen layers, updates lost in bfloat16,

@@ -15,6 +15,8 @@ from torch.nn.parameter import is_lazy
 
 from steelyard.learn.gauges import plain_name
 from steelyard.learn.watch.faults import NO_GRADIENT, NOT_HELD, TOO_SMALL, ZERO_GRADIENT, ZERO_RATE
+from steelyard.learn.watch.looks import shard
+from steelyard.learn.watch.norms import is_sharded
 
 NARROW = (torch.bfloat16, torch.float16)
 
@@ -45,7 +47,7 @@ def reasons(tensors: Mapping[str, Tensor], optimizers: Sequence[torch.optim.Opti
             return NO_GRADIENT
         if float(rates[id(p)]) == 0:
             return ZERO_RATE
-        return TOO_SMALL if p.grad.is_sparse or bool(p.grad.any()) else ZERO_GRADIENT
+        return TOO_SMALL if p.grad.is_sparse or bool(shard(p.grad).any()) else ZERO_GRADIENT
 
     return [reason(p) for p in tensors.values()]
 
@@ -63,9 +65,9 @@ def lost_share(p: Tensor, before: Tensor) -> float | None:
     """
     if p.grad is None or p.grad.is_sparse:
         return None
-    pulled = p.grad != 0
+    pulled = shard(p.grad) != 0
     count = int(pulled.sum())
-    return int((pulled & (p.detach() == before)).sum()) / count if count else None
+    return int((pulled & (shard(p.detach()) == shard(before))).sum()) / count if count else None
 
 
 @dataclass
@@ -91,7 +93,9 @@ class Ties:
                 self.pairs.append((first[id(p)], name))
         tables: list[tuple[str, Tensor]] = []
         for name, module in self.model.named_modules():
-            if isinstance(module, (nn.Embedding, nn.Linear)) and not is_lazy(module.weight):
+            if isinstance(module, (nn.Embedding, nn.Linear)) and not (
+                is_lazy(module.weight) or is_sharded(module.weight)
+            ):
                 own = f"{name}.weight" if name else "weight"
                 for other, p in tables:
                     if p is not module.weight and _alike(p, module.weight):
