@@ -86,6 +86,7 @@ _EXPORTS: dict[str, str] = {
     "ancestor": "explain.diff.lineage:ancestor",
     "statistics": "explain.statistics:statistics",
     "signal": "explain.signal:signal",
+    "compare_starts": "explain.starts:compare_starts",
     "contributions": "explain.contributions:contributions",
     "coefficients": "explain.coefficients:coefficients",
     "filters": "explain.filters:filters",
@@ -131,6 +132,7 @@ if TYPE_CHECKING:
     from steelyard.explain.inventory import inventory as inventory
     from steelyard.explain.signal import signal as signal
     from steelyard.explain.spectra import spectra as spectra
+    from steelyard.explain.starts import compare_starts as compare_starts
     from steelyard.explain.statistics import statistics as statistics
     from steelyard.formats import open as open
     from steelyard.formats import write as write

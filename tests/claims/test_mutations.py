@@ -14,7 +14,7 @@ from steelyard.claims.check import Check, Outcome, run_check
 from steelyard.claims.material import digits
 from steelyard.core.weights import Weights
 from steelyard.edit.share import Share
-from steelyard.explain import address, affine, counts, gradients, recurrent, signal, signed
+from steelyard.explain import address, affine, counts, gradients, recurrent, signal, signed, tangent
 from steelyard.explain.linear import fit_logistic
 from steelyard.init.he import He
 from steelyard.learn import alarm, auto, datadriven, symmetry, verdicts
@@ -167,6 +167,10 @@ def _dropped_tensor(patch: Patch) -> None:
 
 def _forgetful(patch: Patch) -> None:
     patch.setattr(b_learning, "train", lambda *_, **__: None)
+
+
+def _by_loss(patch: Patch) -> None:
+    patch.setattr(tangent.Tangent, "taught", lambda self: self.loss)
 
 
 def _half_variance(patch: Patch) -> None:
@@ -376,6 +380,7 @@ MUTATIONS: list[tuple[str, Callable[[Patch], None], str]] = [
     ("B10", _untied_units, "constant start, hidden rank"),
     ("B11", _dropped_tensor, "largest logit difference"),
     ("B11", _forgetful, "accuracy on random labels"),
+    ("C1", _by_loss, "tau-b"),
     ("C2", _half_variance, "He flagged"),
     ("C2", _no_verdict, "Xavier flagged"),
     ("C3", _no_verdict, "default starts without an alarm"),
