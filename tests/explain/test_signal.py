@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.checkpoint import checkpoint
 
 from steelyard.errors import ModelError
 from steelyard.explain.signal import signal
+from steelyard.learn.task import Batch
 from steelyard.learn.tasks import task
 
 loss = functional.cross_entropy
@@ -362,8 +364,7 @@ def test_saturated_attention_is_seen_in_the_module_in_the_function_and_by_hand()
 
 def test_the_entropy_is_that_of_the_attention() -> None:
     torch.manual_seed(0)
-    layer, x = nn.MultiheadAttention(8, 2, batch_first=True), torch.randn(3, 5, 8)
-    layer(x, x, x)
+    layer, x = nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True), torch.randn(3, 5, 8)
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -373,7 +374,8 @@ def test_the_entropy_is_that_of_the_attention() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.attention(x, x, x, need_weights=False)[0].mean(1)
 
-    weights = layer(x, x, x, average_attn_weights=False)[1].detach()
+    weights = layer.eval()(x, x, x, average_attn_weights=False)[1].detach()
+    layer.train()
     entropy = -(weights * weights.log()).sum(-1).mean() / torch.tensor(5.0).log()
     table = signal(Net(), (x, torch.zeros(3, dtype=torch.long)), loss)
     assert table.rows[0]["entropy"] == pytest.approx(float(entropy), rel=1e-5)
@@ -442,6 +444,28 @@ def test_nothing_of_the_model_is_changed() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
 
+def test_examples_that_count_nothing_have_no_gradient() -> None:
+    net, (x, y) = mlp(None, nn.Tanh), batch()
+    half = Batch(x, y, (torch.arange(len(y)) < 100).float())
+    weighed = signal(net, half, lambda outputs, targets: loss(outputs, targets, reduction="none"))
+    alone = signal(net, (x[:100], y[:100]), loss)
+    assert weighed.column("weight gradient") == pytest.approx(alone.column("weight gradient"))
+
+
+def test_the_second_pass_of_a_checkpoint_is_not_counted() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = mlp(None, nn.ReLU), nn.Linear(10, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(checkpoint(self.body, x, use_reentrant=False))
+
+    table = signal(Net(), batch(), loss)
+    assert table.column("calls") == [1] * 4
+    assert all(table.column("gradient"))
+
+
 def test_what_cannot_be_followed() -> None:
     with pytest.raises(ModelError, match="no layer with weights"):
         signal(nn.Flatten(), batch(10), loss)
@@ -457,6 +481,8 @@ def test_what_cannot_be_followed() -> None:
         signal(net, (x[:, :3], y), loss)
     with pytest.raises(ModelError, match="the loss fails"):
         signal(net, (x, y[:3]), loss)
+    with pytest.raises(ModelError, match=r"is a Tensor, expected a pair: \(inputs, targets\)"):
+        signal(net, x, loss)
     with pytest.raises(ModelError, match="no shape yet"):
         signal(nn.LazyLinear(10), (x, y), loss)
     with pytest.raises(ModelError, match="meta device"):

@@ -208,6 +208,23 @@ def test_what_is_frozen_or_unused_on_purpose_raises_no_alarm() -> None:
     assert alarms(Net()) == []
 
 
+def test_a_way_on_which_nothing_is_lost_is_enough() -> None:
+    """Small queries and keys beside values: their gradients are small by nature."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 10)
+            for layer in (self.q, self.k):
+                nn.init.normal_(layer.weight, std=1e-3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.unflatten(1, (8, 8))
+            return self.head(functional.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x)).mean(1))
+
+    assert alarms(Net(), 1e-4) == []
+
+
 def test_a_cell_learns_from_its_late_calls() -> None:
     """The gradient fades on its way back through time, and the weights are those of all times."""
 
@@ -225,14 +242,38 @@ def test_a_cell_learns_from_its_late_calls() -> None:
     assert alarms(Net()) == []
 
 
-def test_a_group_with_rate_zero_is_at_rest() -> None:
-    net = mlp(4)
+def test_a_normalisation_makes_up_for_any_scale_of_the_inputs() -> None:
+    for size in (1e-6, 1e6):
+        net = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64, eps=1e-30), *mlp(3))
+        with torch.no_grad():
+            net[0].weight.mul_(size)
+        assert alarms(net, 1e-15) == []  # the steps would bring a small one back at once
+
+
+def test_a_gate_whose_units_are_all_dead_is_no_loss() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Linear(64, 64), nn.Linear(64, 10)
+            self.squeeze, self.excite = nn.Linear(64, 4), nn.Linear(4, 64)
+            nn.init.constant_(self.squeeze.bias, -100.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return self.head(x * torch.sigmoid(self.excite(torch.relu(self.squeeze(x)))))
+
+    assert alarms(Net()) == []
+
+
+@pytest.mark.parametrize("cast", [torch.float32, torch.bfloat16])
+def test_a_group_with_rate_zero_is_at_rest(cast: torch.dtype) -> None:
+    net = mlp(4).to(cast)
     groups = [{"params": net[:4].parameters(), "lr": 0.0}, {"params": net[4:].parameters()}]
     optimizer = torch.optim.SGD(groups, lr=0.01)
     alarm = Alarm(net, optimizer)
     for x, y in batches():
         optimizer.zero_grad()
-        functional.cross_entropy(net(x), y).backward()
+        functional.cross_entropy(net(x.to(cast)).float(), y).backward()
         optimizer.step()
     assert alarm.found == []
 
@@ -349,3 +390,8 @@ def test_nothing_to_watch() -> None:
         Alarm(net, torch.optim.SGD(net.parameters(), lr=0.1))
     with pytest.raises(ModelError, match="no shape yet"):
         Alarm(nn.Sequential(nn.LazyLinear(3)), torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1))
+    net = mlp(1)
+    with pytest.raises(ModelError, match=r"is a list, expected a torch\.optim\.Optimizer"):
+        Alarm(net, list(net.parameters()))  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="at least one step"):
+        Alarm(net, torch.optim.SGD(net.parameters(), lr=0.1), steps=1e-30)

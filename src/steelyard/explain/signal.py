@@ -24,7 +24,7 @@ from steelyard.learn.limits import EDGE, allowed, attended, entropy, gates_at_li
 from steelyard.learn.matrices import outermost, weights_of
 from steelyard.learn.passage import Call, Passage, check_values, scale
 from steelyard.learn.symmetry import symmetric
-from steelyard.learn.task import Batch
+from steelyard.learn.task import Batch, weighted_mean
 from steelyard.learn.verdicts import WORDS, blamed, depends_on_data, judged, overall, sentence
 
 DEAD = 0.5  # a layer with this share of dead units is flagged
@@ -59,7 +59,7 @@ def signal(model: nn.Module, batch: Any, loss: Callable[[Any, Any], Tensor], *, 
     Args:
         model: any module, in the mode it is in. Parameters, gradients, buffers, modes and torch's generators are as
             before afterwards.
-        batch: (inputs, targets); a tuple of inputs is several arguments, a dict is keywords.
+        batch: (inputs, targets), or a Batch; a tuple of inputs is several arguments, a dict is keywords.
         loss: of outputs and targets: a scalar, or a value for each example.
         rate: the learning rate for which the steps are given.
 
@@ -77,7 +77,7 @@ def signal(model: nn.Module, batch: Any, loss: Callable[[Any, Any], Tensor], *, 
     Source: Glorot and Bengio 2010; He et al. 2015 (the scales that keep a layer's variance); Goodfellow et al. 2016,
     8.4 (symmetry).
     """
-    inputs, targets = (batch.inputs, batch.targets) if isinstance(batch, Batch) else (batch[0], batch[1])
+    inputs, targets, weight = _taken_apart(batch)
     check_values(model)
     watch = _Watch(outermost(model))
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -87,7 +87,8 @@ def signal(model: nn.Module, batch: Any, loss: Callable[[Any, Any], Tensor], *, 
         if not watch.passage.calls:
             raise ModelError("no layer with weights runs on this batch; there is no signal to follow")
         with calling("the loss"):
-            value = loss(outputs, targets).mean()
+            values = loss(outputs, targets)
+            value = weighted_mean(values, weight) if values.ndim else values
         if not value.requires_grad:
             raise ModelError("the loss does not depend on a trainable weight; there is no gradient to follow")
         with calling("the gradient of the loss"):
@@ -119,6 +120,15 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 place[name] = tensor  # a buffer that was replaced
                 if not torch.equal(tensor, held[id(tensor)]):
                     tensor.copy_(held[id(tensor)])
+
+
+def _taken_apart(batch: Any) -> tuple[Any, Any, Tensor | None]:
+    """Inputs, targets and the weights of examples."""
+    if isinstance(batch, Batch):
+        return batch.inputs, batch.targets, batch.weight
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise ModelError(f"the batch is a {type(batch).__name__}, expected a pair: (inputs, targets)")
+    return batch[0], batch[1], None
 
 
 def _forward(model: nn.Module, inputs: Any) -> Any:

@@ -69,7 +69,8 @@ class Alarm:
         steps: how many steps to watch.
         say: called with each `Found`; by default it becomes a TrainingWarning.
 
-    Raises ModelError for a model without layers with weights, or whose weights have no values yet.
+    Raises ModelError for a model without layers with weights, or whose weights have no values yet, for what is no torch
+    optimizer, and for less than one step.
 
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> for layer in (net[0], net[2]):
@@ -97,6 +98,10 @@ class Alarm:
         if not self.layers:
             raise ModelError(f"{type(model).__name__} has no layer with weights; there is nothing to watch")
         check_values(model)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ModelError(f"the optimizer is a {type(optimizer).__name__}, expected a torch.optim.Optimizer")
+        if steps < 1:
+            raise ModelError(f"steps={steps}: expected at least one step to watch")
         self.optimizer, self.steps, self.say = optimizer, steps, say or _warn
         self.found: list[Found] = []
         self.step = 0

@@ -43,7 +43,7 @@ class Call:
     order: int  # of the call in the pass
     inputs: Scale | None  # of the first argument of floating point
     output: Scale  # or that of the activation, where somebody has looked at it
-    made: float  # the rms of the output
+    made: Scale  # the output itself
     fed_by: frozenset[int]  # the calls whose outputs reach the arguments without another layer in between
     gate: bool = False  # its weights are all close to zero, or the same: no gradient passes until it has learned
     followed: bool = False  # whether a gradient is awaited at the output
@@ -152,7 +152,7 @@ class Passage:
             size = None if tensor is None else scale(tensor, self.sample)
             if tensor is None or size is None:
                 return
-            call = Call(name, type(layer).__name__, len(self.calls), given, size, size.rms, fed_by, _is_gate(layer))
+            call = Call(name, type(layer).__name__, len(self.calls), given, size, size, fed_by, _is_gate(layer))
             self.calls.append(call)
             if tensor.grad_fn is not None:
                 self._ends[tensor.grad_fn] = call.order

@@ -138,42 +138,62 @@ def _forwards(calls: Sequence[Call], feeds: Sequence[Sequence[int]]) -> list[str
             after = feeds[call.order]
             blamed = bool(after) and all(here[k] for k in after) and any(reaching[k] for k in after)
             if blamed or (word == "exploding signal" and not after and here[call.order]):
-                silent = all(_given(calls[k]) == 0 for k in after) and call.made > 0
+                silent = all(_given(calls[k]) == 0 for k in after) and call.made.rms > 0
                 verdicts[call.order] = "dead" if word == "vanishing signal" and silent else word
     return verdicts
 
 
 def _backwards(calls: Sequence[Call], feeds: Sequence[Sequence[int]]) -> list[str]:
-    dependent = _dependent(calls)
+    """Where the scale of outputs is extreme, as before a norm, gradients make up for it: the product counts."""
 
     def low(call: Call) -> float:
-        return (call.gradient or 0.0) * max(1.0, call.output.rms)
+        return (call.gradient or 0.0) * max(1.0, call.made.spread)
 
     def high(call: Call) -> float:
-        return (call.gradient or 0.0) * min(1.0, call.output.rms)
+        return (call.gradient or 0.0) * min(1.0, call.made.spread)
 
     verdicts = [HEALTHY] * len(calls)
-    sides: tuple[tuple[Callable[[Call], float], Callable[[float, float], bool], str], ...] = (
-        (low, lambda size, reference: size * LIMIT < reference, "vanishing gradient"),
-        (high, lambda size, reference: size > reference * LIMIT, "exploding gradient"),
-    )
-    for size, beyond, word in sides:
-        references = [0.0] * len(calls)
-        for call in reversed(calls):
-            after = feeds[call.order]
-            opens = not after or any(calls[k].gate for k in after)
-            references[call.order] = size(call) if opens else max(references[k] for k in after)
-        blamed = [False] * len(calls)
+    below, above = _against_the_end(calls, feeds, low), _against_the_end(calls, feeds, high)
+    vanishing = {call.order for call, ratio in zip(calls, below, strict=True) if ratio * LIMIT < 1}
+    exploding = {call.order for call, ratio in zip(calls, above, strict=True) if ratio > LIMIT}
+    sources = _first_to_see_data(calls)
+    for found, word, reaching in (
+        (vanishing, "vanishing gradient", sources if sources <= vanishing else set()),  # one way is enough to learn
+        (exploding, "exploding gradient", sources & exploding),
+    ):
+        blamed = set(reaching)
         for call in calls:
-            first = not [k for k in call.fed_by if calls[k].followed and dependent[k]]
-            reference = references[call.order]
-            found = call.gradient is not None and reference > 0 and beyond(size(call), reference)
-            blamed[call.order] = found and (dependent[call.order] if first else any(blamed[k] for k in call.fed_by))
-        learning = {call.layer for call in calls if not blamed[call.order]} if word == "vanishing gradient" else set()
-        for call in calls:  # a layer learns from all of its calls: it is enough that one of them gets a gradient
-            if blamed[call.order] and call.layer not in learning:
-                verdicts[call.order] = word
+            if call.order in found and call.fed_by & blamed:
+                blamed.add(call.order)
+        if word == "vanishing gradient":  # a layer learns from all of its calls: it is enough that one gets a gradient
+            learning = {call.layer for call in calls if call.order not in blamed}
+            blamed = {order for order in blamed if calls[order].layer not in learning}
+        for order in blamed:
+            verdicts[order] = word
     return verdicts
+
+
+def _first_to_see_data(calls: Sequence[Call]) -> set[int]:
+    """The calls that depend on the samples and get a gradient, while no call that feeds them does both."""
+    dependent = _dependent(calls)
+    reached = {call.order for call in calls if call.followed and dependent[call.order]}
+    return {o for o in reached if calls[o].gradient is not None and not calls[o].fed_by & reached}
+
+
+def _against_the_end(
+    calls: Sequence[Call], feeds: Sequence[Sequence[int]], size: Callable[[Call], float]
+) -> list[float]:
+    """The size of each gradient over that at the end of the model, or before the first gate on the way there.
+
+    1 where there is nothing to compare with.
+    """
+    references = [0.0] * len(calls)
+    for call in reversed(calls):
+        after = feeds[call.order]
+        opens = not after or any(calls[k].gate for k in after)
+        references[call.order] = size(call) if opens else max(references[k] for k in after)
+    known = [call.gradient is not None and references[call.order] > 0 for call in calls]
+    return [size(c) / references[c.order] if k else 1.0 for c, k in zip(calls, known, strict=True)]
 
 
 def _dead_end(call: Call, feeds: Sequence[Sequence[int]]) -> bool:
