@@ -171,7 +171,7 @@ def test_a_hundred_layers_keep_signal_samples_and_gradient(name: str) -> None:
     x = noise(64, 20)
     table = init_(model, "auto", x)
     assert table.meta["proved"], table.meta
-    assert table.meta["depth"] == 100
+    assert table.meta["activations in series"] == 100
     outputs: list[Tensor] = []
     for layer in model:
         x = layer(x).detach()

@@ -13,7 +13,7 @@ from steelyard.life.recipe import Named
 @task_argument
 @target_argument
 @model_option
-@click.option("--scheme", default="data", show_default=True, help="auto, data, he, xavier, 'lecun(mode=fan_out)', ...")
+@click.option("--scheme", default="auto", show_default=True, help="auto, data, he, xavier, 'lecun(mode=fan_out)', ...")
 @click.option(
     "--gain", help="A number, or auto: that of the activation which follows a layer. Of lecun, orthogonal, ..."
 )
@@ -31,10 +31,10 @@ def verb(
 ) -> None:
     """Start the weights of a model for TASK and write them to TARGET.
 
-    One training batch shows the order of the layers, what follows each of them and where residual branches end; with
-    the scheme data it also sets the scale of every layer, and with auto the model chooses that scale and says why. The
-    table says of each layer what was done. The other schemes are those of the library: he, xavier, lecun, orthogonal,
-    delta_orthogonal, identity, sparse, truncated_normal, normal, uniform, constant and zeros.
+    One training batch shows the order of the layers, what follows each of them and where residual branches end. The
+    scheme auto chooses by it how each layer starts, says why, and proves the start on the batch; data only sets the
+    scale of every layer by it. The table says of each layer what was done. The other schemes are those of the library: he, xavier, lecun, orthogonal, delta_orthogonal, identity, sparse,
+    truncated_normal, normal, uniform, constant and zeros.
 
     \b
     Example:

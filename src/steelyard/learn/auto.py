@@ -64,7 +64,7 @@ def start_auto(model: nn.Module, found: Mapping[str, nn.Module], batch: Any, pas
         for name, row in zip(map(str, table.column("layer")), table.rows, strict=True)
     ]
     columns = [*COLUMNS[:-1], Column("target", "", "of the standard deviation"), COLUMNS[-1], Column("why")]
-    meta = {**table.meta, **_proof(arguments, table), "depth": choice.depth}
+    meta = {**table.meta, **_proof(arguments, table), "activations in series": choice.depth}
     return Table.of("start chosen by the model", columns, rows, meta)
 
 
@@ -125,7 +125,7 @@ def _target(place: Place, flow: Flow, choice: Choice, deep: _Kind | None) -> tup
     if place.norm:
         return 1.0, "a norm follows, to which its scale is all the same"
     if place.activation is None:
-        return 1.0, f"{place.name} follows"
+        return 1.0, "no activation follows" if place.name == "linear" else f"{place.name} follows"
     if deep is None:
         return 1.0, f"{place.name} follows; {choice.depth} in series bear a standard deviation of 1"
     mirrored, centred = choice.halves.get(place.layer, Halves()).outputs, place.layer in choice.centred
@@ -188,4 +188,4 @@ def _proof(arguments: tuple[Any, ...], table: Table) -> dict[str, Any]:
         failed = f"the largest gradient is {steep:.3g} times the smallest"
     elif same is not None and not (1 - same) * LOST >= 1 - given:
         failed = f"the outputs of different samples have a mean cosine of {same:.3f}, the inputs one of {given:.3f}"
-    return {"proved": not failed, "not proved because": failed}
+    return {"proved": not failed} | ({"not proved because": failed} if failed else {})
