@@ -33,8 +33,9 @@ def verb(
 
     One training batch shows the order of the layers, what follows each of them and where residual branches end. The
     scheme auto chooses by it how each layer starts, says why, and proves the start on the batch; data only sets the
-    scale of every layer by it. The table says of each layer what was done. The other schemes are those of the library: he, xavier, lecun, orthogonal, delta_orthogonal, identity, sparse,
-    truncated_normal, normal, uniform, constant and zeros.
+    scale of every layer by it. The table says of each layer what was done. The other schemes are those of the
+    library: he, xavier, lecun, orthogonal, delta_orthogonal, identity, sparse, truncated_normal, normal, uniform,
+    constant and zeros.
 
     \b
     Example:
