@@ -55,6 +55,7 @@ _EXPORTS: dict[str, str] = {
     "Interface": "learn.task:Interface",
     "Run": "learn.run:Run",
     "Step": "learn.run:Step",
+    "Scheduler": "learn.schedules:Scheduler",
     "task": "learn.tasks:task",
     "model": "learn.models:model",
     "train": "learn.run:train",
@@ -160,6 +161,7 @@ if TYPE_CHECKING:
     from steelyard.learn.run import Run as Run
     from steelyard.learn.run import Step as Step
     from steelyard.learn.run import train as train
+    from steelyard.learn.schedules import Scheduler as Scheduler
     from steelyard.learn.start import init_ as init_
     from steelyard.learn.task import Batch as Batch
     from steelyard.learn.task import Interface as Interface

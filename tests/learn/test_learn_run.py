@@ -230,7 +230,7 @@ def test_a_bar_on_a_terminal(task: Task, monkeypatch: pytest.MonkeyPatch, capfd:
         ({"optimizer": "adamv"}, UnknownNameError, "did you mean 'adam"),
         ({"schedule": "cosin"}, UnknownNameError, "did you mean 'cosine'"),
         ({"keep": "first"}, UnknownNameError, "way to keep"),
-        ({"epochs": 0}, ModelError, "at least one epoch"),
+        ({"epochs": 0}, ModelError, "at least one"),
         ({"rate": 0.0}, ModelError, "positive rate"),
     ],
 )

@@ -180,7 +180,10 @@ def spoiled(task: Task, what: str) -> Task:
     [("inputs", "10 of the 40 numbers in the inputs of its batch"), ("targets", "2 of the 8 numbers in the targets")],
 )
 def test_a_loss_that_is_not_finite_because_of_the_data(task: Task, what: str, said: str) -> None:
-    with pytest.raises(ModelError, match=f"the loss is nan at step 2 of epoch 0: {said}.* not finite: mend the data"):
+    with pytest.raises(
+        ModelError,
+        match=rf"step 2 \(batch 2 of epoch 0\): the loss is nan: {said}.* not finite, the first in example .*: mend the data",
+    ):
         train(spoiled(task, what), epochs=1, progress=False)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -19,8 +19,15 @@ from steelyard.life.recipe import Named
 @click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True, help="Passes over the data.")
 @click.option("--rate", type=float, default=3e-3, show_default=True, help="The highest learning rate.")
 @click.option("--optimizer", default="adamw", show_default=True, help="adamw, adam, sgd, ...")
-@click.option("--schedule", default="one-cycle", show_default=True, help="one-cycle, cosine or constant.")
+@click.option(
+    "--schedule", default="one-cycle", show_default=True, help="one-cycle, cosine, warm-up-cosine, plateau, ..."
+)
 @click.option("--weight-decay", type=float, default=0.01, show_default=True, help="Decoupled; matrices only.")
+@click.option("--patience", type=click.IntRange(min=1), help="Stop after so many epochs without a lower loss.")
+@click.option("--accumulate", type=click.IntRange(min=1), default=1, show_default=True, help="Batches in an update.")
+@click.option("--clip", type=float, help="The largest norm of the gradient over all weights.")
+@click.option("--precision", type=click.Choice(["full", "bfloat16"]), default="full", show_default=True,
+              help="bfloat16 runs the model in it; weights and updates stay as they are.")  # fmt: skip
 @keeping_options
 @output
 def verb(
@@ -34,6 +41,10 @@ def verb(
     optimizer: str,
     schedule: str,
     weight_decay: float,
+    patience: int | None,
+    accumulate: int,
+    clip: float | None,
+    precision: Literal["full", "bfloat16"],
     keeping: dict[str, Any],
     output: Output,
 ) -> None:
@@ -41,7 +52,8 @@ def verb(
 
     TASK is digits, breast-cancer, mnist, text:FILE, csv:FILE:COLUMN or module:task. The weights with the
     lowest validation loss are kept, and measured on examples that training has not seen. What goes wrong in the
-    first steps is said on standard error, with the layer, the cause and the cure.
+    first steps is said on standard error, with the layer, the cause and the cure. Several processes, started by
+    torchrun -m steelyard train ..., share each batch.
 
     \b
     Example:
@@ -51,14 +63,18 @@ def verb(
     from steelyard.formats.module import from_module
     from steelyard.learn.evaluate import evaluate
     from steelyard.learn.gauges import alarm
+    from steelyard.learn.processes import first
     from steelyard.learn.run import train
     from steelyard.life.record import fresh_start, make_task
 
     made = make_task(task, model, seed)
     run = train(
         made, fresh_start(made, start, seed), optimizer=optimizer, rate=rate, epochs=epochs, schedule=schedule,
-        weight_decay=weight_decay, seed=seed, gauges=[alarm(say=lambda found: click.echo(f"alarm, {found}", err=True))],
+        weight_decay=weight_decay, seed=seed, patience=patience, accumulate=accumulate, clip=clip, precision=precision,
+        gauges=[alarm(say=lambda found: click.echo(f"alarm, {found}", err=True))],
         **keeping,
     )  # fmt: skip
+    if not first():
+        return
     formats.write(from_module(run.model).with_meta(task=made.name, seed=str(seed)), target)
     show([evaluate(run.model, made), run.history()], output)

@@ -13,10 +13,18 @@ from steelyard.errors import ModelError
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """-log softmax(outputs)[target] in nats; the mean over positions where an example has several.
 
-    outputs: (examples, ..., classes) logits; targets: (examples, ...) class numbers.
+    outputs: (examples, ..., classes) logits; targets: (examples, ...) class numbers. Raises ModelError for a target
+    that is no class.
     """
     _match(outputs, targets)
-    flat = functional.cross_entropy(outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1), reduction="none")
+    try:
+        flat = functional.cross_entropy(outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1), reduction="none")
+    except IndexError:
+        classes = outputs.shape[-1]
+        wrong = targets[(targets < 0) | (targets >= classes)].unique().tolist()
+        raise ModelError(f"the targets have the labels {', '.join(map(str, wrong[:5]))}, the model's outputs are the "
+                         f"classes 0 to {classes - 1}: number the classes from 0, or give the model more outputs"
+                         ) from None  # fmt: skip
     return flat.reshape(targets.shape[0], -1).mean(1)
 
 

@@ -1,11 +1,12 @@
-"""Checks of the options that the built-in models take. Knows nothing of the models."""
+"""Checks of the options that models and runs take. Knows nothing of models and runs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 
-from steelyard.errors import RecipeError, quoted
+from steelyard.errors import ModelError, RecipeError, UnknownNameError, quoted
 
 
 def check_counts(**options: object) -> None:
@@ -31,6 +32,37 @@ def check_dropout(value: object) -> None:
     """Raise RecipeError for a probability outside [0, 1)."""
     if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) < 1:
         raise RecipeError(f"dropout={_shown(value)}: expected a probability, 0 or more and less than 1")
+
+
+def check_whole(**options: object) -> None:
+    """Raise ModelError, naming the option, for a value that is neither None nor a whole number, at least 1."""
+    for name, value in options.items():
+        if value is not None and not _is_count(value):
+            raise ModelError(f"{name}={_shown(value)}: expected a whole number, at least one")
+
+
+def check_positive(**options: object) -> None:
+    """Raise ModelError, naming the option, for a value that is neither None nor a finite number above 0."""
+    for name, value in options.items():
+        if value is not None and (not _is_number(value) or value == 0):
+            raise ModelError(f"{name}={_shown(value)}: expected a positive {name}, a finite number")
+
+
+def check_not_negative(**options: object) -> None:
+    """Raise ModelError, naming the option, for a value that is no finite number, 0 or more."""
+    for name, value in options.items():
+        if not _is_number(value):
+            raise ModelError(f"{name}={_shown(value)}: expected a finite number, 0 or more")
+
+
+def check_choice(kind: str, value: str, known: Iterable[str]) -> None:
+    """Raise UnknownNameError for a value that is none of the known ones."""
+    if value not in known:
+        raise UnknownNameError(kind, str(value), known)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf
 
 
 def _is_count(value: object) -> bool:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from steelyard.learn.processes import first
+
 if TYPE_CHECKING:
     from steelyard.learn.run import Run
 
@@ -20,7 +22,7 @@ def progress_bar(title: str, wanted: bool | Callable[[Run], None]) -> Iterator[C
         yield wanted
         return
     console = Console(stderr=True)
-    if not wanted or not console.is_terminal:
+    if not wanted or not console.is_terminal or not first():
         yield None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())

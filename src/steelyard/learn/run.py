@@ -10,27 +10,29 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
 
 from steelyard.core.table import Column, Table
-from steelyard.errors import ModelError, UnknownNameError
-from steelyard.learn.calling import calling
+from steelyard.errors import ModelError
 from steelyard.learn.checkpoint import Checkpoint
 from steelyard.learn.decay import Decay
 from steelyard.learn.evaluate import mean_outcomes
 from steelyard.learn.feed import Feed
+from steelyard.learn.gradients import Gradients, NotFiniteLoss, Precision, not_finite, reason
 from steelyard.learn.interrupt import Interrupt
 from steelyard.learn.optimizers import Optimizers, optimizer_for
+from steelyard.learn.options import check_choice, check_not_negative, check_positive, check_whole
 from steelyard.learn.penalize import own_decay, penalize
 from steelyard.learn.penalties import Penalty
+from steelyard.learn.processes import Processes
 from steelyard.learn.progress import progress_bar  # here, because rich draws from Python's generator when imported
-from steelyard.learn.schedules import SCHEDULES, Schedule
+from steelyard.learn.schedules import Pace, Schedule, Scheduler
 from steelyard.learn.seeding import derive, seeded
 from steelyard.learn.state import (
     State,
@@ -40,7 +42,7 @@ from steelyard.learn.state import (
     set_model_state,
     set_optimizer_state,
 )
-from steelyard.learn.task import Batch, Task, apply, build_seeded, device_of, objective
+from steelyard.learn.task import Batch, Task, build_seeded, device_of, joined
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Step:
     loss: float  # the data term: the mean over the batch, before the update
     rate: float  # the learning rate of the first parameter group
     seconds: float  # spent on this update
-    batch: Batch
+    batches: tuple[Batch, ...]  # several with accumulate
     model: nn.Module
     optimizer: torch.optim.Optimizer
     before: Mapping[str, Tensor] = field(default_factory=dict)  # the parameters before the update, if a gauge watches
@@ -62,6 +64,11 @@ class Step:
     def objective(self) -> float:
         """What the update lowers: the data term and every penalty."""
         return self.loss + sum(self.penalties.values())
+
+    @property
+    def batch(self) -> Batch:
+        """Its examples; those of several batches put together."""
+        return joined(self.batches)
 
 
 Gauge = Callable[[Step], Mapping[str, float]]
@@ -77,12 +84,19 @@ class Run:
             for step in run:
                 print(step.index, step.loss)
 
-    model: the module to train, in place (None: a new one of the task, from the seed). optimizer: a name, or a
-    function from parameter groups to a torch optimizer. rate: the highest learning rate. schedule: a name, or a
-    function from the fraction done to a factor of the rate. weight_decay: the optimizer's own, for what decays by
-    `decay_groups`. penalties: L1, GroupL1, Decay, ...: each is a column of the table, and so is the objective.
+    model: the module to train, in place (None: a new one of the task, from the seed). optimizer: a name, a function
+    from parameter groups to a torch optimizer, or an optimizer of the model, with its own rates and decay. rate: the
+    highest learning rate. schedule: a name, a function from the fraction done to a factor of the rate, or a Scheduler
+    of torch. weight_decay: the optimizer's own, for what decays by `decay_groups`. penalties: L1, GroupL1, Decay, ...:
+    each is a column of the table, and so is the objective.
     keep: "best" ends with the weights of the epoch with the lowest validation loss, "last" with the final ones.
+    patience: stop after so many epochs without a lower validation loss (None: never).
     after_step: called with the model after each update. progress: called with the run after each step.
+
+    accumulate: so many batches make one update, exactly as if they were one batch (dropout and batch norm see each
+    on its own). clip: the largest norm of the gradient over all parameters. precision: "bfloat16" runs the model
+    under torch.autocast; weights, loss and updates stay as they are. compiled: run it through torch.compile, True or
+    its keywords. Under torchrun each process takes its share of every batch, with the gradients of one process alone.
 
     checkpoint: a folder that from the start holds the whole state of the run (weights, buffers, optimizer, the place
     in the data, generators of random numbers, the best weights, the log), renewed after each epoch, at Ctrl-C, and
@@ -101,42 +115,52 @@ class Run:
         task: Task,
         model: nn.Module | None = None,
         *,
-        optimizer: str | Optimizers = "adamw",
+        optimizer: str | Optimizers | torch.optim.Optimizer = "adamw",
         rate: float = 3e-3,
         epochs: int = 20,
-        schedule: str | Schedule = "one-cycle",
+        schedule: str | Schedule | Scheduler = "one-cycle",
         weight_decay: float = 0.01,
         penalties: Sequence[Penalty | Decay] = (),
         seed: int = 0,
         gauges: Sequence[Gauge] = (),
         keep: Keep = "best",
+        patience: int | None = None,
+        accumulate: int = 1,
+        clip: float | None = None,
+        precision: Precision = "full",
+        compiled: bool | Mapping[str, Any] = False,
         after_step: Callable[[nn.Module], None] | None = None,
         progress: Callable[[Run], None] | None = None,
         checkpoint: str | Path | None = None,
         every: int | None = None,
         resume: bool = False,
     ):
-        _check_numbers(epochs, rate, weight_decay, every)
-        if keep not in ("best", "last"):
-            raise UnknownNameError("way to keep weights", keep, ("best", "last"))
+        check_positive(rate=rate, clip=clip)
+        check_not_negative(weight_decay=weight_decay)
+        check_whole(epochs=epochs, accumulate=accumulate, every=every, patience=patience)
+        check_choice("way to keep weights", keep, get_args(Keep))
+        check_choice("precision", precision, get_args(Precision))
         self.task, self.epochs, self.seed, self.keep = task, epochs, seed, keep
+        self.patience, self.accumulate = patience, accumulate
         self.model = build_seeded(task, seed) if model is None else model
         self.optimizer = optimizer_for(self.model, optimizer, rate, weight_decay)
         self.penalized = penalize(self.model, self.optimizer, *penalties)
-        self.schedule = _schedule(schedule)
+        self._pace = Pace(schedule, self.optimizer)
         self.gauges, self.after_step, self.progress = tuple(gauges), after_step, progress
         self.log: list[dict[str, Any]] = []  # a row for each step
         self.epoch_log: list[dict[str, Any]] = []  # a row for each epoch; epoch 0 is before the first step
         self.done = 0.0  # the fraction of the run
         self._best: tuple[float, State] | None = None
         self._device = device_of(self.model)
-        self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self._losses = [0.0, 0]  # of this epoch: their sum over examples, the number of examples
         self._feed = Feed(task, tracked=checkpoint is not None)
         self._checkpoint, self._every = None if checkpoint is None else Checkpoint(checkpoint), every
         self._whole = True  # between two steps, not inside one
         self._saved = -1  # the number of steps when the checkpoint was written
+        self._processes = Processes.join(self._device)
+        self._clip, self._precision = clip, precision
         self._begin(resume)
+        self._gradients = Gradients(task, self.model, self._device, clip, precision, compiled, self._processes)
         self._interrupt = Interrupt()
         self._steps = self._all_steps()
 
@@ -165,13 +189,16 @@ class Run:
             self._feed.count()
             self._end_epoch()
             self._save()
-        while self._feed.epoch < self.epochs:
-            for batch in self._feed.rest():
+        while self._feed.epoch < self.epochs and not self._stalled():
+            rest = self._feed.rest()
+            while batches := tuple(batch.to(self._device) for batch in islice(rest, self.accumulate)):
                 self._whole = False
-                self._set_rate(self.done)
-                step = self._step(len(self.log), self._feed.epoch, batch.to(self._device))
-                self.done = min((step.index + 1) / (self.epochs * self._feed.count()), 1.0)
-                self._losses = [self._losses[0] + step.loss * len(batch), self._losses[1] + len(batch)]
+                self._pace.before_step(self.done)
+                step = self._step(len(self.log), self._feed.epoch, batches)
+                self._pace.after_step()
+                self.done = min((step.index + 1) / (self.epochs * self._per_epoch()), 1.0)
+                examples = sum(map(len, batches))
+                self._losses = [self._losses[0] + step.loss * examples, self._losses[1] + examples]
                 self._record(step)
                 self._whole = True
                 yield step
@@ -186,31 +213,38 @@ class Run:
 
     def _between_steps(self) -> None:
         """Write the checkpoint if it is time to, and let Ctrl-C take effect."""
-        if self._interrupt.asked or (self._every is not None and len(self.log) % self._every == 0):
+        asked = self._processes.any(self._interrupt.asked, self._device)
+        if asked or (self._every is not None and len(self.log) % self._every == 0):
             self._save()
+        self._interrupt.asked = asked
         self._interrupt.check()
 
-    def _step(self, index: int, epoch: int, batch: Batch) -> Step:
+    def _step(self, index: int, epoch: int, batches: tuple[Batch, ...]) -> Step:
         start = time.perf_counter()
         before = {n: p.detach().clone() for n, p in self.model.named_parameters()} if self.gauges else {}
-        with seeded(derive(self.seed, "step", index), self._device):  # for dropout
-            self.optimizer.zero_grad(set_to_none=True)
-            loss = objective(self.task, apply(self.model, batch), batch)
-            if not torch.isfinite(loss):
-                reason = _reason(self.model, batch, index)
-                raise ModelError(f"the loss is {loss.item()} at step {index} of epoch {epoch}: {reason}")
-            with calling("the gradient of the loss"):
-                loss.backward()
-            penalties = self.penalized.values() | own_decay(self.optimizer)
-            self.optimizer.step()
+        purpose = ("step", index) if self._processes.count == 1 else ("step", index, self._processes.rank)
+        try:
+            with seeded(derive(self.seed, *purpose), self._device):  # for dropout
+                self.optimizer.zero_grad(set_to_none=True)
+                loss = self._gradients(batches)
+                self._gradients.clipped()
+                penalties = self.penalized.values() | own_decay(self.optimizer)
+                self.optimizer.step()
+        except NotFiniteLoss as error:
+            why = f"the loss is {error.loss}: {reason(self.model, batches, index)}"
+            raise ModelError(f"{self._place(index, len(batches))}: {why}") from None
+        except ModelError as error:
+            raise ModelError(f"{self._place(index, len(batches))}: {error}") from error.__cause__
         if self.after_step is not None:
             self.after_step(self.model)
         rate, seconds = self.optimizer.param_groups[0]["lr"], time.perf_counter() - start
-        return Step(index, epoch, loss.item(), rate, seconds, batch, self.model, self.optimizer, before, penalties)
+        return Step(index, epoch, loss, rate, seconds, batches, self.model, self.optimizer, before, penalties)
 
-    def _set_rate(self, done: float) -> None:
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * self.schedule(min(done, 1.0))
+    def _place(self, index: int, batches: int) -> str:
+        """The step and its batches, for errors."""
+        last = self._feed.served - 1
+        which = f"batch {last}" if batches == 1 else f"batches {last - batches + 1} to {last}"
+        return f"step {index} ({which} of epoch {self._feed.epoch})"
 
     def _record(self, step: Step) -> None:
         row: dict[str, Any] = {"step": step.index, "epoch": step.epoch, "loss": step.loss, "rate": step.rate}
@@ -227,13 +261,25 @@ class Run:
         """Measure on the validation split, note the epoch, remember the best weights."""
         total, examples = self._losses
         self._losses = [0.0, 0]
-        found = mean_outcomes(self.model, self.task, "valid", required=self.keep == "best")
+        required = self.keep == "best" or self.patience is not None
+        found = mean_outcomes(self.model, self.task, "valid", required=required)
         valid, seconds = found.get("loss"), sum(row["seconds"] for row in self.log)
         row = {"epoch": self._feed.epoch, "train loss": total / examples if examples else None, "valid loss": valid}
         self.epoch_log.append(row | {self.task.headline: found.get(self.task.headline), "seconds": seconds})
         if self.keep == "best" and valid is not None and (self._best is None or valid < self._best[0]):
             self._best = valid, copied(model_state(self.model))
+        if self._feed.epoch:
+            self._pace.after_epoch(valid)
         self._whole = True
+
+    def _stalled(self) -> bool:
+        """Whether the validation loss has not fallen for as long as patience lasts."""
+        losses = [row["valid loss"] for row in self.epoch_log]
+        return self.patience is not None and len(losses) - 1 - losses.index(min(losses)) >= self.patience
+
+    def _per_epoch(self) -> int:
+        """Updates in an epoch."""
+        return math.ceil(self._feed.count() / self.accumulate)
 
     def _restore_best(self) -> None:
         if self._best is not None:
@@ -248,12 +294,14 @@ class Run:
             return
         found = self._checkpoint.load() if resume else None
         if found is None:
-            self._checkpoint.begin()
+            if self._processes.rank == 0:
+                self._checkpoint.begin()
             return
         state, self.log = found
         check_same(state["settings"], self._identity(), "the run")
         set_model_state(self.model, state["model"])
         set_optimizer_state(self.optimizer, state["optimizer"])
+        self._pace.load(state["schedule"])
         self._feed.load(state["feed"])
         self.epoch_log, self.done, self._losses = state["epochs"], state["done"], state["losses"]
         self._best = None if state["best"] is None else (state["best"]["loss"], state["best"]["model"])
@@ -263,20 +311,24 @@ class Run:
         """Write the checkpoint, if there is one to write; raises ModelError for weights that are not finite."""
         if self._checkpoint is None:
             return
-        wrong = [name for name, p in self.model.named_parameters() if _not_finite(p)]
+        wrong = [name for name, p in self.model.named_parameters() if not_finite(p)]
         if wrong:
             raise ModelError(f"the weights are not finite after step {len(self.log) - 1}, in {wrong[0]}: lower the "
                              "learning rate; the checkpoint is left as it was before")  # fmt: skip
         best = None if self._best is None else {"loss": self._best[0], "model": self._best[1]}
         state = {"settings": self._identity(), "model": model_state(self.model), "feed": self._feed.state()}
         state |= {"optimizer": self.optimizer.state_dict(), "best": best, "epochs": self.epoch_log}
-        self._checkpoint.save(state | {"done": self.done, "losses": self._losses}, self.log)
+        state |= {"done": self.done, "losses": self._losses, "schedule": self._pace.state()}
+        if self._processes.rank == 0:
+            self._checkpoint.save(state, self.log)
+        self._processes.wait()
         self._saved = len(self.log)
 
     def _identity(self) -> dict[str, Any]:
         """What a run that goes on must have in common with the one that began."""
-        schedule = getattr(self.schedule, "__qualname__", type(self.schedule).__qualname__)
-        return self._settings() | {"schedule": schedule, "batches in an epoch": self._feed.count()}
+        more = {"schedule": self._pace.name, "batches in an epoch": self._feed.count(), "patience": self.patience}
+        gradients = {"accumulate": self.accumulate, "clip": self._clip, "precision": self._precision}
+        return self._settings() | more | gradients
 
     def table(self) -> Table:
         """A row for each step: loss, rate, seconds, each penalty and the objective, and what the gauges said."""
@@ -299,7 +351,7 @@ class Run:
         return {
             "task": self.task.name,
             "optimizer": type(self.optimizer).__name__,
-            "rate": self._rates[0],
+            "rate": self._pace.rates[0],
             "epochs": self.epochs,
             "seed": self.seed,
             "keep": self.keep,
@@ -310,15 +362,20 @@ class Run:
 class RunOptions(TypedDict, total=False):
     """The keywords of Run that `train` and `finetune` hand on."""
 
-    optimizer: str | Optimizers
+    optimizer: str | Optimizers | torch.optim.Optimizer
     rate: float
     epochs: int
-    schedule: str | Schedule
+    schedule: str | Schedule | Scheduler
     weight_decay: float
     penalties: Sequence[Penalty | Decay]
     seed: int
     gauges: Sequence[Gauge]
     keep: Keep
+    patience: int | None
+    accumulate: int
+    clip: float | None
+    precision: Precision
+    compiled: bool | Mapping[str, Any]
     after_step: Callable[[nn.Module], None] | None
     checkpoint: str | Path | None
     every: int | None
@@ -345,47 +402,6 @@ def train(
             for _ in run:
                 pass
     return run
-
-
-def _check_numbers(epochs: object, rate: object, weight_decay: object, every: object) -> None:
-    if isinstance(epochs, bool) or not isinstance(epochs, Integral) or epochs < 1:
-        raise ModelError(f"epochs={epochs!r}: expected a whole number, at least one epoch")
-    if not _is_number(rate) or rate == 0:
-        raise ModelError(f"rate={rate!r}: expected a positive rate, a finite number")
-    if not _is_number(weight_decay):
-        raise ModelError(f"weight_decay={weight_decay!r}: expected a finite number, 0 or more")
-    if every is not None and (isinstance(every, bool) or not isinstance(every, Integral) or every < 1):
-        raise ModelError(f"every={every!r}: expected a whole number of steps, at least one")
-
-
-def _is_number(value: object) -> bool:
-    """Whether it is a finite number, 0 or more."""
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf
-
-
-def _reason(model: nn.Module, batch: Batch, index: int) -> str:
-    """Why the loss is not finite, as far as the batch and the weights tell, and what to do."""
-    for what, tensors in (("inputs", batch.arguments), ("targets", (batch.targets,))):
-        wrong, numbers = sum(_not_finite(x) for x in tensors), sum(x.numel() for x in tensors)
-        if wrong:
-            return f"{wrong} of the {numbers} numbers in the {what} of its batch are not finite: mend the data"
-    names = [name for name, p in model.named_parameters() if _not_finite(p)]
-    if names and index == 0:
-        return f"the model starts with weights that are not finite, in {names[0]}: start it from others"
-    found = f"the weights are not finite any more, in {names[0]}: " if names else ""
-    return f"{found}lower the learning rate"
-
-
-def _not_finite(x: Tensor) -> int:
-    return int((~torch.isfinite(x.detach())).sum())
-
-
-def _schedule(schedule: str | Schedule) -> Schedule:
-    if not isinstance(schedule, str):
-        return schedule
-    if schedule not in SCHEDULES:
-        raise UnknownNameError("schedule", schedule, SCHEDULES)
-    return SCHEDULES[schedule]
 
 
 def _training_mode(model: nn.Module) -> None:

@@ -5,7 +5,7 @@ Decides what a task is and how its model is built from a seed. Knows nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -53,6 +53,17 @@ def batch_arguments(batch: Any) -> tuple[Any, ...]:
     if isinstance(batch, Batch):
         return batch.arguments
     return batch if type(batch) is tuple else (batch,)
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """The examples of several batches as one batch."""
+    if len(batches) == 1:
+        return batches[0]
+    inputs = tuple(torch.cat(parts) for parts in zip(*(batch.arguments for batch in batches), strict=True))
+    weights = [torch.ones(len(b), device=b.targets.device) if b.weight is None else b.weight for b in batches]
+    weight = None if all(batch.weight is None for batch in batches) else torch.cat(weights)
+    first = batches[0].inputs
+    return Batch(inputs if isinstance(first, tuple) else inputs[0], torch.cat([b.targets for b in batches]), weight)
 
 
 class Checked:

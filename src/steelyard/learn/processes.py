@@ -1,0 +1,74 @@
+"""Several processes that train one model on torch.distributed, started by torchrun; there is no launcher here.
+
+Decides how a batch is divided and what the processes agree on. Knows nothing of the loop. Every process must serve the
+same batches; each works on its share of the examples, and one process alone would take the same steps.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import distributed as dist
+from torch import nn
+
+from steelyard.learn.task import Batch
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which process this is, of how many."""
+
+    rank: int = 0
+    count: int = 1
+
+    @staticmethod
+    def join(device: torch.device) -> Processes:
+        """Those of the process group; one that torchrun announces and nobody has begun is begun."""
+        if not dist.is_available():
+            return Processes()
+        if not dist.is_initialized():
+            if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+                return Processes()
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        return Processes(dist.get_rank(), dist.get_world_size())
+
+    def wrapped(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """The model such that a backward pass averages gradients over the processes."""
+        sharded = any(hasattr(p, "full_tensor") for p in model.parameters())  # by FSDP2, which does so itself
+        if self.count == 1 or sharded or isinstance(model, nn.parallel.DistributedDataParallel):
+            return model
+        return nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+    def share(self, batch: Batch) -> Batch:
+        """Every count-th example. Where there are fewer examples than processes, an example that weighs nothing."""
+        if self.count == 1:
+            return batch
+        rows = slice(self.rank, None, self.count) if self.rank < len(batch) else slice(0, 1)
+        inputs = tuple(x[rows] for x in batch.arguments)
+        weight = torch.ones(len(batch), device=batch.targets.device) if batch.weight is None else batch.weight
+        weight = weight[rows] if self.rank < len(batch) else torch.zeros_like(weight[rows])
+        return Batch(inputs if isinstance(batch.inputs, tuple) else inputs[0], batch.targets[rows], weight)
+
+    def total(self, value: float, device: torch.device) -> float:
+        """The sum over the processes."""
+        if self.count == 1:
+            return value
+        shared = torch.tensor(value, dtype=torch.float64, device=device)
+        dist.all_reduce(shared)
+        return float(shared)
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether it is so in any process."""
+        return self.total(float(flag), device) > 0
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.count > 1:
+            dist.barrier()
+
+
+def first() -> bool:
+    """Whether this is the process that writes files and prints: rank 0, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
