@@ -70,6 +70,11 @@ _EXPORTS: dict[str, str] = {
     "Decay": "learn.decay:Decay",
     "decay_groups": "learn.parameters:decay_groups",
     "Alarm": "learn.alarm:Alarm",
+    "find_lr": "learn.rate:find_lr",
+    "Average": "learn.average:Average",
+    "Ema": "learn.average:Ema",
+    "Swa": "learn.average:Swa",
+    "greedy_soup": "learn.average:greedy_soup",
     "gain": "learn.gain:gain",
     "init_": "learn.start:init_",
     "mup": "learn.mup:mup",
@@ -141,6 +146,10 @@ if TYPE_CHECKING:
     from steelyard.formats.module import into_module as into_module
     from steelyard.init import start as start
     from steelyard.learn.alarm import Alarm as Alarm
+    from steelyard.learn.average import Average as Average
+    from steelyard.learn.average import Ema as Ema
+    from steelyard.learn.average import Swa as Swa
+    from steelyard.learn.average import greedy_soup as greedy_soup
     from steelyard.learn.coordinates import coordinate_check as coordinate_check
     from steelyard.learn.decay import Decay as Decay
     from steelyard.learn.evaluate import compare as compare
@@ -158,6 +167,7 @@ if TYPE_CHECKING:
     from steelyard.learn.penalties import GroupL1 as GroupL1
     from steelyard.learn.penalties import Spectral as Spectral
     from steelyard.learn.penalties import adaptive_factors as adaptive_factors
+    from steelyard.learn.rate import find_lr as find_lr
     from steelyard.learn.run import Run as Run
     from steelyard.learn.run import Step as Step
     from steelyard.learn.run import train as train

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from steelyard.errors import UnknownNameError
+from steelyard.errors import ModelError, UnknownNameError
 from steelyard.learn.parameters import decay_groups
 
 Optimizers = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]  # parameter groups -> an optimizer

@@ -13,19 +13,20 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypedDict, Unpack, get_args
+from typing import Any, TypedDict, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
 
 from steelyard.core.table import Column, Table
 from steelyard.errors import ModelError
+from steelyard.learn.average import Ema, Swa
 from steelyard.learn.checkpoint import Checkpoint
 from steelyard.learn.decay import Decay
-from steelyard.learn.evaluate import mean_outcomes
 from steelyard.learn.feed import Feed
 from steelyard.learn.gradients import Gradients, NotFiniteLoss, Precision, not_finite, reason
 from steelyard.learn.interrupt import Interrupt
+from steelyard.learn.kept import Keep, Kept
 from steelyard.learn.optimizers import Optimizers, optimizer_for
 from steelyard.learn.options import check_choice, check_not_negative, check_positive, check_whole
 from steelyard.learn.penalize import own_decay, penalize
@@ -35,9 +36,7 @@ from steelyard.learn.progress import progress_bar  # here, because rich draws fr
 from steelyard.learn.schedules import Pace, Schedule, Scheduler
 from steelyard.learn.seeding import derive, seeded
 from steelyard.learn.state import (
-    State,
     check_same,
-    copied,
     model_state,
     set_model_state,
     set_optimizer_state,
@@ -72,7 +71,6 @@ class Step:
 
 
 Gauge = Callable[[Step], Mapping[str, float]]
-Keep = Literal["best", "last"]
 
 
 class Run:
@@ -90,6 +88,7 @@ class Run:
     of torch. weight_decay: the optimizer's own, for what decays by `decay_groups`. penalties: L1, GroupL1, Decay, ...:
     each is a column of the table, and so is the objective.
     keep: "best" ends with the weights of the epoch with the lowest validation loss, "last" with the final ones.
+    average: Ema() or Swa() measures, and ends with, an average of the weights; the steps stay the same.
     patience: stop after so many epochs without a lower validation loss (None: never).
     after_step: called with the model after each update. progress: called with the run after each step.
 
@@ -124,6 +123,7 @@ class Run:
         seed: int = 0,
         gauges: Sequence[Gauge] = (),
         keep: Keep = "best",
+        average: Ema | Swa | None = None,
         patience: int | None = None,
         accumulate: int = 1,
         clip: float | None = None,
@@ -150,7 +150,7 @@ class Run:
         self.log: list[dict[str, Any]] = []  # a row for each step
         self.epoch_log: list[dict[str, Any]] = []  # a row for each epoch; epoch 0 is before the first step
         self.done = 0.0  # the fraction of the run
-        self._best: tuple[float, State] | None = None
+        self._kept = Kept(task, self.model, keep, average)
         self._device = device_of(self.model)
         self._losses = [0.0, 0]  # of this epoch: their sum over examples, the number of examples
         self._feed = Feed(task, tracked=checkpoint is not None)
@@ -178,7 +178,8 @@ class Run:
         self._steps.close()
         if self._whole and self._saved < len(self.log):
             self._save()
-        self._restore_best()
+        self._kept.finish()
+        self.penalized.remove()
         if kind is None:
             self._interrupt.check()
 
@@ -196,6 +197,7 @@ class Run:
                 self._pace.before_step(self.done)
                 step = self._step(len(self.log), self._feed.epoch, batches)
                 self._pace.after_step()
+                self._kept.after_step()
                 self.done = min((step.index + 1) / (self.epochs * self._per_epoch()), 1.0)
                 examples = sum(map(len, batches))
                 self._losses = [self._losses[0] + step.loss * examples, self._losses[1] + examples]
@@ -209,7 +211,7 @@ class Run:
             self._save()
             self._interrupt.check()
         self._feed.end()
-        self._restore_best()
+        self._kept.finish()
 
     def _between_steps(self) -> None:
         """Write the checkpoint if it is time to, and let Ctrl-C take effect."""
@@ -261,13 +263,10 @@ class Run:
         """Measure on the validation split, note the epoch, remember the best weights."""
         total, examples = self._losses
         self._losses = [0.0, 0]
-        required = self.keep == "best" or self.patience is not None
-        found = mean_outcomes(self.model, self.task, "valid", required=required)
+        found = self._kept.after_epoch(self.done, required=self.patience is not None)
         valid, seconds = found.get("loss"), sum(row["seconds"] for row in self.log)
         row = {"epoch": self._feed.epoch, "train loss": total / examples if examples else None, "valid loss": valid}
         self.epoch_log.append(row | {self.task.headline: found.get(self.task.headline), "seconds": seconds})
-        if self.keep == "best" and valid is not None and (self._best is None or valid < self._best[0]):
-            self._best = valid, copied(model_state(self.model))
         if self._feed.epoch:
             self._pace.after_epoch(valid)
         self._whole = True
@@ -280,11 +279,6 @@ class Run:
     def _per_epoch(self) -> int:
         """Updates in an epoch."""
         return math.ceil(self._feed.count() / self.accumulate)
-
-    def _restore_best(self) -> None:
-        if self._best is not None:
-            set_model_state(self.model, self._best[1])
-            self._best = None
 
     def _begin(self, resume: bool) -> None:
         """Take the state from the checkpoint, or make the folder for one; raises ModelError if it does not fit."""
@@ -304,7 +298,7 @@ class Run:
         self._pace.load(state["schedule"])
         self._feed.load(state["feed"])
         self.epoch_log, self.done, self._losses = state["epochs"], state["done"], state["losses"]
-        self._best = None if state["best"] is None else (state["best"]["loss"], state["best"]["model"])
+        self._kept.load(state["kept"])
         self._saved = len(self.log)
 
     def _save(self) -> None:
@@ -315,9 +309,8 @@ class Run:
         if wrong:
             raise ModelError(f"the weights are not finite after step {len(self.log) - 1}, in {wrong[0]}: lower the "
                              "learning rate; the checkpoint is left as it was before")  # fmt: skip
-        best = None if self._best is None else {"loss": self._best[0], "model": self._best[1]}
         state = {"settings": self._identity(), "model": model_state(self.model), "feed": self._feed.state()}
-        state |= {"optimizer": self.optimizer.state_dict(), "best": best, "epochs": self.epoch_log}
+        state |= {"optimizer": self.optimizer.state_dict(), "kept": self._kept.state(), "epochs": self.epoch_log}
         state |= {"done": self.done, "losses": self._losses, "schedule": self._pace.state()}
         if self._processes.rank == 0:
             self._checkpoint.save(state, self.log)
@@ -327,6 +320,7 @@ class Run:
     def _identity(self) -> dict[str, Any]:
         """What a run that goes on must have in common with the one that began."""
         more = {"schedule": self._pace.name, "batches in an epoch": self._feed.count(), "patience": self.patience}
+        more |= {"average": repr(self._kept.kind)}
         gradients = {"accumulate": self.accumulate, "clip": self._clip, "precision": self._precision}
         return self._settings() | more | gradients
 
@@ -371,6 +365,7 @@ class RunOptions(TypedDict, total=False):
     seed: int
     gauges: Sequence[Gauge]
     keep: Keep
+    average: Ema | Swa | None
     patience: int | None
     accumulate: int
     clip: float | None
