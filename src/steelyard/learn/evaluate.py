@@ -122,6 +122,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def training_mode(model: nn.Module) -> None:
+    """Training mode; but a module whose own parameters are all frozen keeps its running statistics, too."""
+    model.train()
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if own and not any(p.requires_grad for p in own) and any(True for _ in module.buffers(recurse=False)):
+            module.eval()
+
+
 @contextmanager
 def unfused() -> Iterator[None]:
     """Within the block attention calls the layers inside it; the fused path calls none, so none could be watched."""

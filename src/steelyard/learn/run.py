@@ -18,11 +18,12 @@ from typing import Any, TypedDict, Unpack, get_args
 import torch
 from torch import Tensor, nn
 
-from steelyard.core.table import Column, Table
+from steelyard.core.table import Table
 from steelyard.errors import ModelError
 from steelyard.learn.average import Ema, Swa
 from steelyard.learn.checkpoint import Checkpoint
 from steelyard.learn.decay import Decay
+from steelyard.learn.evaluate import training_mode
 from steelyard.learn.feed import Feed
 from steelyard.learn.gradients import Gradients, NotFiniteLoss, Precision, not_finite, reason
 from steelyard.learn.interrupt import Interrupt
@@ -33,6 +34,7 @@ from steelyard.learn.penalize import own_decay, penalize
 from steelyard.learn.penalties import Penalty
 from steelyard.learn.processes import Processes
 from steelyard.learn.progress import progress_bar  # here, because rich draws from Python's generator when imported
+from steelyard.learn.record import epochs_table, steps_table
 from steelyard.learn.schedules import Pace, Schedule, Scheduler
 from steelyard.learn.seeding import derive, seeded
 from steelyard.learn.state import (
@@ -184,7 +186,7 @@ class Run:
             self._interrupt.check()
 
     def _all_steps(self) -> Generator[Step, None, None]:
-        _training_mode(self.model)
+        training_mode(self.model)
         if not self.epoch_log:
             self._whole = False
             self._feed.count()
@@ -326,20 +328,11 @@ class Run:
 
     def table(self) -> Table:
         """A row for each step: loss, rate, seconds, each penalty and the objective, and what the gauges said."""
-        columns = {"step": "", "epoch": "", "loss": "", "rate": "", "seconds": "s"}
-        columns.update({name: "" for row in self.log for name in row if name not in columns})
-        return Table.of(f"training on {self.task.name}, by step", columns, self.log, self._settings())
+        return steps_table(self.task, self.log, self._settings())
 
     def history(self) -> Table:
         """A row for each epoch: mean training loss, validation loss, headline metric, seconds of training so far."""
-        columns = [
-            Column("epoch", "", "0 is before the first step"),
-            Column("train loss", "", "mean over the epoch's batches, each before its update"),
-            Column("valid loss", "", "after the epoch"),
-            Column(self.task.headline, "%" if self.task.headline == "accuracy" else "", "on the validation split"),
-            Column("seconds", "s", "spent on updates so far"),
-        ]
-        return Table.of(f"training on {self.task.name}, by epoch", columns, self.epoch_log, self._settings())
+        return epochs_table(self.task, self.epoch_log, self._settings())
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -397,12 +390,3 @@ def train(
             for _ in run:
                 pass
     return run
-
-
-def _training_mode(model: nn.Module) -> None:
-    """Training mode; but a module whose own parameters are all frozen keeps its running statistics, too."""
-    model.train()
-    for module in model.modules():
-        own = list(module.parameters(recurse=False))
-        if own and not any(p.requires_grad for p in own) and any(True for _ in module.buffers(recurse=False)):
-            module.eval()
