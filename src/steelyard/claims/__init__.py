@@ -26,7 +26,10 @@ CLAIMS: Registry[Any] = Registry(
         "A8": Row("steelyard.claims.a_neuron:A8", "a negative weight acts in the opposite direction", "learn"),
         "B1": Row("steelyard.claims.b_learning:B1", "training adjusts weights to reduce error", "learn"),
         "B2": Row("steelyard.claims.b_learning:B2", "by backpropagation", "learn"),
+        "B3": Row("steelyard.claims.b_steps:B3", "and gradient descent", "learn"),
         "B4": Row("steelyard.claims.b_learning:B4", "weights are tweaked slightly after each batch", "learn"),
+        "B5": Row("steelyard.claims.b_steps:B5", "over thousands of iterations these steps accumulate", "learn"),
+        "B9": Row("steelyard.claims.b_steps:B9", "the learning rate is decisive", "learn"),
         "B10": Row(
             "steelyard.claims.b_learning:B10",
             "without weights the net is static; with equal weights it cannot learn",
