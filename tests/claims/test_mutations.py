@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from steelyard.claims import CLAIMS, a_neuron, b_learning, c_beginnings, e_architectures, f_small, g_moving
+from steelyard.claims import CLAIMS, a_neuron, b_learning, b_steps, c_beginnings, e_architectures, f_small, g_moving
 from steelyard.claims.check import Check, Outcome, run_check
 from steelyard.claims.material import digits
 from steelyard.core.weights import Weights
@@ -17,7 +17,7 @@ from steelyard.edit.share import Share
 from steelyard.explain import address, affine, counts, gradients, recurrent, signal, signed, tangent
 from steelyard.explain.linear import fit_logistic
 from steelyard.init.he import He
-from steelyard.learn import alarm, auto, datadriven, symmetry, verdicts
+from steelyard.learn import alarm, auto, datadriven, rate, run, symmetry, verdicts
 from steelyard.learn.watch.norms import Norms
 from steelyard.shrink.settings import Settings
 
@@ -297,6 +297,44 @@ def _touching(patch: Patch) -> None:
     patch.setattr(Norms, "before", nudging)
 
 
+def _hundredfold(patch: Patch) -> None:
+    honest = b_steps.find_lr
+
+    def find(*given: Any, **options: Any) -> Any:
+        table = honest(*given, **options)
+        return replace(table, meta={**table.meta, "rate": 100 * table.meta["rate"]})
+
+    patch.setattr(b_steps, "find_lr", find)
+
+
+def _forgotten_moments(patch: Patch) -> None:
+    patch.setattr(run, "set_optimizer_state", lambda *_: None)
+
+
+def _forgotten_place(patch: Patch) -> None:
+    honest = run.Feed.load
+
+    def load(feed: Any, state: dict[str, Any]) -> None:
+        honest(feed, state)
+        feed.served = 0
+
+    patch.setattr(run.Feed, "load", load)
+
+
+def _gentle(patch: Patch) -> None:
+    honest = b_steps.find_lr
+
+    def find(*given: Any, **options: Any) -> Any:
+        table = honest(*given, **options)
+        return replace(table, meta={**table.meta, "rate": table.meta["rate"] / 100})
+
+    patch.setattr(b_steps, "find_lr", find)
+
+
+def _left_behind(patch: Patch) -> None:
+    patch.setattr(rate, "set_optimizer_state", lambda *_: None)
+
+
 def _easily_alarmed(patch: Patch) -> None:
     patch.setattr(verdicts, "LIMIT", 1.5)
     patch.setattr(verdicts, "UNIT", 0.01)
@@ -372,6 +410,11 @@ MUTATIONS: list[tuple[str, Callable[[Patch], None], str]] = [
     ("B2", _blind, "a wrong layer"),
     ("B4", _ratio_of_norms, "relative error of a ratio"),
     ("B4", _touching, "losses that watching changed"),
+    ("B3", _hundredfold, "share of steps"),
+    ("B5", _forgotten_moments, "bytes that differ"),
+    ("B5", _forgotten_place, "losses that differ"),
+    ("B9", _gentle, "points below the best of 20"),
+    ("B9", _left_behind, "parts that changed"),
     ("B10", _no_symmetry, "constant start, called symmetric"),
     ("B10", _only_the_report, "constant start, alarms of symmetry"),
     ("B10", _everything_alike, "random start, called symmetric"),
