@@ -297,12 +297,12 @@ def _touching(patch: Patch) -> None:
     patch.setattr(Norms, "before", nudging)
 
 
-def _hundredfold(patch: Patch) -> None:
+def _tenfold(patch: Patch) -> None:
     honest = b_steps.find_lr
 
     def find(*given: Any, **options: Any) -> Any:
         table = honest(*given, **options)
-        return replace(table, meta={**table.meta, "rate": 100 * table.meta["rate"]})
+        return replace(table, meta={**table.meta, "rate": 10 * table.meta["rate"]})
 
     patch.setattr(b_steps, "find_lr", find)
 
@@ -410,7 +410,7 @@ MUTATIONS: list[tuple[str, Callable[[Patch], None], str]] = [
     ("B2", _blind, "a wrong layer"),
     ("B4", _ratio_of_norms, "relative error of a ratio"),
     ("B4", _touching, "losses that watching changed"),
-    ("B3", _hundredfold, "share of steps"),
+    ("B3", _tenfold, "share of steps"),
     ("B5", _forgotten_moments, "bytes that differ"),
     ("B5", _forgotten_place, "losses that differ"),
     ("B9", _gentle, "points below the best of 20"),
