@@ -12,8 +12,9 @@ from steelyard.cli import main
 NET = ["digits", "--model", "mlp(widths=(32, 32))"]
 
 
-def test_a_healthy_start(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["signal", *NET]) == 0
+@pytest.mark.parametrize("start", [[], ["--start", "data"], ["--start", "auto"]])
+def test_a_healthy_start(start: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["signal", *NET, *start]) == 0
     text = capsys.readouterr().out
     assert text.startswith("scale against depth: forwards >, backwards <\n")
     assert "fc2" in text

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @task_argument
 @click.argument("weights", required=False)
 @model_option
-@click.option("--start", metavar="SCHEME", help="he, xavier, ... or data. Default: as the model is built.")
+@click.option("--start", metavar="SCHEME", help="auto, data, he, xavier, ... Default: as the model is built.")
 @click.option("--rate", type=click.FloatRange(min=0), default=1e-3, show_default=True, help="For the expected steps.")
 @output
 def verb(
@@ -46,7 +46,7 @@ def verb(
         )
     made, module = loaded(task, model, seed, None if weights is None else formats.open(weights))
     if start is not None:
-        init_(module, start, first_batch(made, "train").inputs if start == "data" else None, seed=seed)
+        init_(module, start, first_batch(made, "train"), seed=seed)
     table = signal_of(module, made, rate, seed)
     show_signal(table, output)
     if table.meta["verdict"] != "healthy":

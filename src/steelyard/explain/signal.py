@@ -24,7 +24,7 @@ from steelyard.learn.limits import EDGE, allowed, attended, entropy, gates_at_li
 from steelyard.learn.matrices import outermost, weights_of
 from steelyard.learn.passage import Call, Passage, check_values, scale
 from steelyard.learn.symmetry import symmetric
-from steelyard.learn.task import Batch, weighted_mean
+from steelyard.learn.task import Batch, batch_arguments, weighted_mean
 from steelyard.learn.verdicts import WORDS, blamed, depends_on_data, judged, overall, sentence
 
 DEAD = 0.5  # a layer with this share of dead units is flagged
@@ -132,9 +132,7 @@ def _taken_apart(batch: Any) -> tuple[Any, Any, Tensor | None]:
 
 
 def _forward(model: nn.Module, inputs: Any) -> Any:
-    if isinstance(inputs, dict):
-        return model(**inputs)
-    return model(*inputs) if type(inputs) is tuple else model(inputs)  # a PackedSequence is one input
+    return model(**inputs) if isinstance(inputs, dict) else model(*batch_arguments(inputs))
 
 
 @dataclass
