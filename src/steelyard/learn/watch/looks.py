@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,8 +47,9 @@ def spread(x: Tensor) -> tuple[float | None, ...]:
         lowest, highest = finite.aminmax()
         x = finite
     taken = x[:: -(-x.numel() // SAMPLE)]
-    found = torch.quantile(taken.float(), torch.tensor(QUANTILES, device=taken.device))
-    zeros = int((taken == 0).sum()) / len(taken)
+    ordered = np.sort(taken.float().cpu().numpy())  # several times as quick as torch's
+    found = np.interp(np.multiply(QUANTILES, len(ordered) - 1), np.arange(len(ordered)), ordered)
+    zeros = int((ordered == 0).sum()) / len(ordered)
     return (float(lowest), *found.tolist(), float(highest), zeros, broken)
 
 
