@@ -75,6 +75,18 @@ _EXPORTS: dict[str, str] = {
     "Ema": "learn.average:Ema",
     "Swa": "learn.average:Swa",
     "greedy_soup": "learn.average:greedy_soup",
+    "regularization_path": "learn.path:regularization_path",
+    "ExampleLoss": "learn.examples:ExampleLoss",
+    "GlobalMean": "learn.examples:GlobalMean",
+    "class_weights": "learn.examples:class_weights",
+    "importance_weights": "learn.examples:importance_weights",
+    "effective_sample_size": "learn.examples:effective_sample_size",
+    "BalancedSampler": "learn.balance:BalancedSampler",
+    "Examples": "learn.data:Examples",
+    "by_group": "learn.groups:by_group",
+    "group_dro": "learn.groups:group_dro",
+    "just_train_twice": "learn.groups:just_train_twice",
+    "refit_head": "learn.groups:refit_head",
     "gain": "learn.gain:gain",
     "init_": "learn.start:init_",
     "mup": "learn.mup:mup",
@@ -150,15 +162,27 @@ if TYPE_CHECKING:
     from steelyard.learn.average import Ema as Ema
     from steelyard.learn.average import Swa as Swa
     from steelyard.learn.average import greedy_soup as greedy_soup
+    from steelyard.learn.balance import BalancedSampler as BalancedSampler
     from steelyard.learn.coordinates import coordinate_check as coordinate_check
+    from steelyard.learn.data import Examples as Examples
     from steelyard.learn.decay import Decay as Decay
     from steelyard.learn.evaluate import compare as compare
     from steelyard.learn.evaluate import evaluate as evaluate
+    from steelyard.learn.examples import ExampleLoss as ExampleLoss
+    from steelyard.learn.examples import GlobalMean as GlobalMean
+    from steelyard.learn.examples import class_weights as class_weights
+    from steelyard.learn.examples import effective_sample_size as effective_sample_size
+    from steelyard.learn.examples import importance_weights as importance_weights
     from steelyard.learn.finetune import finetune as finetune
     from steelyard.learn.gain import gain as gain
+    from steelyard.learn.groups import by_group as by_group
+    from steelyard.learn.groups import group_dro as group_dro
+    from steelyard.learn.groups import just_train_twice as just_train_twice
+    from steelyard.learn.groups import refit_head as refit_head
     from steelyard.learn.models import model as model
     from steelyard.learn.mup import mup as mup
     from steelyard.learn.parameters import decay_groups as decay_groups
+    from steelyard.learn.path import regularization_path as regularization_path
     from steelyard.learn.penalize import penalize as penalize
     from steelyard.learn.penalties import L1 as L1
     from steelyard.learn.penalties import L2 as L2

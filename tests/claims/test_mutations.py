@@ -9,7 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from steelyard.claims import CLAIMS, a_neuron, b_learning, b_steps, c_beginnings, e_architectures, f_small, g_moving
+from steelyard.claims import (
+    CLAIMS,
+    a_neuron,
+    b_learning,
+    b_steps,
+    c_beginnings,
+    d_discipline,
+    e_architectures,
+    f_small,
+    g_moving,
+    weighting,
+)
 from steelyard.claims.check import Check, Outcome, run_check
 from steelyard.claims.material import digits
 from steelyard.core.weights import Weights
@@ -17,7 +28,22 @@ from steelyard.edit.share import Share
 from steelyard.explain import address, affine, counts, gradients, recurrent, signal, signed, tangent
 from steelyard.explain.linear import fit_logistic
 from steelyard.init.he import He
-from steelyard.learn import alarm, auto, datadriven, rate, run, symmetry, verdicts
+from steelyard.learn import (
+    alarm,
+    auto,
+    datadriven,
+    decay,
+    examples,
+    parameters,
+    path,
+    penalize,
+    penalties,
+    rate,
+    run,
+    stepsize,
+    symmetry,
+    verdicts,
+)
 from steelyard.learn.watch.norms import Norms
 from steelyard.shrink.settings import Settings
 
@@ -40,9 +66,15 @@ def small_f5() -> Mapping[str, float]:
     return f_small.shrunk(digits("lenet-300-100"), 15, settings)
 
 
+def small_d5() -> Mapping[str, float]:
+    """The measurement of D5 with fewer seeds."""
+    return d_discipline.upweighting(seeds=5)
+
+
 def check_of(name: str) -> Check:
     found: Check = CLAIMS[name]
-    return replace(found, measure=small_f5) if name == "F5" else found
+    smaller = {"F5": small_f5, "D5": small_d5}
+    return replace(found, measure=smaller[name]) if name in smaller else found
 
 
 @pytest.mark.parametrize("name", list(CLAIMS))
@@ -391,6 +423,81 @@ def _unscaled(patch: Patch) -> None:
     patch.setattr(datadriven._Run, "_keep", lambda run: None)
 
 
+def _unpenalised_print(patch: Patch) -> None:
+    honest = penalize.Penalized.values
+    patch.setattr(penalize.Penalized, "values", lambda self: {n: v * 1.0001 for n, v in honest(self).items()})
+
+
+def _forgotten_decay(patch: Patch) -> None:
+    patch.setattr(run, "own_decay", lambda optimizer: {})
+
+
+def _count_of_examples(patch: Patch) -> None:
+    honest = examples.ExampleLoss.terms
+
+    def uncounted(self: Any, outputs: torch.Tensor, targets: torch.Tensor) -> Any:
+        sums, counts = honest(self, outputs, targets)
+        return sums, torch.ones_like(counts)
+
+    patch.setattr(examples.ExampleLoss, "terms", uncounted)
+
+
+def _averaged_twice(patch: Patch) -> None:
+    honest = weighting.of_processes
+    patch.setattr(weighting, "of_processes", lambda: {n: g / weighting.PROCESSES for n, g in honest().items()})
+
+
+def _plain_subgradient(patch: Patch) -> None:
+    def bind(self: Any, model: torch.nn.Module) -> Any:
+        term = honest(self, model)
+        return replace(term, smooth=term.value, proximal=None)
+
+    honest = penalties.L1.bind
+    patch.setattr(penalties.L1, "bind", bind)
+
+
+def _without_momentum(patch: Patch) -> None:
+    patch.setitem(stepsize.RULES, torch.optim.SGD, lambda group, state: group["lr"])
+
+
+def _pulled_more(patch: Patch) -> None:
+    honest = penalties.shrink_groups
+    patch.setattr(penalties, "shrink_groups", lambda z, sizes, pull: honest(z, sizes, 1.01 * pull))
+
+
+def _whole_square(patch: Patch) -> None:
+    honest = penalties.checked
+    patch.setattr(penalties, "checked", lambda number, what: honest(number, what) * (2 if what == "L2" else 1))
+
+
+def _everything_decays(patch: Patch) -> None:
+    patch.setattr(parameters, "_connects", lambda name, owner, parameter: True)
+
+
+def _no_penalty(patch: Patch) -> None:
+    honest = path.L2
+    patch.setattr(d_discipline.regularization_path, "__defaults__", (lambda strength: honest(0.0), None))
+
+
+def _faster(patch: Patch) -> None:
+    patch.setitem(decay.SHARES, "rate", lambda rate, peak: rate * (1 + 1e-5))
+
+
+def _weights_squared(patch: Patch) -> None:
+    honest = examples.checked_weight
+    patch.setattr(examples, "checked_weight", lambda weight, like: honest(weight, like) ** 2)
+
+
+def _unweighted_second(patch: Patch) -> None:
+    honest = d_discipline.just_train_twice
+    patch.setattr(d_discipline, "just_train_twice", lambda *a, **kw: honest(*a, **{**kw, "upweight": 1.0}))
+
+
+def _factors_inverted(patch: Patch) -> None:
+    honest = penalties.factors_of
+    patch.setattr(penalties, "factors_of", lambda *a: [None if f is None else 1 / f for f in honest(*a)])
+
+
 MUTATIONS: list[tuple[str, Callable[[Patch], None], str]] = [
     ("A1", _scaled_set, "error"),
     ("A1", _neighbour_set, "change elsewhere"),
@@ -421,6 +528,10 @@ MUTATIONS: list[tuple[str, Callable[[Patch], None], str]] = [
     ("B10", _everything_alike, "random start, alarms of symmetry"),
     ("B10", _random_constant, "weights that zeros turned into"),
     ("B10", _untied_units, "constant start, hidden rank"),
+    ("B7", _unpenalised_print, "printed - recomputed"),
+    ("B7", _forgotten_decay, "printed - recomputed"),
+    ("B8", _count_of_examples, "1, 2 and 8 parts"),
+    ("B8", _averaged_twice, "2 processes"),
     ("B11", _dropped_tensor, "largest logit difference"),
     ("B11", _forgetful, "accuracy on random labels"),
     ("C1", _by_loss, "tau-b"),
@@ -434,6 +545,16 @@ MUTATIONS: list[tuple[str, Callable[[Patch], None], str]] = [
     ("C5", _no_correction, "furthest from 1"),
     ("C5", _endless, "forward passes"),
     ("C5", _steeper, "gradient, largest over smallest"),
+    ("D1", _plain_subgradient, "exact zeros, SGD"),
+    ("D1", _without_momentum, "objective gap"),
+    ("D1", _pulled_more, "distance from a minimum by groups"),
+    ("D2", _whole_square, "from the closed form"),
+    ("D2", _everything_decays, "moved without a gradient: norm, bias, embedding"),
+    ("D3", _no_penalty, "test accuracy gained"),
+    ("D4", _faster, "factor of a step - formula"),
+    ("D5", _weights_squared, "gradient of weight k - of k copies"),
+    ("D5", _unweighted_second, "least gain over ERM"),
+    ("D6", _factors_inverted, "difference of weights"),
     ("E1", _other_penalty, "coefficient difference"),
     ("E1", _rounded_return, "round trip difference"),
     ("F4", _one_value_too_many, "tensors without k distinct values"),

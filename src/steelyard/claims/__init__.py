@@ -29,6 +29,8 @@ CLAIMS: Registry[Any] = Registry(
         "B3": Row("steelyard.claims.b_steps:B3", "and gradient descent", "learn"),
         "B4": Row("steelyard.claims.b_learning:B4", "weights are tweaked slightly after each batch", "learn"),
         "B5": Row("steelyard.claims.b_steps:B5", "over thousands of iterations these steps accumulate", "learn"),
+        "B7": Row("steelyard.claims.b_objective:B7", "the loss is minimised", "learn"),
+        "B8": Row("steelyard.claims.b_objective:B8", "over many batches", "learn"),
         "B9": Row("steelyard.claims.b_steps:B9", "the learning rate is decisive", "learn"),
         "B10": Row(
             "steelyard.claims.b_learning:B10",
@@ -43,6 +45,12 @@ CLAIMS: Registry[Any] = Registry(
             "steelyard.claims.c_beginnings:C4", "Xavier and He set the right scale for depth and activation", "learn"
         ),
         "C5": Row("steelyard.claims.c_beginnings:C5", "stable gradient flow from the outset", "learn"),
+        "D1": Row("steelyard.claims.d_discipline:D1", "L1 discourages weights", "learn"),
+        "D2": Row("steelyard.claims.d_discipline:D2", "L2 discourages large weights", "learn"),
+        "D3": Row("steelyard.claims.d_discipline:D3", "to reduce overfitting", "learn"),
+        "D4": Row("steelyard.claims.d_discipline:D4", "weight decay", "learn"),
+        "D5": Row("steelyard.claims.d_discipline:D5", "upweighting examples", "learn"),
+        "D6": Row("steelyard.claims.d_discipline:D6", "upweighting features", "learn"),
         "E1": Row("steelyard.claims.e_architectures:E1", "in linear models weights are coefficients", "learn"),
         "F4": Row("steelyard.claims.f_small:F4", "weights can be shared", "learn"),
         "F5": Row("steelyard.claims.f_small:F5", "less memory without much accuracy", "learn"),

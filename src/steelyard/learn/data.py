@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from steelyard.errors import ModelError
+from steelyard.learn.balance import balanced_order
 from steelyard.learn.seeding import generator
 from steelyard.learn.task import SPLITS, Batch, Checked, Split
 
@@ -30,6 +31,7 @@ class Batches:
     order: Tensor  # (examples,)
     size: int
     weight: Tensor | None = None
+    groups: Tensor | None = None
 
     def __len__(self) -> int:
         return math.ceil(len(self.order) / self.size)
@@ -37,8 +39,8 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         for start in range(0, len(self.order), self.size):
             rows = self.order[start : start + self.size]
-            weight = None if self.weight is None else self.weight[rows]
-            yield Batch(self.inputs[rows], self.targets[rows], weight)
+            weight, groups = (None if t is None else t[rows] for t in (self.weight, self.groups))
+            yield Batch(self.inputs[rows], self.targets[rows], weight, groups)
 
 
 @dataclass(frozen=True)
@@ -50,21 +52,37 @@ class Examples(Checked):
     batch_size: int
     seed: int
     augment: Augment | None = None  # applied to the training inputs, anew in each epoch
+    weight: Mapping[Split, Tensor] = field(default_factory=dict)  # (examples,): how much each counts
+    groups: Mapping[Split, Tensor] = field(default_factory=dict)  # (examples,): the number of the group of each
+    balance: Tensor | None = None  # (training examples,): an epoch serves each of these groups equally often
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ModelError(f"the batch size is {self.batch_size}, expected at least 1")
+        given = {**{f"weights of {s}": (s, t) for s, t in self.weight.items()},
+                 **{f"groups of {s}": (s, t) for s, t in self.groups.items()}}  # fmt: skip
+        if self.balance is not None:
+            given["balance"] = ("train", self.balance)
+        for what, (split, tensor) in given.items():
+            if split not in self.targets or tensor.shape != self.targets[split].shape[:1]:
+                raise ModelError(f"{what}: shape {list(tensor.shape)}, expected one number for each example of {split}")
 
     def __call__(self, split: Split, epoch: int) -> Batches:
         if split not in self.inputs:
             raise ModelError(f"there is no split {split!r}: the splits are {', '.join(SPLITS)}")
         inputs, targets = self.inputs[split], self.targets[split]
         if split != "train":
-            return Batches(inputs, targets, torch.arange(len(targets)), max(self.batch_size, 256))
+            return self._batches(split, inputs, torch.arange(len(targets)), max(self.batch_size, 256))
         if self.augment is not None:
             inputs = self.augment(inputs, generator(self.seed, "augment", epoch))
-        order = torch.randperm(len(targets), generator=generator(self.seed, "order", epoch))
-        return Batches(inputs, targets, order, self.batch_size)
+        if self.balance is not None:
+            order = balanced_order(self.balance, self.seed, epoch)
+        else:
+            order = torch.randperm(len(targets), generator=generator(self.seed, "order", epoch))
+        return self._batches(split, inputs, order, self.batch_size)
+
+    def _batches(self, split: Split, inputs: Tensor, order: Tensor, size: int) -> Batches:
+        return Batches(inputs, self.targets[split], order, size, self.weight.get(split), self.groups.get(split))
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from steelyard.errors import ModelError
 from steelyard.learn.calling import calling
+from steelyard.learn.examples import ExampleLoss
 from steelyard.learn.processes import Processes
+from steelyard.learn.robust import GroupDRO
 from steelyard.learn.task import Batch, Task, apply, per_example
 
 Precision = Literal["full", "bfloat16"]
@@ -49,7 +51,11 @@ class Gradients:
         for batch in batches:
             check_batch(batch)
         alone = len(batches) == 1 and self.processes.count == 1
-        total = None if alone and batches[0].weight is None else _weight(batches)
+        whole = isinstance(self.task.loss, GroupDRO)
+        if whole and not alone:
+            raise ModelError("GroupDRO weighs the groups of a whole batch: one process, and accumulate=1")
+        plain = alone and batches[0].weight is None and not isinstance(self.task.loss, ExampleLoss)
+        total = None if plain or whole else _weight(batches, self.task)
         found = 0.0
         for i, batch in enumerate(batches):
             with self._unsynchronised() if i < len(batches) - 1 else nullcontext():
@@ -74,8 +80,13 @@ class Gradients:
             with torch.autocast(self.device.type, torch.bfloat16):
                 outputs = apply(self._forward, batch)
             outputs = outputs.float()
-        values = per_example(self.task.loss, outputs, batch, self._what)
-        if total is None:
+        if isinstance(self.task.loss, ExampleLoss):
+            values = self.task.loss.terms(outputs, batch.targets)[0]
+        else:
+            values = per_example(self.task.loss, outputs, batch, self._what)
+        if isinstance(self.task.loss, GroupDRO):
+            loss = self.task.loss.mean(values, batch.groups)
+        elif total is None:
             loss = values.mean()
         else:
             loss = (values if batch.weight is None else values * batch.weight).sum() / total
@@ -96,9 +107,13 @@ class NotFiniteLoss(Exception):
         self.loss = loss
 
 
-def _weight(batches: Sequence[Batch]) -> float:
-    """The weight of all examples together."""
-    total = sum(float(len(b)) if b.weight is None else b.weight.sum().item() for b in batches)
+def _weight(batches: Sequence[Batch], task: Task) -> float:
+    """The weight of all examples together; each as often as the loss counts it."""
+    total = 0.0
+    for batch in batches:
+        weight = torch.ones(len(batch), device=batch.targets.device) if batch.weight is None else batch.weight
+        counts = task.loss.counts(batch.targets) if isinstance(task.loss, ExampleLoss) else torch.ones_like(weight)
+        total += float((weight * counts).sum())
     if total == 0:
         raise ModelError("the weights of all its examples are 0: leave such a batch out")
     return total

@@ -27,7 +27,11 @@ class Penalized:
         self.terms = tuple(sorted(terms, key=lambda term: term.grouped))
         self._names = {id(p.parameter): p.name for p in named_parameters(model)}
         self._check()
-        self._hooks = [optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after)]
+        self._hooks = []
+        if self.terms or self.decays:
+            self._hooks.append(optimizer.register_step_pre_hook(self._before))
+        if any(term.proximal is not None for term in self.terms):
+            self._hooks.append(optimizer.register_step_post_hook(self._after))
 
     @property
     def names(self) -> list[str]:

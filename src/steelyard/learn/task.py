@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from steelyard.errors import ModelError, quoted
 from steelyard.learn.calling import calling
+from steelyard.learn.examples import ExampleLoss, weighted_ratio
+from steelyard.learn.robust import GroupDRO
 from steelyard.learn.seeding import derive, seeded
 
 Split = Literal["train", "valid", "test"]  # train: adjust weights; valid: search and stop; test: prove
@@ -29,6 +31,7 @@ class Batch:
     inputs: Tensor | tuple[Tensor, ...]
     targets: Tensor
     weight: Tensor | None = None  # (examples,): how much each counts; None: all the same
+    groups: Tensor | None = None  # (examples,): the number of the group of each, for a loss that asks
 
     def __len__(self) -> int:
         return int(self.targets.shape[0])
@@ -41,8 +44,8 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         inputs = tuple(x.to(device) for x in self.inputs) if isinstance(self.inputs, tuple) else self.inputs.to(device)
-        weight = None if self.weight is None else self.weight.to(device)
-        return Batch(inputs, self.targets.to(device), weight)
+        weight, groups = (None if t is None else t.to(device) for t in (self.weight, self.groups))
+        return Batch(inputs, self.targets.to(device), weight, groups)
 
 
 def batch_arguments(batch: Any) -> tuple[Any, ...]:
@@ -234,12 +237,17 @@ def per_example(function: PerExample, outputs: Tensor, batch: Batch, name: str) 
 
 def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
     """sum(w v) / sum(w): an example of weight k counts as k copies, one of weight 0 as none."""
-    return values.mean() if weight is None else (values * weight).sum() / weight.sum()
+    return values.mean() if weight is None else weighted_ratio(values, torch.ones_like(values), weight)
 
 
 def objective(task: Task, outputs: Tensor, batch: Batch) -> Tensor:
     """What training minimises on this batch: the (weighted) mean of the task's loss over its examples."""
-    return weighted_mean(per_example(task.loss, outputs, batch, f"loss of {task.name}"), batch.weight)
+    if isinstance(task.loss, ExampleLoss):
+        return task.loss.mean(outputs, batch.targets, batch.weight)
+    values = per_example(task.loss, outputs, batch, f"loss of {task.name}")
+    if isinstance(task.loss, GroupDRO):
+        return task.loss.mean(values, batch.groups)
+    return weighted_mean(values, batch.weight)
 
 
 def device_of(model: nn.Module) -> torch.device:
