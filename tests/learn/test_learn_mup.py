@@ -46,6 +46,17 @@ class Recurrent(nn.Module):
         return self.head(self.rnn(self.embed(x))[0][:, -1])
 
 
+class Series(nn.Module):
+    """Two recurrent layers right on the inputs: only the matrices of the second one that meet the first are hidden."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.GRU(5, width, 2, batch_first=True, bidirectional=True), nn.Linear(2 * width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x)[0][:, -1])
+
+
 class Tied(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -110,6 +121,7 @@ FACTORIES: dict[str, tuple[Callable[[int], nn.Module], Tensor]] = {
     "cnn": (cnn, noise(4, 3, 8, 8)),
     "lstm": (Recurrent, words(4, 6)),
     "gru": (lambda width: Recurrent(width, nn.GRU), words(4, 6)),
+    "series": (Series, noise(4, 6, 5)),
     "tied": (Tied, words(4, 6)),
     "attention": (Attention, words(4, 6)),
     "packed attention": (lambda width: Attention(width, packed=True), words(4, 6)),
