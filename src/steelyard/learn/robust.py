@@ -19,7 +19,8 @@ class GroupDRO:
 
     loss: (outputs, targets) -> one number for each example. counts: (groups,) training examples of each group, or
     how many groups there are. step: of q. adjustment: C of the paper, which raises small groups; needs counts.
-    It is the ``loss`` of a `Task` whose training batches have ``groups``; elsewhere it is the plain loss.
+    It is the ``loss`` of a `Task` whose training batches have ``groups``; elsewhere it is the plain loss. q belongs to
+    this object: a run that goes on from a checkpoint starts with equal q again.
 
     >>> dro = GroupDRO(lambda outputs, targets: (outputs - targets).square(), 2, step=1.0)
     >>> losses = torch.tensor([0.0, 2.0, 2.0])
