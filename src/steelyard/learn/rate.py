@@ -69,8 +69,8 @@ def find_lr(
 
     Judged by the task's first metric on validation examples, or the loss; by the training loss of the last quarter
     of the steps where there are none. Of the rates that are within half a standard error of the best, the (geometric)
-    middle is returned: a run with another seed should not fall off an edge. effort: "full" costs about seven runs,
-    "quick", whose longest runs are a quarter, two; ``meta["cost"]`` says it, in steps over the steps of a run.
+    middle is returned: a run with another seed should not fall off an edge. effort: "full" costs about eight runs,
+    "quick", whose longest runs are a quarter, three; ``meta["cost"]`` says it, in steps over the steps of a run.
 
     Parameters, buffers, gradients, modes, the optimizer, the generators of Python, numpy and torch, and those of a
     DataLoader are put back bit for bit, also after an error or Ctrl-C. Raises ModelError if no rate trains.
