@@ -294,3 +294,78 @@ def test_units_of_convolutions_are_centred_over_places(name: str) -> None:
     with torch.no_grad():
         assert model[:3](x).mean((0, 2, 3)).abs().max() < 1e-5
         assert model(x).mean(0).abs().max() < 1e-5
+
+
+class TiedBranches(nn.Module):
+    """Residual branches between an embedding and the head that shares its matrix: the start takes a second pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Embedding(50, 32), nn.LayerNorm(32)
+        self.up = nn.ModuleList(nn.Linear(32, 64) for _ in range(4))
+        self.down = nn.ModuleList(nn.Linear(64, 32) for _ in range(4))
+        self.head = nn.Linear(32, 50, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, words: Tensor) -> Tensor:
+        x = self.embed(words)
+        for up, down in zip(self.up, self.down, strict=True):
+            x = x + down(functional.gelu(up(x)))
+        return self.head(self.norm(x))
+
+
+def test_targets_hold_in_the_second_pass() -> None:
+    words = torch.randint(0, 50, (32, 12), generator=torch.Generator().manual_seed(0))
+    table = init_(TiedBranches(), "auto", words)
+    assert table.meta["passes"] == 2
+    assert [row["std"] for row in table.rows if row["layer"].startswith("down")] == pytest.approx([0.5] * 4, rel=1e-3)
+    assert table.meta["proved"], table.meta
+
+
+@pytest.mark.parametrize("scheme", ["data", "auto"])
+def test_autocast_and_inference_mode_change_nothing(scheme: str) -> None:
+    plain, cast, inferred = deep(nn.ReLU, 4), deep(nn.ReLU, 4), deep(nn.ReLU, 4)
+    x = noise(64, 20)
+    init_(plain, scheme, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast(x)
+        init_(cast, scheme, x)
+    with torch.inference_mode():
+        init_(inferred, scheme, x)
+    for model in (cast, inferred):
+        assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
+
+
+def test_a_checkpointed_part_is_one_line() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part, self.head = deep(nn.ReLU, 2), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(checkpoint(self.part, x, use_reentrant=False))
+
+    with pytest.raises(ModelError, match="turn activation checkpointing off") as told:
+        init_(Checkpointed(), "data", noise(64, 20))
+    assert "\n" not in str(told.value)
+
+
+def test_layers_without_a_start_that_ruin_the_scale_are_no_proof() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(0.02 * torch.randn(20, 20, generator=torch.Generator().manual_seed(0)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(x @ self.weight.T)
+
+    table = init_(nn.Sequential(*(Own() for _ in range(8)), nn.Linear(20, 10)), "auto", noise(64, 20))
+    assert not table.meta["proved"]
+    assert "is not started" in table.meta["not proved because"]
+
+
+def test_a_batch_of_one_sample_many_times_is_no_proof() -> None:
+    table = init_(deep(nn.ReLU, 1), "auto", noise(1, 20).expand(32, 20))
+    assert "all the same" in table.meta["not proved because"]

@@ -26,6 +26,8 @@ from steelyard.learn.tracing import Graph, Operation, record
 
 AWAY = 0.02  # of a standard deviation from its target, relative
 STEEP = 30.0  # the largest norm of a gradient over the smallest one
+ABSURD = 1e4  # a factor of a scale that only layers without a start, or broken data, can ask for
+SAME = 1 - 1e-5  # the mean cosine of inputs
 LOST = 10.0  # how many times less than the inputs (by 1 - cosine) the outputs may differ from sample to sample
 
 
@@ -181,9 +183,15 @@ def _proof(arguments: tuple[Any, ...], table: Table) -> dict[str, Any]:
     away, steep = table.meta["furthest from target"], table.meta["gradient norm, largest over smallest"]
     same = table.meta["mean cosine of outputs"]
     given = max((c for t in tensors_in(arguments) if (c := mean_cosine(t)) is not None), default=0.0)
+    factors = [float(f) for f in table.column("factor") if isinstance(f, float) and f]
+    far = max((max(f, 1 / f) for f in factors), default=1.0)
     failed = ""
     if away is not None and not away <= AWAY:
         failed = f"a standard deviation is {away:.0%} off its target"
+    elif far > ABSURD:
+        failed = f"a layer had to change its scale {far:.1e}-fold: what feeds it is not started by this scheme"
+    elif given > SAME:
+        failed = "the samples of the batch are all the same: start with a batch of real ones"
     elif steep is not None and not steep <= STEEP:
         failed = f"the largest gradient is {steep:.3g} times the smallest"
     elif same is not None and not (1 - same) * LOST >= 1 - given:

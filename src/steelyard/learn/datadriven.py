@@ -164,7 +164,9 @@ class _Run:
     def _use(self, layer: nn.Module, name: str) -> _Use:
         first = next(iter(matrices(layer)))
         target = self.targets.get(name, 1.0)
-        return self.uses.setdefault(id(getattr(layer, first.parameter)), _Use(layer, target, wanted=target))
+        return self.uses.setdefault(
+            id(getattr(layer, first.parameter)), _Use(layer, target, wanted=target, next=target)
+        )
 
     def _before(self, name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, args: Any, kwargs: Any) -> None:
@@ -233,7 +235,8 @@ class _Run:
         if not ends or not firsts:
             return
         noise = [torch.randn(t.shape, dtype=t.dtype, device=t.device) for t in ends]
-        found = torch.autograd.grad(ends, list(firsts.values()), noise, retain_graph=True, allow_unused=True)
+        with calling("the backward pass of the start (turn activation checkpointing off for it)"):
+            found = torch.autograd.grad(ends, list(firsts.values()), noise, retain_graph=True, allow_unused=True)
         scales = {name: g for name, g in zip(firsts, found, strict=True) if g is not None}
         self.gradients = {name: _rms_of(g) for name, g in scales.items()}
         self.norms = {name: float(g.norm()) for name, g in scales.items()}

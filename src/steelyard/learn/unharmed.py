@@ -17,7 +17,7 @@ from torch import Tensor, nn
 def unharmed(model: nn.Module) -> Iterator[None]:
     """Within the block parameters may change; where it fails, they are as before. All else is as `unmoved` says."""
     before: list[tuple[Tensor, Tensor]] = [(p.detach(), p.detach().clone()) for p in model.parameters()]
-    with unmoved(model):
+    with unmoved(model), torch.inference_mode(False):
         try:
             yield
         except BaseException:
@@ -31,7 +31,8 @@ def unharmed(model: nn.Module) -> Iterator[None]:
 def unmoved(model: nn.Module) -> Iterator[None]:
     """After the block buffers, the modes of all layers and the random numbers of torch, numpy and Python are as before.
 
-    A buffer that was replaced by another tensor is the old one again.
+    A buffer that was replaced by another tensor is the old one again. Within it autocast is off: its cache of cast
+    weights would hide that they change.
     """
     import numpy as np
 
@@ -39,7 +40,7 @@ def unmoved(model: nn.Module) -> Iterator[None]:
     modes = {layer: layer.training for layer in model.modules()}
     chance = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), _full_precision():
             yield
     finally:
         random.setstate(chance[0])
@@ -51,6 +52,12 @@ def unmoved(model: nn.Module) -> Iterator[None]:
                 layer._buffers[name] = buffer
                 if buffer is not None and values is not None:
                     buffer.copy_(values)
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
 
 
 def _copy(buffer: Tensor | None) -> Tensor | None:
