@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -144,3 +145,52 @@ def test_npy_holds_one_plain_tensor_of_its_own_name(tmp_path: Path) -> None:
         with pytest.raises(FormatError, match=message):
             write(weights, tmp_path / "x.npy")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_deflated_member_is_read_in_blocks_and_in_any_order(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 50, (700, 1000)).astype(np.int32)
+    np.savez_compressed(tmp_path / "w.npz", w=values)
+    weight = open(tmp_path / "w.npz")["w"]
+    assert weight.fill is not None
+    for size in (1, 997, 65_536, values.size):
+        first = 0 if size > 1 else values.size - 5
+        blocks = [block.copy() for block in weight.blocks(size, first)]
+        assert np.array_equal(np.concatenate(blocks), values.reshape(-1)[first:])
+    for rows in (slice(600, 602), slice(0, 3), slice(698, 700), slice(300, 301)):
+        assert np.array_equal(np.asarray(weight[rows]), values[rows])
+
+
+def test_a_damaged_deflated_member_is_told_when_it_is_read_in_blocks(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 50, 200_000).astype(np.int32)
+    np.savez_compressed(tmp_path / "w.npz", w=values)
+    raw = bytearray((tmp_path / "w.npz").read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (tmp_path / "bad.npz").write_bytes(raw)
+    with pytest.raises(FormatError, match="tensor 'w'"):
+        list(open(tmp_path / "bad.npz")["w"].blocks(1000))
+
+
+def test_blocks_of_a_bomb_are_unpacked_once_by_turns_and_hold_no_more_than_themselves(tmp_path: Path) -> None:
+    """100 MB of zeros in 100 kB; two readers that take the blocks by turns go on from each other's places."""
+    np.savez_compressed(tmp_path / "zeros.npz", w=np.zeros(25_000_000, np.float32))
+    weight, size = open(tmp_path / "zeros.npz")["w"], 1 << 18
+    fill, unpacked = weight.fill, 0
+    assert fill is not None
+    honest = fill._next
+
+    def counted(*args: object) -> bytes:
+        nonlocal unpacked
+        block = honest(*args)
+        unpacked += len(block)
+        return block
+
+    fill._next = counted
+    block = np.empty(size, np.float32)
+    tracemalloc.start()
+    for first in range(0, 25_000_000 - 2 * size, 2 * size):
+        for at in (first + size, first):  # the later one first
+            fill(at, block)
+            assert not block.any()
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+    assert unpacked < 3 * 100e6

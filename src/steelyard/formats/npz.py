@@ -16,7 +16,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, ClassVar, cast
@@ -26,7 +26,7 @@ from steelyard.core.spec import DTYPES, Spec
 from steelyard.core.weights import Weight, Weights
 from steelyard.errors import FormatError, quoted
 from steelyard.formats._zip import STORED, Archive, Member
-from steelyard.formats.base import Writable, announced, check_text, empty, flat_bytes, replacing
+from steelyard.formats.base import COPY, Writable, announced, check_text, empty, flat_bytes, replacing
 from steelyard.formats.manifest import Draft, Manifest
 from steelyard.formats.source import Source
 
@@ -45,6 +45,8 @@ NATIVE: dict[str, str] = {  # the type of an element in a .npy header, without i
     **{"f2": "float16", "f4": "float32", "f8": "float64", "c8": "complex64", "c16": "complex128"},  # noqa: PIE800
     **{f"{kind}{size}": f"{word}{8 * size}" for kind, word in (("i", "int"), ("u", "uint")) for size in (1, 2, 4, 8)},
 }
+PACKED = 1 << 16  # bytes of a deflated member that are read at a time
+PLACES = 4  # passes over one deflated member that are kept, to go on from
 PEEK = 128  # bytes in which nearly every header lies
 PAIR = re.compile(
     r"""\s* (?P<mark>['"]) (?P<key>descr|fortran_order|shape) (?P=mark) \s* : \s*
@@ -282,10 +284,13 @@ class _Array:
         if member.size != expected:
             text = f"tensor {quoted(self.key)} takes {str(expected)[:30]} bytes, its member has {member.size}"
             raise FormatError(text, path=source.path, offset=member.header)
-        direct = header.direct and member.method == STORED and spec.dtype.bits >= 8
-        fill = _Filler(self, header.length, spec.nbytes) if direct else None
+        way = _Filler if member.method == STORED else _Unpacker
+        fill = way(self, header.length, spec.nbytes) if header.direct and spec.dtype.bits >= 8 else None
         read = partial(self._read, header, spec)
         return Weight(self.key, spec, read, member.packed, source.origin(member.header), fill=fill)
+
+    def wrong(self, text: str) -> FormatError:
+        return FormatError(f"tensor {quoted(self.key)} {text}", path=self.archive.source.path, offset=self.begin)
 
     def check(self, crc: int) -> None:
         """Raise FormatError where `crc`, that of all bytes, is not the one in the directory."""
@@ -327,6 +332,69 @@ class _Filler:
                 self._at, self._crc = at + len(raw), zlib.crc32(raw, self._crc)
                 if self._at == self._nbytes:
                     self._array.check(self._crc)
+
+
+@dataclass
+class _Place:
+    """How far one pass over a deflated member has come."""
+
+    at: int  # among the values; the header lies before 0
+    packed: int  # of the file, the next packed byte that is read
+    unpack: Any = field(default_factory=lambda: zlib.decompressobj(-15))
+    pending: bytes = b""
+    crc: int = 0
+
+
+class _Unpacker:
+    """Reads parts of a deflated member, each from the place that lies nearest before it.
+
+    So a tensor that is read in blocks, by several threads too, is never in memory as a whole.
+    """
+
+    def __init__(self, array: _Array, head: int, nbytes: int):
+        self._array, self._head, self._nbytes = array, head, nbytes
+        self._lock, self._places = threading.Lock(), list[_Place]()
+
+    def __call__(self, first: int, flat: np.ndarray) -> None:
+        """Read the elements from `first` on into `flat`; raises FormatError for another checksum."""
+        import numpy as np
+
+        at, raw = first * flat.itemsize, flat.view(np.uint8).data
+        with self._lock:
+            before = [place for place in self._places if place.at <= at]
+            place = max(before, key=lambda found: found.at, default=_Place(-self._head, self._array.begin))
+            self._places = [other for other in self._places if other is not place]
+        with self._array.archive.source.reading() as file:
+            while place.at < at + len(raw):
+                wanted = at + len(raw) if place.at >= at else at  # what lies before the part is let go
+                block = self._next(file, place, min(COPY, wanted - place.at))
+                if place.at >= at:
+                    raw[place.at - at : place.at - at + len(block)] = block
+                place.at, place.crc = place.at + len(block), zlib.crc32(block, place.crc)
+        if place.at == self._nbytes:
+            self._array.check(place.crc)
+            return
+        with self._lock:
+            self._places = sorted([*self._places, place], key=lambda found: found.at)[-PLACES:]
+
+    def _next(self, file: IO[bytes], place: _Place, most: int) -> bytes:
+        """The next unpacked bytes, at least one; raises FormatError where the packed ones end or are damaged."""
+        array, end = self._array, self._array.begin + self._array.member.packed
+        block = b""
+        while not block:
+            if not place.pending and place.packed < end:
+                packed = bytearray(min(PACKED, end - place.packed))
+                array.archive.source.fill(file, place.packed, packed)
+                place.packed, place.pending = place.packed + len(packed), bytes(packed)
+            given = len(place.pending)
+            try:
+                block = place.unpack.decompress(place.pending, most)
+            except zlib.error as error:
+                raise array.wrong(f"does not unpack ({error})") from error
+            place.pending = place.unpack.unconsumed_tail
+            if not block and not given:
+                raise array.wrong("unpacks to less than it announces")
+        return block
 
 
 def _key(member: Member, path: Path | str) -> str:
