@@ -136,24 +136,40 @@ class Archive:
 
     def unpacked(self, file: IO[bytes], member: Member, at: int) -> Iterator[bytes]:
         """The unpacked bytes in blocks, never more than the member announces."""
-        unpack, left, end = zlib.decompressobj(-15), member.size, at + member.packed
-        pending, step = b"", FIRST
-        while left and not unpack.eof:
-            if not pending and at < end:
-                raw = bytearray(min(step, end - at))
-                step = min(2 * step, COPY)
-                self.source.fill(file, at, raw)
-                at, pending = at + len(raw), bytes(raw)
-            given = len(pending)
+        inflating, left = Inflating(self.source, member, at), member.size
+        while left:
             try:
-                block = unpack.decompress(pending, min(COPY, left))
+                block = inflating.next(file, min(COPY, left))
             except zlib.error as error:
                 raise _wrong(self.source, member, f"does not unpack ({error})") from error
-            pending = unpack.unconsumed_tail
-            if not block and not given:
+            if not block:
                 return
             left -= len(block)
             yield block
+
+
+class Inflating:
+    """One pass over a deflated member, whose packed bytes begin at `at`; it can stop and go on."""
+
+    def __init__(self, source: Source, member: Member, at: int):
+        self._source, self._at, self._end = source, at, at + member.packed
+        self._unpack, self._pending, self._step = zlib.decompressobj(-15), b"", FIRST
+
+    def next(self, file: IO[bytes], most: int) -> bytes:
+        """The next unpacked bytes, up to `most`; none at the end. Raises zlib.error where they are damaged."""
+        block = b""
+        while not block and not self._unpack.eof:
+            if not self._pending and self._at < self._end:
+                raw = bytearray(min(self._step, self._end - self._at))
+                self._step = min(2 * self._step, COPY)
+                self._source.fill(file, self._at, raw)
+                self._at, self._pending = self._at + len(raw), bytes(raw)
+            given = len(self._pending)
+            block = self._unpack.decompress(self._pending, most)
+            self._pending = self._unpack.unconsumed_tail
+            if not block and not given:
+                break
+        return block
 
 
 def _spans(ordered: list[Member], end: int) -> Iterator[tuple[Member, int]]:

@@ -10,13 +10,12 @@ Specification: https://numpy.org/doc/stable/reference/generated/numpy.lib.format
 
 from __future__ import annotations
 
-import re
 import sys
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, ClassVar, cast
@@ -25,7 +24,8 @@ from steelyard.core.packed import Packed
 from steelyard.core.spec import DTYPES, Spec
 from steelyard.core.weights import Weight, Weights
 from steelyard.errors import FormatError, quoted
-from steelyard.formats._zip import STORED, Archive, Member
+from steelyard.formats._npy import MAGIC, NATIVE, Header, header_of
+from steelyard.formats._zip import STORED, Archive, Inflating, Member
 from steelyard.formats.base import COPY, Writable, announced, check_text, empty, flat_bytes, replacing
 from steelyard.formats.manifest import Draft, Manifest
 from steelyard.formats.source import Source
@@ -33,27 +33,10 @@ from steelyard.formats.source import Source
 if TYPE_CHECKING:
     import numpy as np
 
-MAGIC = b"\x93NUMPY"
-HEADER_LIMIT = 10_000  # bytes, as in numpy.load
 MANIFEST = "steelyard.json"
 MANIFEST_LIMIT = 100_000_000  # bytes
-LARGEST = 2**63 - 1  # of a dimension
-RANK_LIMIT = 64  # of numpy
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the date of every member, so that the same weights give the same bytes
-NATIVE: dict[str, str] = {  # the type of an element in a .npy header, without its byte order
-    "b1": "bool",
-    **{"f2": "float16", "f4": "float32", "f8": "float64", "c8": "complex64", "c16": "complex128"},  # noqa: PIE800
-    **{f"{kind}{size}": f"{word}{8 * size}" for kind, word in (("i", "int"), ("u", "uint")) for size in (1, 2, 4, 8)},
-}
-PACKED = 1 << 16  # bytes of a deflated member that are read at a time
 PLACES = 4  # passes over one deflated member that are kept, to go on from
-PEEK = 128  # bytes in which nearly every header lies
-PAIR = re.compile(
-    r"""\s* (?P<mark>['"]) (?P<key>descr|fortran_order|shape) (?P=mark) \s* : \s*
-    (?: (?P<flag>True|False) | (?P<quote>['"]) (?P<text>[^'"\\]*) (?P=quote) | \( (?P<shape>[-\d\s,]*) \) )
-    \s* (?P<end>,\s*\}?|\}) \s*""",
-    re.VERBOSE | re.ASCII,
-)
 DESCRIPTIONS = {name: code for code, name in NATIVE.items()}
 
 
@@ -77,14 +60,14 @@ class Npz(Writable):
     def open(self, source: Source, /) -> Weights:
         """The weights in an archive: reads its directory and the header of each member."""
         path, archive = source.path, Archive.of(source)
-        found: dict[str, tuple[_Array, _Header]] = {}
+        found: dict[str, tuple[_Array, Header]] = {}
         with source.reading() as file:
             for member in archive.members.values():
                 if member.name == MANIFEST:
                     continue
                 key = _key(member, path)
                 array = _Array(archive, member, archive.data(file, member), key)
-                found[key] = array, _header(partial(array.peek, file), path, f"member {quoted(member.name)}")
+                found[key] = array, header_of(partial(array.peek, file), path, f"member {quoted(member.name)}")
         manifest, meta, dtypes = _manifest(archive, path)
         for key in dtypes:
             if key not in found:
@@ -126,7 +109,7 @@ class Npy(Writable):
     def open(self, source: Source, /) -> Weights:
         """The one tensor of a file: reads its header."""
         path, stem = source.path, PurePosixPath(source.name).stem
-        header = _header(lambda count: source.bytes(0, min(count, source.size)), path, "array")
+        header = header_of(lambda count: source.bytes(0, min(count, source.size)), path, "array")
         spec = header.spec(None, "array", path)
         if header.length + spec.nbytes != source.size:
             text = f"{spec} takes {spec.nbytes} bytes, {source.size - header.length} follow the header; fetch it again"
@@ -153,90 +136,7 @@ class Npy(Writable):
             return sink.tell()
 
 
-@dataclass(frozen=True)
-class _Header:
-    """What a .npy header says; `length` is its own in bytes, `code` the type with its byte order."""
-
-    shape: tuple[int, ...]
-    fortran: bool
-    code: str
-    length: int
-
-    @property
-    def itemsize(self) -> int:
-        return int(self.code[2:])
-
-    @property
-    def count(self) -> int:
-        return Spec(self.shape, DTYPES["uint8"]).size
-
-    @property
-    def direct(self) -> bool:
-        """Whether the values lie as they are in memory, so that a part of them can be read."""
-        return not self.fortran and (self.code[0] == "|" or (self.code[0] == "<") == (sys.byteorder == "little"))
-
-    def spec(self, dtype: str | None, what: str, path: Path | str) -> Spec:
-        """The spec; `dtype` is the name of the type where the header has opaque bytes."""
-        if (dtype is None) == (self.code[1] == "V"):
-            found = f"opaque bytes ({self.code})" if dtype is None else f"{self.code} and the dtype {dtype!r} beside it"
-            raise FormatError(f"{what}: expected numbers, found {found}; cast it where it was made", path=path)
-        row = DTYPES[dtype if dtype is not None else NATIVE[self.code[1:]]]
-        if self.itemsize != max(row.bits // 8, 1):
-            raise FormatError(f"{what}: elements of {self.itemsize} bytes cannot be {row}", path=path)
-        return Spec(self.shape, row)
-
-
-def _header(peek: Callable[[int], bytes], path: Path | str, what: str) -> _Header:
-    """Parse the header of the array whose first bytes, or all, `peek(count)` returns; raises FormatError."""
-
-    def wrong(text: str, offset: int = 10) -> FormatError:
-        return FormatError(f"{what}: {text}", path=path, offset=offset)
-
-    start = peek(PEEK)
-    if start[:6] != MAGIC or len(start) < 12 or start[6] not in (1, 2, 3):
-        raise wrong(f"expected the beginning of a .npy file of version 1 to 3, found {start[:8]!r}", 0)
-    width = 2 if start[6] == 1 else 4
-    count = int.from_bytes(start[8 : 8 + width], "little")
-    if count > HEADER_LIMIT:
-        raise wrong(f"the header takes {count} bytes, the limit is {HEADER_LIMIT}", 8)
-    length = 8 + width + count
-    if length > len(start):
-        start = peek(length)
-    if length > len(start):
-        raise wrong(f"the header takes {count} bytes, the file ends before", len(start))
-    data = _literal(start[8 + width : length], wrong)
-    code, fortran, text = data["descr"], data["fortran_order"], data["shape"]
-    words = [word.strip() for word in text.split(",")]
-    words = words if words[-1] else words[:-1]
-    if len(words) > RANK_LIMIT or not all(word.isdigit() and len(word) < 20 for word in words):
-        raise wrong(f"expected up to {RANK_LIMIT} dimensions from 0 to 2^63-1, found {quoted(text)}")
-    shape = tuple(int(word) for word in words)
-    if any(n > LARGEST for n in shape) or (len(shape) == 1 and "," not in text):
-        raise wrong(f"expected up to {RANK_LIMIT} dimensions from 0 to 2^63-1, found {quoted(text)}")
-    if code[:1] not in ("<", ">", "|", "=") or not (code[1:] in ("V1", "V2") or code[1:] in NATIVE):
-        pickled = "; nothing is ever unpickled here" if "O" in code else ""
-        raise wrong(f"expected numbers, found elements of {quoted(code)}{pickled}")
-    return _Header(shape, fortran == "True", "<" + code[1:] if code[0] == "=" else code, length)
-
-
-def _literal(raw: bytes, wrong: Callable[[str], FormatError]) -> dict[str, str]:
-    """The three values of a header as they are spelled; nothing else that Python could mean is looked at."""
-    text, found = raw.decode("latin-1").strip(), dict[str, str]()
-    at = 1 if text.startswith("{") else len(text)
-    while (pair := PAIR.match(text, at)) is not None:
-        key, at = pair["key"], pair.end()
-        value = pair[{"descr": "text", "fortran_order": "flag", "shape": "shape"}[key]]
-        if value is None or key in found:
-            raise wrong(f"{key} is given twice, or is not what it should be: {quoted(pair[0].strip())}")
-        found[key] = value
-        if pair["end"].endswith("}"):
-            break
-    if len(found) != 3 or at != len(text):
-        raise wrong(f"expected descr, fortran_order and shape as numpy writes them, found {quoted(text[at:] or text)}")
-    return found
-
-
-def _values(fill: Any, source: Source, header: _Header, spec: Spec, name: str) -> np.ndarray:
+def _values(fill: Any, source: Source, header: Header, spec: Spec, name: str) -> np.ndarray:
     """The array whose bytes `fill(buffer)` delivers, in C order and in the byte order of this machine."""
     import numpy as np
 
@@ -248,7 +148,7 @@ def _values(fill: Any, source: Source, header: _Header, spec: Spec, name: str) -
     return np.ascontiguousarray(array.T) if header.fortran else array
 
 
-def _read_file(source: Source, header: _Header, spec: Spec) -> np.ndarray:
+def _read_file(source: Source, header: Header, spec: Spec) -> np.ndarray:
     with source.reading() as file:
         return _values(partial(source.fill, file, header.length), source, header, spec, PurePosixPath(source.name).stem)
 
@@ -276,7 +176,7 @@ class _Array:
         self.archive.fill(file, self.member, self.begin, 0, memoryview(raw))
         return bytes(raw)
 
-    def weight(self, header: _Header, dtype: str | None) -> Weight:
+    def weight(self, header: Header, dtype: str | None) -> Weight:
         """The weight; `dtype` is the type of opaque bytes. Raises FormatError where the sizes cannot be."""
         source, member = self.archive.source, self.member
         spec = header.spec(dtype, f"tensor {quoted(self.key)}", source.path)
@@ -298,7 +198,7 @@ class _Array:
             text = f"tensor {quoted(self.key)}: the checksum (CRC) is another; fetch the file again"
             raise FormatError(text, path=self.archive.source.path, offset=self.begin)
 
-    def _read(self, header: _Header, spec: Spec) -> np.ndarray:
+    def _read(self, header: Header, spec: Spec) -> np.ndarray:
         """All values, with the checksum compared."""
         archive, source = self.archive, self.archive.source
         with source.reading() as file:
@@ -339,9 +239,7 @@ class _Place:
     """How far one pass over a deflated member has come."""
 
     at: int  # among the values; the header lies before 0
-    packed: int  # of the file, the next packed byte that is read
-    unpack: Any = field(default_factory=lambda: zlib.decompressobj(-15))
-    pending: bytes = b""
+    inflating: Inflating
     crc: int = 0
 
 
@@ -362,7 +260,8 @@ class _Unpacker:
         at, raw = first * flat.itemsize, flat.view(np.uint8).data
         with self._lock:
             before = [place for place in self._places if place.at <= at]
-            place = max(before, key=lambda found: found.at, default=_Place(-self._head, self._array.begin))
+            start = Inflating(self._array.archive.source, self._array.member, self._array.begin)
+            place = max(before, key=lambda found: found.at, default=_Place(-self._head, start))
             self._places = [other for other in self._places if other is not place]
         with self._array.archive.source.reading() as file:
             while place.at < at + len(raw):
@@ -379,21 +278,12 @@ class _Unpacker:
 
     def _next(self, file: IO[bytes], place: _Place, most: int) -> bytes:
         """The next unpacked bytes, at least one; raises FormatError where the packed ones end or are damaged."""
-        array, end = self._array, self._array.begin + self._array.member.packed
-        block = b""
-        while not block:
-            if not place.pending and place.packed < end:
-                packed = bytearray(min(PACKED, end - place.packed))
-                array.archive.source.fill(file, place.packed, packed)
-                place.packed, place.pending = place.packed + len(packed), bytes(packed)
-            given = len(place.pending)
-            try:
-                block = place.unpack.decompress(place.pending, most)
-            except zlib.error as error:
-                raise array.wrong(f"does not unpack ({error})") from error
-            place.pending = place.unpack.unconsumed_tail
-            if not block and not given:
-                raise array.wrong("unpacks to less than it announces")
+        try:
+            block = place.inflating.next(file, most)
+        except zlib.error as error:
+            raise self._array.wrong(f"does not unpack ({error})") from error
+        if not block:
+            raise self._array.wrong("unpacks to less than it announces")
         return block
 
 
