@@ -15,7 +15,7 @@ from torch import nn
 
 from steelyard.core.table import Column, Table
 from steelyard.init import scheme_of
-from steelyard.learn.datadriven import COLUMNS, mean_cosine, scale_by_data, tensors_in
+from steelyard.learn.datadriven import COLUMNS, floats, mean_cosine, scale_by_data
 from steelyard.learn.depth import Function, calm, is_deep, odd_part
 from steelyard.learn.flow import Flow, Place, flow_of
 from steelyard.learn.matrices import ATTENTION, is_started, matrices
@@ -144,10 +144,7 @@ def _target(place: Place, flow: Flow, choice: Choice, deep: _Kind | None) -> tup
 
 def _centred(found: Mapping[str, nn.Module], graph: Graph, wanted: list[str]) -> dict[str, set[str]]:
     """Of the layers `wanted` those after which every next layer is a plain one with a bias, and these."""
-    calls: dict[str, list[Operation]] = {}
-    for op in graph.operations:
-        if op.layer is not None:
-            calls.setdefault(op.layer, []).append(op)
+    calls = graph.calls()
     able = {
         name
         for name, layer in found.items()
@@ -182,7 +179,7 @@ def _proof(arguments: tuple[Any, ...], table: Table) -> dict[str, Any]:
     """What must hold on the batch for the start to be called proved; the first thing that does not is said."""
     away, steep = table.meta["furthest from target"], table.meta["gradient norm, largest over smallest"]
     same = table.meta["mean cosine of outputs"]
-    given = max((c for t in tensors_in(arguments) if (c := mean_cosine(t)) is not None), default=0.0)
+    given = max((c for t in floats(arguments) if (c := mean_cosine(t)) is not None), default=0.0)
     factors = [float(f) for f in table.column("factor") if isinstance(f, float) and f]
     far = max((max(f, 1 / f) for f in factors), default=1.0)
     failed = ""

@@ -22,6 +22,7 @@ from steelyard.learn.evaluate import unfused
 from steelyard.learn.gates import cell_sums, depths
 from steelyard.learn.matrices import ATTENTION, is_started, matrices, unit_axis
 from steelyard.learn.task import batch_arguments
+from steelyard.learn.tracing import tensors
 
 TOLERANCE = 0.02  # of a standard deviation around 1
 DROPPING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -140,7 +141,7 @@ class _Run:
         if not self.order:
             raise ModelError("no layer with weights runs on this batch; nothing can be started by it")
         self._look_back(output)
-        self.cosine = next((mean_cosine(t) for t in tensors_in(output)), None)
+        self.cosine = next((mean_cosine(t) for t in floats(output)), None)
         self._solve()
         self._keep()
 
@@ -226,7 +227,7 @@ class _Run:
 
     def _look_back(self, output: Any) -> None:
         """The scale of the gradient at the first call of each layer, for random gradients at the output."""
-        ends = [t for t in tensors_in(output) if t.requires_grad and t.numel()]
+        ends = [t for t in floats(output) if t.requires_grad and t.numel()]
         firsts: dict[str, Tensor] = {}
         for use in self.uses.values():
             for call in use.calls:
@@ -389,11 +390,6 @@ def mean_cosine(outputs: Tensor) -> float | None:
     return round(float((unit.sum(0).square().sum() - unit.square().sum()) / (len(unit) * (len(unit) - 1))), 6)
 
 
-def tensors_in(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
-    if isinstance(output, (tuple, list)):
-        return [t for part in output for t in tensors_in(part)]
-    if isinstance(output, Mapping):
-        return [t for part in output.values() for t in tensors_in(part)]
-    return []
+def floats(value: Any) -> list[Tensor]:
+    """The floating-point tensors in a value."""
+    return [t for t in tensors(value) if t.is_floating_point()]

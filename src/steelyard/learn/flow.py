@@ -93,10 +93,7 @@ def flow_of(graph: Graph) -> Flow:
     for branch in found:
         ends |= branch.ends
     places: dict[str, Place] = {}
-    calls = [op for op in graph.operations if op.layer is not None]
-    names = list(dict.fromkeys(op.layer for op in calls if op.layer is not None))
-    for order, name in enumerate(names, 1):
-        mine = [op for op in calls if op.layer == name]
+    for order, (name, mine) in enumerate(graph.calls().items(), 1):
         places[name] = Place(name, order, len(mine), *_follow(mine[0]), name in ends, ends.get(name, ""))
     return Flow(places, tuple(found))
 

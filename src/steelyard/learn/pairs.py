@@ -66,10 +66,7 @@ def pairs(
     everything that its output reaches first is such a layer, which finds the two halves on its inputs. One forward
     pass in evaluation mode; the model is as before. Raises ModelError if the model fails on the arguments.
     """
-    calls: dict[str, list[Operation]] = {}
-    for op in graph.operations:
-        if op.layer is not None:
-            calls.setdefault(op.layer, []).append(op)
+    calls = graph.calls()
     able = {name for name, mine in calls.items() if len(mine) == 1 and is_plain(found[name])}
     able = {name for name in able if is_started(found[name].weight)}  # frozen ones keep what they have
     senders = {name for name in wanted if name in able and found[name].weight.shape[0] % 2 == 0}

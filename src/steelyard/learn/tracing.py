@@ -47,6 +47,14 @@ class Graph:
         self.operations: list[Operation] = []
         self.outputs: list[Operation] = []  # those whose tensors the model returns
 
+    def calls(self) -> dict[str, list[Operation]]:
+        """Those of each layer with weights, in the order of their first calls."""
+        found: dict[str, list[Operation]] = {}
+        for op in self.operations:
+            if op.layer is not None:
+                found.setdefault(op.layer, []).append(op)
+        return found
+
     def add(
         self,
         name: str,
@@ -87,7 +95,7 @@ def record(model: nn.Module, arguments: tuple[Any, ...]) -> Graph:
         recorder.inputs(arguments)
         with calling("the model, on the batch that shows its order,"):
             output = model(*arguments)
-        recorder.graph.outputs += [recorder.made[t] for t in _tensors(output) if t in recorder.made]
+        recorder.graph.outputs += [recorder.made[t] for t in tensors(output) if t in recorder.made]
     return recorder.graph
 
 
@@ -140,7 +148,7 @@ class _Recorder(TorchFunctionMode):  # type: ignore[misc]
         self.owners = _owners(self.layers)
 
     def inputs(self, arguments: tuple[Any, ...]) -> None:
-        for i, value in enumerate(_tensors(arguments)):
+        for i, value in enumerate(tensors(arguments)):
             self.made[value] = self.graph.add(f"input {i}")
 
     def hooks(self) -> _Hooks:
@@ -154,7 +162,7 @@ class _Recorder(TorchFunctionMode):  # type: ignore[misc]
 
     def _before(self, weighted: bool) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if not self.within and (weighted or len(list(_tensors((args, kwargs)))) == 1):
+            if not self.within and (weighted or len(list(tensors((args, kwargs)))) == 1):
                 self.within.append(module)
                 self.given = self._swapped(args), self._swapped(kwargs)
 
@@ -181,7 +189,7 @@ class _Recorder(TorchFunctionMode):  # type: ignore[misc]
         swapped = self._swapped(args), self._swapped(kwargs)
         result = func(*args, **kwargs)
         layer = _owner(name, args, self.owners)
-        if (layer is not None or any(True for _ in _operations(swapped))) and any(True for _ in _tensors(result)):
+        if (layer is not None or any(True for _ in _operations(swapped))) and any(True for _ in tensors(result)):
             self._note(result, self.graph.add(name, func, *swapped, layer=layer))
         return result
 
@@ -189,7 +197,7 @@ class _Recorder(TorchFunctionMode):  # type: ignore[misc]
         return swap(value, lambda x: self.made.get(x, x) if isinstance(x, Tensor) else x)
 
     def _note(self, output: Any, operation: Operation) -> None:
-        for tensor in _tensors(output):
+        for tensor in tensors(output):
             self.made[tensor] = operation
 
 
@@ -284,7 +292,8 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in a value: in tuples, lists and mappings within each other."""
     return (leaf for leaf in _leaves(value) if isinstance(leaf, Tensor))
 
 
