@@ -65,6 +65,10 @@ class Gradients:
             raise NotFiniteLoss(found)
         return found
 
+    def release(self) -> None:
+        """Let go of what synchronises the model: while it lives, so do the threads of the process group."""
+        self._forward = self.model
+
     def clipped(self) -> None:
         """Scale the gradients so that their norm over all parameters is at most ``clip``."""
         if self.clip is not None:

@@ -6,6 +6,8 @@ same batches; each works on its share of the examples, and one process alone wou
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 from dataclasses import dataclass
 
@@ -32,6 +34,7 @@ class Processes:
             if int(os.environ.get("WORLD_SIZE", "1")) < 2:
                 return Processes()
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            atexit.register(_leave)
         return Processes(dist.get_rank(), dist.get_world_size())
 
     def wrapped(self, model: nn.Module, device: torch.device) -> nn.Module:
@@ -72,3 +75,14 @@ class Processes:
 def first() -> bool:
     """Whether this is the process that writes files and prints: rank 0, or the only one."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def _leave() -> None:
+    """End the process group before the interpreter ends, and its threads with it.
+
+    A thread of the group that lets go of a tensor while the interpreter ends aborts the process. The threads live as
+    long as anything refers to the group, so that what is only reachable in circles has to be collected first.
+    """
+    if dist.is_initialized():
+        gc.collect()
+        dist.destroy_process_group()

@@ -181,6 +181,7 @@ class Run:
         if self._whole and self._saved < len(self.log):
             self._save()
         self._kept.finish()
+        self._gradients.release()
         self.penalized.remove()
         if kind is None:
             self._interrupt.check()
