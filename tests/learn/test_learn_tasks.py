@@ -7,6 +7,7 @@ import hashlib
 import os
 import struct
 import urllib.error
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -220,7 +221,7 @@ def idx(values: np.ndarray) -> bytes:
 def idx_files() -> dict[str, bytes]:
     random = np.random.default_rng(0)
     files = {}
-    for name in mnist.FILES:
+    for name in mnist.MNIST.files:
         shape = ((240 if "train" in name else 50), *((28, 28) if "images" in name else ()))
         values = random.integers(0, 256, shape) if "images" in name else np.arange(shape[0]) % 10
         files[name] = gzip.compress(idx(values.astype(np.uint8)), mtime=0)
@@ -261,7 +262,7 @@ def test_mnist_is_downloaded_once_with_checksums(
 
     def urlopen(address: str, timeout: float) -> Answer:
         asked.append(address)
-        if address.startswith(mnist.MIRRORS[0]):
+        if address.startswith(mnist.MNIST.mirrors[0]):
             raise urllib.error.URLError("no route")
         return Answer(idx_files[address.rsplit("/", 1)[1]])
 
@@ -269,10 +270,15 @@ def test_mnist_is_downloaded_once_with_checksums(
     monkeypatch.setattr("urllib.request.urlopen", urlopen)
     with pytest.raises(FormatError, match="published is"):
         task("mnist")
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert list((tmp_path / "cache" / "mnist").iterdir()) == []
     sums = {name: hashlib.sha256(data).hexdigest() for name, data in idx_files.items()}
-    monkeypatch.setattr(mnist, "FILES", sums)
+    monkeypatch.setattr(mnist, "MNIST", replace(mnist.MNIST, files=sums))
     assert task("mnist").about["examples"]["test"] == 50
+    inside = {name: hashlib.sha256(gzip.decompress(data)).hexdigest() for name, data in idx_files.items()}
+    with pytest.raises(FormatError, match="published is"):
+        task("fashion-mnist")
+    monkeypatch.setattr(mnist, "FASHION", replace(mnist.FASHION, files=inside))
+    assert task("fashion-mnist").classes[1] == "trouser"
     asked.clear()
     task("mnist")
     assert asked == []
@@ -289,6 +295,24 @@ def test_mnist_offline_says_where_to_put_the_files(tmp_path: Path, monkeypatch: 
     assert "\n" not in str(caught.value)
     with pytest.raises(ModelError, match="expected a folder"):
         task("mnist", path=str(tmp_path / "nowhere"))
+
+
+def test_training_images_are_shifted_and_nothing_else(tmp_path: Path, idx_files: dict[str, bytes]) -> None:
+    for name, data in idx_files.items():
+        (tmp_path / name).write_bytes(data)
+    still, moved = (task("mnist", path=str(tmp_path), shift=shift) for shift in (0, 2))
+    assert torch.equal(all_of(still, "test")[0], all_of(moved, "test")[0])
+    images = torch.rand(400, 1, 9, 7)
+    out = mnist.shifted(images, torch.Generator().manual_seed(1), 2)
+    seen = set()
+    for before, after in zip(images, out, strict=True):
+        wide = torch.nn.functional.pad(before, (2, 2, 2, 2))
+        places = [(i, j) for i in range(5) for j in range(5) if torch.equal(wide[:, i : i + 9, j : j + 7], after)]
+        assert len(places) == 1
+        seen.update(places)
+    assert len(seen) == 25
+    with pytest.raises(ModelError, match="shift=28: expected 0 to 27"):
+        task("mnist", path=str(tmp_path), shift=28)
 
 
 def test_mnist_from_an_npz(tmp_path: Path) -> None:

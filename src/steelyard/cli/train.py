@@ -50,7 +50,7 @@ def verb(
 ) -> None:
     """Train a model on TASK and write its weights to TARGET.
 
-    TASK is digits, breast-cancer, mnist, text:FILE, csv:FILE:COLUMN or module:task. The weights with the
+    TASK is digits, breast-cancer, mnist, fashion-mnist, text:FILE, csv:FILE:COLUMN or module:task. The weights with the
     lowest validation loss are kept, and measured on examples that training has not seen. What goes wrong in the
     first steps is said on standard error, with the layer, the cause and the cure. Several processes, started by
     torchrun -m steelyard train ..., share each batch.

@@ -34,6 +34,7 @@ TASKS: Registry[Any] = Registry(
         "digits": Row("steelyard.learn.tasks.bundled:digits", "1,797 handwritten digits of 8x8 pixels", "learn"),
         "breast-cancer": Row("steelyard.learn.tasks.bundled:breast_cancer", "569 tumours, 30 measurements", "learn"),
         "mnist": Row("steelyard.learn.tasks.mnist:mnist", "handwritten digits of 28x28 pixels", "learn"),
+        "fashion-mnist": Row("steelyard.learn.tasks.mnist:fashion_mnist", "clothing, 28x28 pixels", "learn"),
         "text": Row("steelyard.learn.tasks.text:text", "the next character of a text file: text:FILE", "learn"),
         "csv": Row("steelyard.learn.tasks.csv:csv", "a column of a table from the others: csv:FILE:TARGET", "learn"),
     },
