@@ -92,6 +92,7 @@ _EXPORTS: dict[str, str] = {
     "mup": "learn.mup:mup",
     "coordinate_check": "learn.coordinates:coordinate_check",
     "evaluate": "learn.evaluate:evaluate",
+    "score": "learn.evidence:score",
     "compare": "learn.evaluate:compare",
     "finetune": "learn.finetune:finetune",
     "watch": "learn.watch.session:watch",
@@ -168,6 +169,7 @@ if TYPE_CHECKING:
     from steelyard.learn.decay import Decay as Decay
     from steelyard.learn.evaluate import compare as compare
     from steelyard.learn.evaluate import evaluate as evaluate
+    from steelyard.learn.evidence import score as score
     from steelyard.learn.examples import ExampleLoss as ExampleLoss
     from steelyard.learn.examples import GlobalMean as GlobalMean
     from steelyard.learn.examples import class_weights as class_weights

@@ -30,7 +30,7 @@ BESIDES = {  # files of a folder that are no entries of its table
     "formats": {"base", "config", "fileset", "layout", "manifest", "module", "ranges", "remote", "resuming", "source"},
     "codecs": set(),
     "init": {"base"},
-    "edit": {"transfer"},
+    "edit": {"evidence", "transfer"},
     "cli": {"entry", "options", "models", "progress"},
 }
 HEAVY = ("torch", "numpy", "click", "numba", "rich", "plotly", "sklearn", "yaml", "ml_dtypes")

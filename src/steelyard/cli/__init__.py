@@ -26,6 +26,7 @@ VERBS: Registry[click.Command] = Registry(
         "inspect": Row("steelyard.cli.inspect:verb", "what is in a file: tensors, types, ties and sizes"),
         "diff": Row("steelyard.cli.diff:verb", "what changed between two files: which tensors, how, and by how much"),
         "convert": Row("steelyard.cli.convert:verb", "another file format, dtype, names or codec"),
+        "score": Row("steelyard.cli.score:verb", "what data say about weights: evidence for the verbs below", "learn"),
         "prune": Row("steelyard.cli.prune:verb", "set the smallest weights to zero, and store the zeros cheaply"),
         "quantize": Row("steelyard.cli.quantize:verb", "round weights to uniform levels of 1 to 8 bits"),
         "share": Row("steelyard.cli.share:verb", "few distinct values for each tensor: a codebook and indices"),
