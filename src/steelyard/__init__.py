@@ -95,6 +95,7 @@ _EXPORTS: dict[str, str] = {
     "score": "learn.evidence:score",
     "compare": "learn.evaluate:compare",
     "finetune": "learn.finetune:finetune",
+    "Trajectory": "learn.trajectory:Trajectory",
     "watch": "learn.watch.session:watch",
     "watched": "learn.watch.log:watched",
     # what weights mean
@@ -110,6 +111,8 @@ _EXPORTS: dict[str, str] = {
     "coefficients": "explain.coefficients:coefficients",
     "filters": "explain.filters:filters",
     "connection": "explain.address:connection",
+    "probe": "explain.probes:probe",
+    "Probes": "explain.probes:Probes",
 }
 
 if TYPE_CHECKING:
@@ -149,6 +152,8 @@ if TYPE_CHECKING:
     from steelyard.explain.filters import filters as filters
     from steelyard.explain.health import health as health
     from steelyard.explain.inventory import inventory as inventory
+    from steelyard.explain.probes import Probes as Probes
+    from steelyard.explain.probes import probe as probe
     from steelyard.explain.signal import signal as signal
     from steelyard.explain.spectra import spectra as spectra
     from steelyard.explain.starts import compare_starts as compare_starts
@@ -203,6 +208,7 @@ if TYPE_CHECKING:
     from steelyard.learn.task import Interface as Interface
     from steelyard.learn.task import Task as Task
     from steelyard.learn.tasks import task as task
+    from steelyard.learn.trajectory import Trajectory as Trajectory
     from steelyard.learn.watch.log import watched as watched
     from steelyard.learn.watch.session import watch as watch
 

@@ -13,6 +13,7 @@ from steelyard.claims import (
     CLAIMS,
     a_neuron,
     b_learning,
+    b_patterns,
     b_steps,
     c_beginnings,
     d_discipline,
@@ -25,7 +26,7 @@ from steelyard.claims.check import Check, Outcome, run_check
 from steelyard.claims.material import digits
 from steelyard.core.weights import Weights
 from steelyard.edit.share import Share
-from steelyard.explain import address, affine, counts, gradients, recurrent, signal, signed, tangent
+from steelyard.explain import address, affine, counts, gradients, probes, recurrent, signal, signed, tangent
 from steelyard.explain.linear import fit_logistic
 from steelyard.init.he import He
 from steelyard.learn import (
@@ -199,6 +200,27 @@ def _dropped_tensor(patch: Patch) -> None:
 
 def _forgetful(patch: Patch) -> None:
     patch.setattr(b_learning, "train", lambda *_, **__: None)
+
+
+def _asleep(patch: Patch) -> None:
+    honest = b_patterns.train
+    patch.setattr(b_patterns, "train", lambda *given, **options: honest(*given, **{**options, "rate": 1e-9}))
+
+
+def _true_labels(patch: Patch) -> None:
+    patch.setattr(b_patterns, "random_labels", lambda task: task)
+
+
+def _seen_inputs(patch: Patch) -> None:
+    honest = probes._handed_on
+
+    def seen(model: torch.nn.Module, *given: Any) -> Any:
+        found = honest(model, *given)
+        weight = next(model.parameters())
+        found.features["inputs"] = found.features["inputs"] @ weight.detach().T
+        return found
+
+    patch.setattr(probes, "_handed_on", seen)
 
 
 def _by_loss(patch: Patch) -> None:
@@ -534,6 +556,10 @@ MUTATIONS: list[tuple[str, Callable[[Patch], None], str]] = [
     ("B8", _averaged_twice, "2 processes"),
     ("B11", _dropped_tensor, "largest logit difference"),
     ("B11", _forgetful, "accuracy on random labels"),
+    ("B12", _asleep, "least rise of a layer, low"),
+    ("B12", _asleep, "least order in time"),
+    ("B12", _true_labels, "least rise over random labels, low"),
+    ("B12", _seen_inputs, "rise of the inputs"),
     ("C1", _by_loss, "tau-b"),
     ("C2", _half_variance, "He flagged"),
     ("C2", _no_verdict, "Xavier flagged"),

@@ -65,3 +65,16 @@ def test_training_that_starts_badly_says_so(tmp_path: Path, capsys: pytest.Captu
         assert main(["train", *NET, str(tmp_path / f"{start}.safetensors"), "--epochs", "1", "--start", start]) == 0
         err = capsys.readouterr().err
         assert err.startswith(words) if words else err == ""
+
+
+def test_the_way_of_the_weights_is_shown_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.html"
+    told = ["--epochs", "3", "--trajectory", "--json", "--html", str(page)]
+    assert main(["train", *NET, str(tmp_path / "w.safetensors"), *told]) == 0
+    tables = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    way, known = tables[2:]
+    assert [row["layer"] for row in way["rows"]][-1] == "all"
+    assert all(row["path"] >= row["net"] > 0 for row in way["rows"])
+    assert sorted({row["epoch"] for row in known["rows"]}) == [0, 1, 2, 3]
+    html = page.read_text(encoding="utf-8")
+    assert html.count("data-figure=") == 2

@@ -38,6 +38,7 @@ CLAIMS: Registry[Any] = Registry(
             "learn",
         ),
         "B11": Row("steelyard.claims.b_learning:B11", "weights are the memory of the model", "learn"),
+        "B12": Row("steelyard.claims.b_patterns:B12", "each batch progressively encodes useful patterns", "learn"),
         "C1": Row("steelyard.claims.c_beginnings:C1", "initial values matter", "learn"),
         "C2": Row("steelyard.claims.c_beginnings:C2", "poor starts vanish or explode", "learn"),
         "C3": Row("steelyard.claims.c_beginnings:C3", "poor starts stall training", "learn"),

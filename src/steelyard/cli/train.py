@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from steelyard.cli.models import keeping_options, model_option, target_argument, task_argument
 from steelyard.cli.options import Output, output, show
 from steelyard.life.recipe import Named
+
+if TYPE_CHECKING:
+    from steelyard.core.table import Table
+    from steelyard.learn.run import Gauge
+    from steelyard.report.html import Page
 
 
 @click.command("train")
@@ -28,6 +34,7 @@ from steelyard.life.recipe import Named
 @click.option("--clip", type=float, help="The largest norm of the gradient over all weights.")
 @click.option("--precision", type=click.Choice(["full", "bfloat16"]), default="full", show_default=True,
               help="bfloat16 runs the model in it; weights and updates stay as they are.")  # fmt: skip
+@click.option("--trajectory", is_flag=True, help="Also the way of each layer, and what it knew in between.")
 @keeping_options
 @output
 def verb(
@@ -45,6 +52,7 @@ def verb(
     accumulate: int,
     clip: float | None,
     precision: Literal["full", "bfloat16"],
+    trajectory: bool,
     keeping: dict[str, Any],
     output: Output,
 ) -> None:
@@ -55,26 +63,54 @@ def verb(
     first steps is said on standard error, with the layer, the cause and the cure. Several processes, started by
     torchrun -m steelyard train ..., share each batch.
 
+    --trajectory says, of each layer, how long its way was and how far it led, after which step it stayed within a
+    tenth of that from where it ended, and how well a linear probe reads the targets off it; --html draws both.
+
     \b
     Example:
       steelyard train breast-cancer weights.safetensors --epochs 5
     """
     from steelyard import formats
+    from steelyard.explain.probes import Probes
     from steelyard.formats.module import from_module
     from steelyard.learn.evaluate import evaluate
     from steelyard.learn.gauges import alarm
     from steelyard.learn.processes import first
     from steelyard.learn.run import train
+    from steelyard.learn.trajectory import Trajectory
     from steelyard.life.record import fresh_start, make_task
 
     made = make_task(task, model, seed)
+    way, knows = Trajectory(), Probes(made)
+    gauges: list[Gauge] = [alarm(say=lambda found: click.echo(f"alarm, {found}", err=True))]
+    gauges += [way, knows] if trajectory else []
     run = train(
         made, fresh_start(made, start, seed), optimizer=optimizer, rate=rate, epochs=epochs, schedule=schedule,
         weight_decay=weight_decay, seed=seed, patience=patience, accumulate=accumulate, clip=clip, precision=precision,
-        gauges=[alarm(say=lambda found: click.echo(f"alarm, {found}", err=True))],
-        **keeping,
+        gauges=gauges, **keeping,
     )  # fmt: skip
     if not first():
         return
     formats.write(from_module(run.model).with_meta(task=made.name, seed=str(seed)), target)
-    show([evaluate(run.model, made), run.history()], output)
+    tables = [evaluate(run.model, made), run.history()]
+    if not trajectory:
+        show(tables, output)
+        return
+    tables += [way.table(), knows.table()]
+    show(tables, output, _page(tables, way.history()))
+
+
+def _page(tables: list[Table], way: Table) -> Page:
+    """The tables with pictures of when each layer settled, and of what it knew."""
+    from steelyard.report.html import Page
+    from steelyard.report.plots import Line
+
+    page, (_, _, moved, known) = Page.of(tables), tables
+    drawn = {
+        moved.title: Line(way, "step", ("to the end",), by="layer", title="distance to the end, of that of the start"),
+        known.title: Line(known, "epoch", ("known",), by="layer", title="what a linear probe reads off", marks=True),
+    }
+    sections = [
+        replace(s, pictures=[drawn[t.title]]) if (t := s.tables[0]).title in drawn else s for s in page.sections
+    ]
+    return replace(page, sections=sections)

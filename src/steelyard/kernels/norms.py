@@ -53,11 +53,26 @@ def _moved(_numba: Any) -> Callable[..., None]:
     return moved
 
 
+def _renew(_numba: Any) -> Callable[..., None]:
+    def renew(arrays, copies, counts, first, last, totals):
+        for k in range(first, last):
+            values, copy, total = arrays[k], copies[k], 0.0
+            for i in range(counts[k]):
+                x = values[i]
+                d = np.float64(x) - np.float64(copy[i])
+                copy[i] = x
+                total += d * d
+            totals[k] = total
+
+    return renew
+
+
 _SOURCE = Path(__file__).read_text(encoding="utf-8")
 _ENDING = ("int64*", "int64", "int64", "float64*")
 _SQUARES = Native("squares_of_arrays", _squares, ("float32**", *_ENDING), _SOURCE, reordered=True)
 _KEEP = Native("squares_and_copies", _keep, ("float32**", "float32**", *_ENDING), _SOURCE, reordered=True)
 _MOVED = Native("squares_of_moves", _moved, ("float32**", "float32**", *_ENDING), _SOURCE, reordered=True)
+_RENEW = Native("squares_of_moves_and_copies", _renew, ("float32**", "float32**", *_ENDING), _SOURCE, reordered=True)
 
 
 def squares(arrays: np.ndarray, counts: np.ndarray, first: int, last: int, totals: np.ndarray) -> None:
@@ -95,3 +110,10 @@ def moved(
     ([3.0, 4.0], [8.0])
     """
     _MOVED(arrays, copies, counts, first, last, totals)
+
+
+def renew(
+    arrays: np.ndarray, copies: np.ndarray, counts: np.ndarray, first: int, last: int, totals: np.ndarray
+) -> None:
+    """`moved`, and each array copied to the address of the same index in `copies`."""
+    _RENEW(arrays, copies, counts, first, last, totals)

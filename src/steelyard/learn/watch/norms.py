@@ -75,11 +75,7 @@ class Norms:
         moving = {n: p for n, p in self.tensors.items() if _moves(p)}
         for name in self.copies.keys() - moving.keys():
             del self.copies[name]
-        for name, p in moving.items():
-            copy = self.copies.get(name)
-            if copy is None or copy.shape != p.shape or copy.dtype != p.dtype or copy.device != p.device:
-                self.copies[name] = torch.empty_like(p.detach(), memory_format=torch.preserve_format)
-        self._weight = self._norms(moving, copy=True)
+        self._weight = self._keep(moving)
         for name, p in self.tensors.items():
             if name not in moving and not is_lazy(p):
                 self._weight[self._places[name]] = self._norm_of_still(name, p)
@@ -90,6 +86,23 @@ class Norms:
         self._read_gradients()
         update = self._norms({n: self.tensors[n] for n in self.copies}, against=True)
         return Readings(self._weight, self.gradient, update, self.learning)
+
+    @torch.no_grad()
+    def hold(self) -> np.ndarray:
+        """Copy every tensor that has values, whether it may move or not; their norms, (tensors,)."""
+        return self._keep({name: p for name, p in self.tensors.items() if not is_lazy(p)})
+
+    @torch.no_grad()
+    def renew(self) -> np.ndarray:
+        """How far each tensor is from its copy, (tensors,), in the pass that makes the copy anew."""
+        return self._norms({n: self.tensors[n] for n in self.copies}, copy=True, against=True)
+
+    def _keep(self, chosen: Mapping[str, Tensor]) -> np.ndarray:
+        for name, p in chosen.items():
+            copy = self.copies.get(name)
+            if copy is None or copy.shape != p.shape or copy.dtype != p.dtype or copy.device != p.device:
+                self.copies[name] = torch.empty_like(p.detach(), memory_format=torch.preserve_format)
+        return self._norms(chosen, copy=True)
 
     def _read_gradients(self) -> None:
         """The norms of the gradients that are there and were not read yet in this step."""
@@ -115,7 +128,7 @@ class Norms:
 
     def _norms(self, chosen: Mapping[str, Tensor], *, copy: bool = False, against: bool = False) -> np.ndarray:
         """The norms of the tensors of those names, (tensors,), 0 for others. `copy` keeps them; `against`: how far each
-        is from its copy."""
+        is from its copy, before that is made anew."""
         result = np.zeros(len(self.tensors))
         places = self._places
         quick: list[str] = []
@@ -125,7 +138,8 @@ class Norms:
             (quick if plain else slow).append(name)
         if quick:
             copies = [self.copies[name] for name in quick] if copy or against else None
-            totals = self._in_pieces([chosen[name] for name in quick], copies, loops.moved if against else loops.keep)
+            loop = (loops.renew if copy else loops.moved) if against else loops.keep
+            totals = self._in_pieces([chosen[name] for name in quick], copies, loop)
             result[[places[name] for name in quick]] = np.sqrt(totals)
         if slow:
             values = []
