@@ -28,7 +28,8 @@ AWAY = 0.02  # of a standard deviation from its target, relative
 STEEP = 30.0  # the largest norm of a gradient over the smallest one
 ABSURD = 1e4  # a factor of a scale that only layers without a start, or broken data, can ask for
 SAME = 1 - 1e-5  # the mean cosine of inputs
-LOST = 10.0  # how many times less than the inputs (by 1 - cosine) the outputs may differ from sample to sample
+LOST = 100.0  # times less than the inputs (by 1 - cosine) the outputs may differ: a class token starts with 20 to 60
+HEARD = "no layer makes it; much less than what it is added to is not heard, and takes long to grow"
 
 
 @dataclass
@@ -62,8 +63,10 @@ def start_auto(model: nn.Module, found: Mapping[str, nn.Module], batch: Any, pas
         said[name] += ", units of mean 0"
     table = scale_by_data(model, found, batch, passes, seed, said, choice.targets, centred)
     rows = [
-        {**row, "target": choice.targets.get(name, 1.0), "why": choice.why.get(name, "")}
-        for name, row in zip(map(str, table.column("layer")), table.rows, strict=True)
+        {**row, "target": row["std"], "why": HEARD}
+        if row["kind"] == "Parameter"
+        else {**row, "target": choice.targets.get(row["layer"], 1.0), "why": choice.why.get(row["layer"], "")}
+        for row in table.rows
     ]
     columns = [*COLUMNS[:-1], Column("target", "", "of the standard deviation"), COLUMNS[-1], Column("why")]
     meta = {**table.meta, **_proof(arguments, table), "activations in series": choice.depth}
@@ -180,13 +183,17 @@ def _proof(arguments: tuple[Any, ...], table: Table) -> dict[str, Any]:
     away, steep = table.meta["furthest from target"], table.meta["gradient norm, largest over smallest"]
     same = table.meta["mean cosine of outputs"]
     given = max((c for t in floats(arguments) if (c := mean_cosine(t)) is not None), default=0.0)
-    factors = [float(f) for f in table.column("factor") if isinstance(f, float) and f]
+    factors = [float(row["factor"]) for row in table.rows if row["kind"] != "Parameter" and row.get("factor")]
+    faint = table.meta.get("faint")
     far = max((max(f, 1 / f) for f in factors), default=1.0)
     failed = ""
     if away is not None and not away <= AWAY:
-        failed = f"a standard deviation is {away:.0%} off its target"
+        name, how = next(iter(table.meta["off target"].items()))
+        failed = f"the standard deviation of {name!r} is {how}"
     elif far > ABSURD:
         failed = f"a layer had to change its scale {far:.1e}-fold: what feeds it is not started by this scheme"
+    elif faint:
+        failed = f"the parameter {next(iter(faint))!r} is {next(iter(faint.values()))}"
     elif given > SAME:
         failed = "the samples of the batch are all the same: start with a batch of real ones"
     elif steep is not None and not steep <= STEEP:

@@ -17,16 +17,17 @@ from torch import Tensor, nn
 
 from steelyard.core.table import Column, Table
 from steelyard.errors import ModelError
+from steelyard.learn.added import Added
 from steelyard.learn.calling import calling
 from steelyard.learn.evaluate import unfused
 from steelyard.learn.gates import cell_sums, depths
-from steelyard.learn.matrices import ATTENTION, is_started, matrices, unit_axis
+from steelyard.learn.matrices import ATTENTION, matrices
+from steelyard.learn.rescale import is_scaled, scale_cell, scale_gates, scale_projections, spread, unit_means
 from steelyard.learn.task import batch_arguments
 from steelyard.learn.tracing import tensors
 
 TOLERANCE = 0.02  # of a standard deviation around 1
 DROPPING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-STEPS = 8  # runs of one recurrent layer by itself, to find the scale of its inputs
 
 COLUMNS = (
     Column("layer"),
@@ -83,13 +84,16 @@ def scale_by_data(
     a bias of 0 that is exact in one pass. A layer with several calls has one scale c for all of them: the exponents
     e = d log s / d log c of its calls come from automatic differentiation, c solves mean(s^2 c^2e) = 1, and the next
     pass is run with it. A parameter that an embedding shares with a linear layer gets the scale of the linear layer.
-    Dropout is off, norms use the batch, and everything but the weights is as before afterwards.
+    A parameter of no layer that is added to the signal, or put beside it (positions, a class token), gets the standard
+    deviation of that signal; see `steelyard.learn.added`. Dropout is off, norms use the batch, and everything but the
+    weights is as before afterwards.
 
     Returns a table with a row for each layer; ``meta`` has the passes taken, the largest distance of a standard
-    deviation from its target (not counting look-ups of a shared embedding) and the ratio of the largest to the smallest
-    scale of gradients. Raises ModelError if the model fails on the batch, or a layer's output does not vary at all.
+    deviation from its target (not counting look-ups of a shared embedding), which layers are off it and why, and the
+    ratio of the largest to the smallest scale of gradients. Raises ModelError if the model fails on the batch, or a
+    layer's output does not vary at all.
     """
-    run = _Run(model, found, targets or {}, centred)
+    run = _Run(model, found, targets or {}, centred, seed)
     for turn in range(passes):
         run.once(batch)
         if turn + 1 < passes and not run.settled():
@@ -108,8 +112,11 @@ class _Run:
         found: Mapping[str, nn.Module],
         targets: Mapping[str, float],
         centred: Container[str],
+        seed: int,
     ):
         self.model, self.found, self.targets, self.centred = model, found, targets, centred
+        mine = {id(p): name for name, layer in found.items() for p in layer.parameters(recurse=False)}
+        self.added = Added(model, mine, seed)
         self.uses: dict[int, _Use] = {}
         self.order: list[str] = []
         self.gradients: dict[str, float] = {}
@@ -133,8 +140,10 @@ class _Run:
             )
         ]
         try:
-            with unfused(), torch.enable_grad(), calling("the model, on the batch of its start,"):
-                output = self.model(*batch_arguments(batch))
+            arguments = batch_arguments(batch)
+            told = "the model, on the batch of its start,"
+            with unfused(), torch.enable_grad(), self.added.watching(arguments), calling(told):
+                output = self.model(*arguments)
         finally:
             for handle in handles:
                 handle.remove()
@@ -172,14 +181,14 @@ class _Run:
     def _before(self, name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, args: Any, kwargs: Any) -> None:
             use = self._use(layer, name)
-            if use.calls or not _trained(layer):
+            if use.calls or not is_scaled(layer):
                 return
             if isinstance(layer, nn.MultiheadAttention):
-                _scale_projections(layer, args, kwargs)
+                scale_projections(layer, args, kwargs)
             elif isinstance(layer, nn.RNNBase):
-                use.factor *= _scale_gates(layer, args, name)
+                use.factor *= scale_gates(layer, args, name)
             elif isinstance(layer, nn.RNNCellBase):
-                use.factor *= _scale_cell(layer, args, use.wanted, name)
+                use.factor *= scale_cell(layer, args, use.wanted, name)
 
         return hook
 
@@ -209,12 +218,12 @@ class _Run:
     def _scaled(self, name: str, layer: nn.Module, output: Tensor) -> Tensor:
         """The output of a layer that is linear in its matrices, at its new scale."""
         use = self._use(layer, name)
-        if _trained(layer) and not use.calls:
+        if is_scaled(layer) and not use.calls:
             if name in self.centred:
-                use.means = _means(layer, output)
+                use.means = unit_means(layer, output)
                 output = output - use.means
             use.probe = torch.ones((), dtype=output.dtype, requires_grad=True)
-            use.ratio = use.probe * use.wanted / _spread(output, name)
+            use.ratio = use.probe * use.wanted / spread(output, name)
         if use.ratio is not None:
             output = output * use.ratio
         self._note(use, name, output, output, table=isinstance(layer, (nn.Embedding, nn.EmbeddingBag)))
@@ -271,24 +280,45 @@ class _Run:
                 if len({call.name for call in use.calls}) > 1 and not isinstance(layer, ATTENTION):
                     row["done"] += "; one scale with " + ", ".join(sorted({c.name for c in use.calls} - {name}))
             rows.append(row)
-        stds = [_rms(_counted(use)) / use.target for use in self.uses.values() if use.calls]
+        off = self._off_target(passes)
+        for row in rows:
+            row["done"] += f"; {off[row['layer']]}" if row["layer"] in off else ""
+        rows += [part.row() for part in self.added.scaled()]
+        away = [_away(use) for use in self.uses.values() if use.calls]
         scales = [row["gradient"] for row in rows if row.get("gradient")]
         norms = list(self.norms.values())
         meta = {
             "passes": passes,
-            "furthest from target": max((abs(std - 1) for std in stds), default=None),
+            "furthest from target": max(away, default=None),
             "gradient scale, largest over smallest": max(scales) / min(scales) if scales and min(scales) else None,
             "gradient norm, largest over smallest": max(norms) / min(norms) if norms and min(norms) else None,
             "mean cosine of outputs": self.cosine,
             "seed": seed,
         }
+        meta |= {"off target": off} if off else {}
+        meta |= {"faint": faint} if (faint := self.added.faint()) else {}
         return Table.of("start by data", COLUMNS, rows, meta)
+
+    def _off_target(self, passes: int) -> dict[str, str]:
+        """The layers that missed their standard deviation, the furthest first, and why."""
+        found = {}
+        for use in sorted((use for use in self.uses.values() if use.calls), key=_away, reverse=True):
+            if not _away(use) <= TOLERANCE:
+                shared = f"after {passes} pass{'es' * (passes > 1)}: its calls share one scale, give more passes="
+                why = shared if is_scaled(use.layer) else "because its weights are kept"
+                found |= {call.name: f"{_away(use):.0%} off its target, {why}" for call in use.calls}
+        return found
 
 
 def _counted(use: _Use) -> list[_Call]:
     """The calls whose standard deviation is to be 1: not look-ups, where the same parameter also multiplies."""
     multiplied = [call for call in use.calls if not call.table]
     return multiplied or use.calls
+
+
+def _away(use: _Use) -> float:
+    """How far the standard deviation of all calls is from its target, relative to that."""
+    return abs(_rms(_counted(use)) / use.target - 1)
 
 
 def _pooled(use: _Use) -> float:
@@ -322,59 +352,6 @@ def _solved(probe: Tensor, calls: list[_Call], target: float) -> float:
         middle = (low + high) / 2
         low, high = (low, middle) if too_large(middle) else (middle, high)
     return math.exp(low)
-
-
-def _spread(output: Tensor, name: str) -> Tensor:
-    """The standard deviation of an output; raises ModelError where there is none to correct."""
-    if output.numel() < 2:
-        few = "a single number" if output.numel() else "no number"
-        raise ModelError(f"the layer {name!r} gives {few} on this batch; start with a batch of more samples")
-    std = output.std(unbiased=False)
-    value = float(std.detach())
-    if not math.isfinite(value) or value < 1e-30:
-        what = "only equal values" if value < 1e-30 else "values that are not finite"
-        raise ModelError(f"the layer {name!r} gives {what} on this batch; start with real inputs that vary")
-    return std
-
-
-def _means(layer: nn.Module, output: Tensor) -> Tensor:
-    """Of each unit over all samples and places, in a shape that can be taken from the output."""
-    axis = unit_axis(layer, output)
-    return output.detach().mean([i for i in range(output.ndim) if i != axis], keepdim=True)
-
-
-def _trained(layer: nn.Module) -> bool:
-    return all(is_started(getattr(layer, matrix.parameter)) for matrix in matrices(layer))
-
-
-def _scale_projections(layer: nn.MultiheadAttention, args: Any, kwargs: Any) -> None:
-    """Give queries, keys and values standard deviation 1."""
-    given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
-    with torch.no_grad():
-        for matrix, what in zip(matrices(layer), ("query", "key", "value"), strict=True):
-            sums = given[what] @ matrix.values.mT
-            matrix.values.div_(_spread(sums, f"projection of the {what}"))
-
-
-def _scale_gates(layer: nn.RNNBase, args: Any, name: str) -> float:
-    """Scale the input matrices of a recurrent layer until the sums into its gates have standard deviation 1."""
-    product = 1.0
-    for depth in depths(layer, args):
-        for _ in range(STEPS):
-            std = float(_spread(depth.sums(), name))
-            if abs(std - 1) < TOLERANCE / 10:
-                break
-            for suffix in depth.suffixes:
-                getattr(layer, f"weight_ih{suffix}").detach().div_(std)
-            product /= std
-    return product
-
-
-def _scale_cell(cell: nn.RNNCellBase, args: Any, wanted: float, name: str) -> float:
-    """Scale the input matrix of a cell so that the sums into its gates have the standard deviation `wanted`."""
-    ratio = wanted / float(_spread(cell_sums(cell, args), name))
-    cell.weight_ih.detach().mul_(ratio)
-    return ratio
 
 
 def mean_cosine(outputs: Tensor) -> float | None:

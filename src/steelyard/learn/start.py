@@ -65,7 +65,9 @@ def init_(
     matrices become orthogonal, embeddings normal of variance 1, biases 0 (1 for the forget gate of an LSTM), and
     norms the identity. A parameter with several names is one parameter and stays so: one that is looked up and also
     multiplies is drawn as what multiplies, and the padding row of an embedding stays 0. Frozen parameters
-    (``requires_grad`` off), whole numbers and parameters of other layers keep their values, and are listed.
+    (``requires_grad`` off), whole numbers and parameters of other layers keep their values, and are listed; but
+    where a start by data meets such a parameter as it is added to the signal, or put beside it (positions, a class
+    token), it gets the scale of the signal, with the pattern that it has.
 
     With ``gain=auto``, as in 'lecun(gain=auto)' or 'orthogonal(gain=auto)', each layer has the gain of the activation
     that follows it, whatever that is (`steelyard.gain`); it is found by the batch, or without one by torch.fx.
@@ -172,12 +174,14 @@ def draw(
 
 
 def _with_kept(table: Table, model: nn.Module) -> Table:
-    """The table with the names of the parameters that belong neither to a layer with weights nor to a norm."""
+    """The table with the names of the parameters outside of layers with weights and of norms that stay as they are."""
+    scaled = {row["layer"] for row in table.rows if row["kind"] == "Parameter"}
     kept = [
         f"{name}.{leaf}" if name else leaf
         for name, layer in model.named_modules()
         if not isinstance(layer, (*WEIGHTED, *ATTENTION, *NORMS))
         for leaf, _ in layer.named_parameters(recurse=False)
+        if (f"{name}.{leaf}" if name else leaf) not in scaled
     ]
     return replace(table, meta={**table.meta, "kept": kept}) if kept else table
 

@@ -68,7 +68,7 @@ class Graph:
         """One more operation; its sources are the operations among its arguments."""
         kwargs = kwargs or {}
         sources = tuple(dict.fromkeys(_operations((args, kwargs))))
-        made = Operation(len(self.operations), _plain(name), call, tuple(args), kwargs, layer, module, sources)
+        made = Operation(len(self.operations), plain(name), call, tuple(args), kwargs, layer, module, sources)
         for source in sources:
             source.uses.append(made)
         self.operations.append(made)
@@ -129,7 +129,7 @@ def symbolic(model: nn.Module) -> Graph:
         elif node.op in ("call_function", "call_method"):
             call = getattr(Tensor, node.target) if node.op == "call_method" else node.target
             name = getattr(call, "__name__", str(call))
-            if any(True for _ in _operations((args, kwargs))) and not _is_fresh(name):
+            if any(True for _ in _operations((args, kwargs))) and not is_fresh(name):
                 made[node] = graph.add(name, call, args, kwargs, layer=_owner(name, args, owners))
             else:
                 made[node] = _computed(call, args, kwargs)
@@ -184,7 +184,7 @@ class _Recorder(TorchFunctionMode):  # type: ignore[misc]
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if self.within or _is_fresh(name):
+        if self.within or is_fresh(name):
             return func(*args, **kwargs)
         swapped = self._swapped(args), self._swapped(kwargs)
         result = func(*args, **kwargs)
@@ -244,13 +244,15 @@ def _owner(name: str, args: Any, owners: Mapping[int, str]) -> str | None:
     return None
 
 
-def _is_fresh(name: str) -> bool:
+def is_fresh(name: str) -> bool:
+    """Whether what a function of that name returns holds nothing of what it is given."""
     return name.startswith("new_") or (name.endswith("_like") and name.startswith(FRESH))
 
 
-def _plain(name: str) -> str:
-    plain = name.strip("_")
-    return plain[1:] if plain in ("iadd", "isub", "imul", "idiv", "itruediv", "ipow", "imatmul") else plain
+def plain(name: str) -> str:
+    """The name without underscores at its ends, and of what is done in place without the i: 'add' for __iadd__."""
+    bare = name.strip("_")
+    return bare[1:] if bare in ("iadd", "isub", "imul", "idiv", "itruediv", "ipow", "imatmul") else bare
 
 
 def _attribute(model: nn.Module, path: str) -> Any:
