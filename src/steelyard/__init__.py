@@ -113,6 +113,7 @@ _EXPORTS: dict[str, str] = {
     "connection": "explain.address:connection",
     "probe": "explain.probes:probe",
     "Probes": "explain.probes:Probes",
+    "memory": "explain.memory:memory",
 }
 
 if TYPE_CHECKING:
@@ -152,6 +153,7 @@ if TYPE_CHECKING:
     from steelyard.explain.filters import filters as filters
     from steelyard.explain.health import health as health
     from steelyard.explain.inventory import inventory as inventory
+    from steelyard.explain.memory import memory as memory
     from steelyard.explain.probes import Probes as Probes
     from steelyard.explain.probes import probe as probe
     from steelyard.explain.signal import signal as signal

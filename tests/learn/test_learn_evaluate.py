@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from steelyard.errors import ModelError
 from steelyard.learn.evaluate import compare, evaluate, outcomes
-from steelyard.learn.intervals import _phi, paired_proportions, student, wilson
+from steelyard.learn.intervals import _phi, block_length, blocks, paired_proportions, student, wilson
 from steelyard.learn.measures import absolute_error, squared_error
 from steelyard.learn.task import Task, build_seeded
 
@@ -67,6 +68,38 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
         low, high = paired_proportions(a, b)
         covered.append(low <= 0.04 * (1 - 2 * 0.95) <= high)
     assert 0.93 <= np.mean(covered) <= 0.995
+
+
+def autoregressive(rho: float, random: np.random.Generator) -> np.ndarray:
+    x = random.normal(size=1100)
+    for i in range(1, len(x)):
+        x[i] += rho * x[i - 1]
+    return x[100:]
+
+
+@pytest.mark.parametrize(("rho", "lengths"), [(0.0, (1, 4)), (0.6, (8, 25))])
+def test_blocks_cover_the_truth_though_neighbours_are_alike(rho: float, lengths: tuple[int, int]) -> None:
+    random = np.random.default_rng(0)
+    series = [autoregressive(rho, random) for _ in range(100)]
+    covered = sum(low <= 0 <= high for low, high in map(blocks, series))
+    assert 89 <= covered <= 99
+    assert lengths[0] <= np.mean([block_length(x) for x in series]) <= lengths[1]
+    if rho:
+        assert sum(low <= 0 <= high for low, high in map(student, series)) < 80
+    assert blocks(series[0]) == blocks(series[0])
+    assert blocks(series[0][:1]) == (-math.inf, math.inf)
+    assert blocks(np.ones(50)) == (1.0, 1.0)
+
+
+def test_examples_that_follow_one_another_have_intervals_by_blocks(task: Task) -> None:
+    ordered = replace(task, ordered=True)
+    values = outcomes(build_seeded(task), task)["loss"]
+    row = evaluate(build_seeded(task), ordered).rows[-1]
+    assert (row["low"], row["high"], row["method"]) == (*blocks(values), "block bootstrap")
+    a, b = build_seeded(task, 0), build_seeded(task, 1)
+    row = compare(a, b, ordered).rows[-1]
+    difference = outcomes(b, task)["loss"] - outcomes(a, task)["loss"]
+    assert (row["low"], row["high"], row["method"]) == (*blocks(difference), "block bootstrap, paired")
 
 
 def test_outcomes_are_those_of_a_direct_computation_and_the_mode_survives(task: Task) -> None:

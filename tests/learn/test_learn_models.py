@@ -14,6 +14,7 @@ from steelyard.errors import ModelError, RecipeError, UnknownNameError
 from steelyard.learn import MODELS
 from steelyard.learn.models import model
 from steelyard.learn.seeding import seeded
+from steelyard.learn.sequence import angles, rotated
 from steelyard.learn.task import Interface
 
 IMAGE, TABLE, TEXT = Interface((1, 8, 8), 10), Interface((6,), 3), Interface((12,), 20, 20)
@@ -61,9 +62,12 @@ def test_the_cnn_of_the_digits_is_small_and_starts_at_he_scale() -> None:
         assert not layer.bias.any()
 
 
-@pytest.mark.parametrize("options", [{"cell": "rnn"}, {"cell": "lstm", "layers": 2}, {"cell": "gru"}, {}])
+@pytest.mark.parametrize(
+    "options",
+    [{"cell": "rnn"}, {"cell": "lstm", "layers": 2}, {"cell": "gru", "tied": True}, {}, {"positions": "rotary"}],
+)
 def test_sequence_models_see_no_future(options: dict) -> None:
-    net = model("rnn" if options else "transformer", TEXT, **options).eval()
+    net = model("rnn" if "cell" in options else "transformer", TEXT, **options).eval()
     x = torch.randint(20, (2, 12), generator=torch.Generator().manual_seed(0))
     changed = x.clone()
     changed[:, 7] = (changed[:, 7] + 1) % 20
@@ -79,6 +83,64 @@ def test_the_lstm_starts_with_an_open_forget_gate() -> None:
     assert torch.allclose(recurrent @ recurrent.T, torch.eye(8), atol=1e-5)
 
 
+def test_recurrent_starts() -> None:
+    with seeded(0):
+        irnn = model("rnn", TABLE, hidden=30, cell="rnn-relu", start="identity").recurrent
+        chrono = {c: model("rnn", TEXT, hidden=400, cell=c, memory=50).recurrent for c in ("lstm", "gru")}
+    assert torch.equal(irnn.weight_hh_l0, torch.eye(30))
+    assert irnn.weight_ih_l0.std().item() == pytest.approx(0.001, rel=0.2)
+    assert irnn.nonlinearity == "relu"
+    for cell, keeps in (("lstm", 1), ("gru", 1)):
+        gates = chrono[cell].bias_ih_l0.view(-1, 400)
+        steps = gates[keeps].exp()  # uniform in [1, 49]
+        assert 1 <= steps.min() < 3 < 47 < steps.max() <= 49
+        assert steps.mean().item() == pytest.approx(25, abs=2)
+        assert not chrono[cell].bias_hh_l0.any()
+    assert torch.equal(gates[0], torch.zeros(400))  # the reset gate of a GRU
+    lstm = chrono["lstm"].bias_ih_l0.view(4, 400)
+    assert torch.equal(lstm[0], -lstm[1])
+    assert not lstm[2:].any()
+    with seeded(0):
+        theirs = nn.LSTM(1, 8, batch_first=True)
+    with seeded(0):
+        ours = model("rnn", TABLE, hidden=8, start="torch").recurrent
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["rnn", "transformer"])
+def test_a_tied_head_is_the_embedding(name: str) -> None:
+    net = model(name, TEXT, tied=True)
+    assert net.head.weight is net.embed.weight
+    assert net.head.weight.std().item() == pytest.approx(net.head.weight.shape[1] ** -0.5, rel=0.2)
+    with pytest.raises(ModelError, match="the task gives numbers: leave it out"):
+        model(name, TABLE, tied=True)
+    with pytest.raises(ModelError, match="gives 20 tokens and 7 outputs"):
+        model(name, Interface((12,), 7, 20), tied=True)
+
+
+def test_rotary_positions_know_distances_alone() -> None:
+    turns = angles(40, 8, torch.device("cpu"))
+    q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0)).expand(2, 1, 1, 40, 8)
+    scores = (rotated(q, turns) @ rotated(k, turns).mT)[0, 0]
+    for distance in (0, 3, 17):
+        along = scores.diagonal(distance)
+        assert torch.allclose(along, along[:1].expand_as(along), atol=1e-5)
+    assert scores.diagonal(0).mean().item() == pytest.approx(float((q * k)[0, 0, 0].sum()), abs=1e-5)
+    assert (scores.diagonal(3).mean() - scores.diagonal(-3).mean()).abs() > 0.1  # before is not after
+    net = model("transformer", TEXT, positions="rotary")
+    assert net.positions is None
+    assert net(torch.zeros(1, 50, dtype=torch.long)).shape == (1, 50, 20)  # longer than it was built for
+
+
+def test_dropout_is_on_the_embedding_between_layers_and_before_the_head() -> None:
+    for name, options in (("rnn", {"layers": 1}), ("transformer", {})):
+        net = model(name, TEXT, dropout=0.5, **options)
+        x = torch.zeros(1, 12, dtype=torch.long)
+        assert not torch.equal(net(x), net(x))
+        net.eval()
+        assert torch.equal(net(x), net(x))
+
+
 def test_the_tables_import_no_torch() -> None:
     code = "import sys, steelyard.learn as l, steelyard.learn.tasks; list(l.MODELS), list(l.TASKS); print('torch' in sys.modules, 'numpy' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -92,6 +154,15 @@ def test_wrong_names_and_options_say_what_is_right() -> None:
         model("mlp", TABLE, width=3)
     with pytest.raises(UnknownNameError, match="no cell 'lstn'; did you mean 'lstm'"):
         model("rnn", TEXT, cell="lstn")
+    with pytest.raises(UnknownNameError, match="no start 'identty'; did you mean 'identity'"):
+        model("rnn", TEXT, start="identty")
+    with pytest.raises(UnknownNameError, match="no kind of positions 'rotory'; did you mean 'rotary'"):
+        model("transformer", TEXT, positions="rotory")
+    with pytest.raises(ModelError, match="a head has 3 of width=6: choose an even"):
+        model("transformer", TEXT, positions="rotary", width=6, heads=2)
+    for options in ({"cell": "rnn", "memory": 9}, {"memory": 2}, {"memory": "long"}):
+        with pytest.raises(ModelError, match="expected a number of steps, 3 or more, and the cell"):
+            model("rnn", TEXT, **options)
     with pytest.raises(ModelError, match="no multiple of heads=3"):
         model("transformer", TEXT, heads=3)
     with pytest.raises(ModelError, match="use rnn or transformer"):

@@ -58,10 +58,10 @@ def verb(
 ) -> None:
     """Train a model on TASK and write its weights to TARGET.
 
-    TASK is digits, breast-cancer, mnist, fashion-mnist, text:FILE, csv:FILE:COLUMN or module:task. The weights with the
-    lowest validation loss are kept, and measured on examples that training has not seen. What goes wrong in the
-    first steps is said on standard error, with the layer, the cause and the cure. Several processes, started by
-    torchrun -m steelyard train ..., share each batch.
+    TASK is digits, breast-cancer, mnist, fashion-mnist, text:FILE, csv:FILE:COLUMN, adding:LENGTH, copying:LENGTH or
+    module:task. The weights with the lowest validation loss are kept, and measured on examples that training has
+    not seen. What goes wrong in the first steps is said on standard error, with the layer, the cause and the cure.
+    Several processes, started by torchrun -m steelyard train ..., share each batch.
 
     --trajectory says, of each layer, how long its way was and how far it led, after which step it stayed within a
     tenth of that from where it ended, and how well a linear probe reads the targets off it; --html draws both.

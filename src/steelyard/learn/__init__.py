@@ -20,7 +20,7 @@ MODELS: Registry[Any] = Registry(
             "steelyard.learn.models:lenet_5", "two convolutions and two linear layers, Caffe's form", "learn"
         ),
         "cnn": Row("steelyard.learn.models:cnn", "3x3 convolutions, pooling and one hidden layer", "learn"),
-        "rnn": Row("steelyard.learn.sequence:rnn", "a recurrent network: plain, LSTM or GRU cells", "learn"),
+        "rnn": Row("steelyard.learn.recurrent:rnn", "a recurrent network: plain, LSTM or GRU cells", "learn"),
         "transformer": Row(
             "steelyard.learn.sequence:transformer", "pre-norm attention blocks; causal on text", "learn"
         ),
@@ -36,6 +36,8 @@ TASKS: Registry[Any] = Registry(
         "mnist": Row("steelyard.learn.tasks.mnist:mnist", "handwritten digits of 28x28 pixels", "learn"),
         "fashion-mnist": Row("steelyard.learn.tasks.mnist:fashion_mnist", "clothing, 28x28 pixels", "learn"),
         "text": Row("steelyard.learn.tasks.text:text", "the next character of a text file: text:FILE", "learn"),
+        "adding": Row("steelyard.learn.tasks.memory:adding", "the sum of two marked numbers: adding:LENGTH", "learn"),
+        "copying": Row("steelyard.learn.tasks.memory:copying", "ten symbols after a wait: copying:LENGTH", "learn"),
         "csv": Row("steelyard.learn.tasks.csv:csv", "a column of a table from the others: csv:FILE:TARGET", "learn"),
     },
 )

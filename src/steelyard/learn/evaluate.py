@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from steelyard.core.table import Column, Table
 from steelyard.errors import ModelError
-from steelyard.learn.intervals import paired_proportions, student, wilson
+from steelyard.learn.intervals import blocks, paired_proportions, student, wilson
 from steelyard.learn.task import Split, Task, apply, device_of, per_example
 
 
@@ -32,20 +32,23 @@ def outcomes(model: nn.Module, task: Task, split: Split = "test") -> dict[str, n
 def evaluate(model: nn.Module, task: Task, split: Split = "test", confidence: float = 0.95) -> Table:
     """The mean of each metric and of the loss over a split, with its confidence interval.
 
-    Outcomes that are all 0 or 1 get Wilson's interval, others Student's t.
+    Outcomes that are all 0 or 1 get Wilson's interval, others Student's t; where the examples follow one another
+    (``task.ordered``), neighbours are alike, and the interval is that of a bootstrap of blocks. Where the task says
+    what a model that has learned nothing gets, there is a column for it.
     """
     rows = []
     for name, values in outcomes(model, task, split).items():
-        binary = _binary(values)
-        low, high = wilson(float(values.sum()), len(values), confidence) if binary else student(values, confidence)
-        method = "Wilson" if binary else "Student t"
+        (low, high), method = _interval(values, confidence, task.ordered)
         rows.append({"metric": name, "value": float(values.mean()), "low": low, "high": high})
         rows[-1] |= {"examples": len(values), "method": method}
+        if task.baselines:
+            rows[-1]["baseline"] = task.baselines.get(name)
     columns = [
         Column("metric"),
         Column("value", "", "mean over the examples"),
         Column("low", "", f"of the {confidence:.0%} interval"),
         Column("high", "", f"of the {confidence:.0%} interval"),
+        *([Column("baseline", "", "of a model that has learned nothing")] if task.baselines else []),
         Column("examples"),
         Column("method", "", "of the interval"),
     ]
@@ -57,7 +60,8 @@ def evaluate(model: nn.Module, task: Task, split: Split = "test", confidence: fl
 def compare(a: nn.Module, b: nn.Module, task: Task, split: Split = "test", confidence: float = 0.95) -> Table:
     """Two models on the same examples: both means, the difference b - a with its interval, and their agreement.
 
-    The difference is paired: Newcombe's method 10 for 0/1 outcomes, Student's t on the differences otherwise.
+    The difference is paired: Newcombe's method 10 for 0/1 outcomes, Student's t on the differences otherwise, and
+    blocks of them where the examples follow one another.
     Agreement is the share of decisions (the largest output) in which the two are the same; None for regression.
     """
     (of_a, decided_a), (of_b, decided_b) = _measure(a, task, split), _measure(b, task, split)
@@ -69,11 +73,18 @@ def compare(a: nn.Module, b: nn.Module, task: Task, split: Split = "test", confi
         x, y = of_a[name], of_b[name]
         if not len(x):
             raise ModelError(f"the {split} split of the task {task.name!r} is empty")
-        binary = _binary(x) and _binary(y)
-        low, high = paired_proportions(x, y, confidence) if binary else student(y - x, confidence)
+        if _binary(x) and _binary(y) and not task.ordered:
+            (low, high), method = paired_proportions(x, y, confidence), "Newcombe, paired"
+        else:
+            (low, high), method = _interval(y - x, confidence, task.ordered)
+            method += ", paired"
         rows.append({"metric": name, "a": float(x.mean()), "b": float(y.mean()), "low": low, "high": high})
-        rows[-1] |= {"difference": float(y.mean() - x.mean()), "agreement": agreement, "examples": len(x)}
-        rows[-1] |= {"method": "Newcombe, paired" if binary else "Student t, paired"}
+        rows[-1] |= {
+            "difference": float(y.mean() - x.mean()),
+            "agreement": agreement,
+            "examples": len(x),
+            "method": method,
+        }
     columns = ["metric", "a", "b", "difference", "low", "high", "agreement", "examples", "method"]
     meta = {"task": task.name, "split": split, "confidence": confidence}
     return Table.of(
@@ -140,6 +151,15 @@ def unfused() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _interval(values: np.ndarray, confidence: float, ordered: bool) -> tuple[tuple[float, float], str]:
+    """The interval of a mean, and the method that it is by."""
+    if ordered:
+        return blocks(values, confidence), "block bootstrap"
+    if _binary(values):
+        return wilson(float(values.sum()), len(values), confidence), "Wilson"
+    return student(values, confidence), "Student t"
 
 
 def _binary(values: np.ndarray) -> bool:

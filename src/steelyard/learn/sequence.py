@@ -1,6 +1,6 @@
-"""The built-in models of sequences: recurrent networks and a transformer.
+"""The built-in transformer, and what models of sequences share.
 
-Decides architectures and their start. Tokens in give an output for every position (and no position sees a later
+Decides the architecture and its start. Tokens in give an output for every position (and no position sees a later
 one); numbers in give one output for the whole sequence. The last layer is called ``head``.
 """
 
@@ -17,42 +17,7 @@ from steelyard.errors import ModelError, UnknownNameError
 from steelyard.learn.options import check_counts, check_dropout
 from steelyard.learn.task import Interface
 
-Cell = Literal["rnn", "lstm", "gru"]
-
-
-class Recurrent(nn.Module):
-    """Embedding (tokens only), recurrent layers, and a linear head on every state, or on the last one."""
-
-    def __init__(self, interface: Interface, cell: Cell, hidden: int, layers: int, dropout: float):
-        super().__init__()
-        self.interface = interface
-        tokens = interface.vocabulary > 0
-        self.embed = nn.Embedding(interface.vocabulary, hidden) if tokens else None
-        kind = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}[cell]
-        inputs = hidden if tokens else sequence_shape(interface)[1]
-        self.recurrent = kind(inputs, hidden, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
-        self.head = nn.Linear(hidden, interface.outputs)
-        self._start()
-
-    def forward(self, x: Tensor) -> Tensor:  # (batch, time) tokens, or (batch, *shape) numbers
-        x = as_sequence(x, self.interface) if self.embed is None else self.embed(x)
-        states, _ = self.recurrent(x)  # (batch, time, hidden)
-        logits: Tensor = self.head(states if self.embed is not None else states[:, -1])
-        return logits
-
-    def _start(self) -> None:
-        """Orthogonal recurrent gates, Xavier input gates, forget bias 1 (Jozefowicz et al. 2015)."""
-        hidden = self.recurrent.hidden_size
-        for name, parameter in self.recurrent.named_parameters():
-            if name.startswith("weight"):
-                start = nn.init.orthogonal_ if "_hh_" in name else nn.init.xavier_uniform_
-                for gate in parameter.split(hidden):
-                    start(gate.data)
-            else:
-                nn.init.zeros_(parameter)
-                if isinstance(self.recurrent, nn.LSTM) and "_ih_" in name:
-                    parameter.data[hidden : 2 * hidden] = 1.0
-        _normal(self.head, 1 / math.sqrt(hidden))
+Positions = Literal["learned", "rotary"]
 
 
 class Attention(nn.Module):
@@ -64,12 +29,14 @@ class Attention(nn.Module):
         self.query, self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(3))
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:  # (batch, time, width)
+    def forward(self, x: Tensor, turns: Tensor | None = None) -> Tensor:  # (batch, time, width)
         batch, time, width = x.shape
         q, k, v = (
             layer(x).view(batch, time, self.heads, width // self.heads).transpose(1, 2)  # (batch, heads, time, .)
             for layer in (self.query, self.key, self.value)
         )
+        if turns is not None:
+            q, k = rotated(q, turns), rotated(k, turns)
         mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         result: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, time, width))
         return result
@@ -85,22 +52,23 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.dropout(self.attention(self.norm1(x)))
+    def forward(self, x: Tensor, turns: Tensor | None = None) -> Tensor:
+        x = x + self.dropout(self.attention(self.norm1(x), turns))
         result: Tensor = x + self.dropout(self.down(functional.gelu(self.up(self.norm2(x)))))
         return result
 
 
 class Transformer(nn.Module):
-    """Embedding (or a linear map) and learned positions, blocks, a norm, and a head on each position or on the mean."""
+    """Embedding (or a linear map) and positions, blocks, a norm, and a head on each position or on the mean."""
 
-    def __init__(self, interface: Interface, width: int, layers: int, heads: int, dropout: float):
+    def __init__(self, interface: Interface, width: int, layers: int, heads: int, dropout: float, positions: Positions):
         super().__init__()
         self.interface = interface
         tokens = interface.vocabulary > 0
         time, inputs = sequence_shape(interface)
         self.embed = nn.Embedding(interface.vocabulary, width) if tokens else nn.Linear(inputs, width)
-        self.positions = nn.Parameter(torch.empty(time, width))
+        self.positions = nn.Parameter(torch.empty(time, width)) if positions == "learned" else None
+        self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(width, heads, tokens, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, interface.outputs)
@@ -109,48 +77,112 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (batch, time) tokens, or (batch, *shape) numbers
         tokens = self.interface.vocabulary > 0
         x = self.embed(x if tokens else as_sequence(x, self.interface))
-        if x.shape[1] > len(self.positions):
+        turns = None
+        if self.positions is None:
+            head = self.blocks[0].attention.query.out_features // self.blocks[0].attention.heads
+            turns = angles(x.shape[1], head, x.device)
+        elif x.shape[1] > len(self.positions):
             raise ModelError(f"the transformer was built for {len(self.positions)} positions, given are {x.shape[1]}")
-        x = x + self.positions[: x.shape[1]]
+        else:
+            x = x + self.positions[: x.shape[1]]
+        x = self.dropout(x)
         for block in self.blocks:
-            x = block(x)
+            x = block(x, turns)
         x = self.norm(x)
         logits: Tensor = self.head(x if tokens else x.mean(1))
         return logits
 
     def _start(self, layers: int) -> None:
         """Normal with 0.02; what is added to the residual stream starts smaller, by sqrt(2 layers) (GPT-2)."""
-        nn.init.normal_(self.positions, std=0.02)
+        if self.positions is not None:
+            nn.init.normal_(self.positions, std=0.02)
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 residual = name.endswith(("attention.out", "down"))
-                _normal(module, 1 / math.sqrt(module.in_features) / (math.sqrt(2 * layers) if residual else 1.0))
+                normal(module, 1 / math.sqrt(module.in_features) / (math.sqrt(2 * layers) if residual else 1.0))
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
 
 
-def rnn(
-    interface: Interface, *, cell: Cell = "lstm", hidden: int = 128, layers: int = 1, dropout: float = 0.0
-) -> nn.Module:
-    """A recurrent network over the tokens, the rows of an image, or the steps of a series."""
-    check_counts(hidden=hidden, layers=layers)
-    check_dropout(dropout)
-    if cell not in get_args(Cell):
-        raise UnknownNameError("cell", str(cell), get_args(Cell))
-    return Recurrent(interface, cell, hidden, layers, dropout)
-
-
 def transformer(
-    interface: Interface, *, width: int = 64, layers: int = 2, heads: int = 4, dropout: float = 0.0
+    interface: Interface,
+    *,
+    width: int = 64,
+    layers: int = 2,
+    heads: int = 4,
+    dropout: float = 0.0,
+    positions: Positions = "learned",
+    tied: bool = False,
 ) -> nn.Module:
-    """A pre-norm transformer over the tokens (causal), the rows of an image, or the steps of a series."""
+    """A pre-norm transformer over the tokens (causal), the rows of an image, or the steps of a series.
+
+    Args:
+        interface: what goes in and out.
+        width: of the residual stream; the hidden layers between are four times as wide.
+        layers: blocks of attention and a hidden layer, one after the other.
+        heads: of each attention; a divisor of the width.
+        dropout: the probability, on the embedding and on what each half of a block adds.
+        positions: "learned" vectors that are added to the embedding, or "rotary": queries and keys are turned by
+            their position, so that attention knows distances (Su et al. 2021, RoFormer).
+        tied: the head's weights are those of the embedding (Press & Wolf 2017); tokens only.
+
+    Raises UnknownNameError for positions of another kind, RecipeError for a number that cannot be, ModelError for
+    options that do not go together.
+    """
     check_counts(width=width, layers=layers, heads=heads)
     check_dropout(dropout)
+    if positions not in get_args(Positions):
+        raise UnknownNameError("kind of positions", str(positions), get_args(Positions))
     if width % heads:
         raise ModelError(
             f"width={width} is no multiple of heads={heads}: choose, say, width={heads * max(1, width // heads)}"
         )
-    return Transformer(interface, width, layers, heads, dropout)
+    if positions == "rotary" and width // heads % 2:
+        raise ModelError(f"positions='rotary' turns pairs, and a head has {width // heads} of {width=}: choose an even "
+                         "number for each head")  # fmt: skip
+    if interface.carried:
+        raise ModelError("the training batches carry a state on, and a transformer has none: use rnn, or carry=False")
+    check_tied(tied, interface)
+    net = Transformer(interface, width, layers, heads, dropout, positions)
+    if tied:
+        share(net.head, net.embed)
+    return net
+
+
+def angles(
+    time: int,
+    size: int,  # of a head
+    device: torch.device,
+) -> Tensor:
+    """Cosines and sines of rotary positions: pair i of a head turns by t / 10000^(2 i / size) at time t.
+
+    Returns (2, time, size / 2).
+    """
+    rates = 10_000.0 ** (-torch.arange(0, size, 2, device=device) / size)
+    angle = torch.arange(time, device=device)[:, None] * rates
+    return torch.stack([angle.cos(), angle.sin()])
+
+
+def rotated(
+    x: Tensor,  # (batch, heads, time, size)
+    turns: Tensor,  # (2, time, size / 2)
+) -> Tensor:
+    """Each pair (x_i, x_{i + size/2}) turned by its angle: scalar products depend on distances of positions alone."""
+    cos, sin = turns.to(x.dtype)
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
+
+
+def check_tied(tied: bool, interface: Interface) -> None:
+    """Raise ModelError for a tied head where nothing, or something else, is embedded."""
+    if tied and interface.vocabulary != interface.outputs:
+        found = f"{interface.vocabulary} tokens and {interface.outputs} outputs" if interface.vocabulary else "numbers"
+        raise ModelError(f"tied=True makes the head of the embedding, and the task gives {found}: leave it out")
+
+
+def share(head: nn.Linear, embed: nn.Module) -> None:
+    """The head's weights become those of the embedding, too, as the head starts."""
+    embed.weight = head.weight
 
 
 def sequence_shape(interface: Interface) -> tuple[int, int]:
@@ -172,7 +204,7 @@ def as_sequence(x: Tensor, interface: Interface) -> Tensor:
     return x if len(interface.shape) == 2 else x.unsqueeze(-1)
 
 
-def _normal(layer: nn.Linear, std: float) -> None:
+def normal(layer: nn.Linear, std: float) -> None:
     nn.init.normal_(layer.weight, std=std)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

@@ -156,12 +156,15 @@ class Interface:
     """What goes into a model and what comes out, for one example.
 
     With a ``vocabulary`` the inputs are token numbers of ``shape`` (time,) and there are ``outputs`` for every
-    position; without one the inputs are numbers and there are ``outputs`` for the whole example.
+    position; without one the inputs are numbers and there are ``outputs`` for the whole example. Where it is
+    ``carried``, row i of a training batch goes on where row i of the one before ended, and the model is called with
+    (inputs, fresh): fresh, (batch,) of bools, are the rows that do not.
     """
 
     shape: tuple[int, ...]
     outputs: int
     vocabulary: int = 0
+    carried: bool = False
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,8 @@ class Task:
     features: tuple[str, ...] = ()  # what input column j is called
     lower_is_better: tuple[str, ...] = ()  # the metrics of which less is better
     about: Mapping[str, Any] = field(default_factory=dict)  # how the data was made: seed, sizes of the splits, files
+    baselines: Mapping[str, float] = field(default_factory=dict)  # metrics, or the loss, of who has learned nothing
+    ordered: bool = False  # examples follow one another, as the windows of a text: they are not independent
 
     def __post_init__(self) -> None:
         if not self.metrics:

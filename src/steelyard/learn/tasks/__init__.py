@@ -1,13 +1,14 @@
 """The built-in tasks, and `task`, which makes a Task from its name.
 
-Decides how a task is named: ``digits``, ``text:FILE``, ``csv:FILE:TARGET`` or ``package.module:attribute``.
+Decides how a task is named: ``digits``, ``text:FILE``, ``csv:FILE:TARGET``, ``adding:LENGTH``, ``copying:LENGTH`` or
+``package.module:attribute``.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from steelyard.errors import ModelError, RecipeError, UnknownNameError
+from steelyard.errors import ModelError, RecipeError, UnknownNameError, quoted
 from steelyard.learn import TASKS
 from steelyard.learn.calling import calling
 from steelyard.learn.locate import check_options, locate
@@ -30,6 +31,10 @@ def task(name: str, **options: Any) -> Task:
     kind, _, rest = name.partition(":")
     if kind == "text":
         return _made(name, {**options, "path": _given(rest, "text:FILE", name)})
+    if kind in ("adding", "copying") and rest:
+        if not rest.isdecimal():
+            raise ModelError(f"the task {quoted(name)}: expected the number of steps, as in {kind}:100")
+        return _made(name, {**options, "length": int(rest)})
     if kind == "csv":
         path, _, target = rest.rpartition(":")
         _given(path and target, "csv:FILE:TARGET", name)
