@@ -34,6 +34,7 @@ SETTINGS = {
     "unstack": [{"pattern": "conv.weight", "into": "conv.#.weight"}],
     "prune": [{"fraction": 0.5}, {"fraction": 0.3, "scope": "tensor", "min_ndim": 1}],
     "quantize": [{}, {"bits": 4, "symmetric": False, "axis": 0}, {"bits": 3, "group": 4}],
+    "ratedistortion": [{"bits": 4.0, "min_ndim": 2}, {"error": 0.1, "states": 1, "min_ndim": 2}],
     "share": [{"k": 3}, {"k": 2, "scope": "global", "keep_zeros": False}],
     "pack": [{"plan": Bitmask()}, {"plan": smallest(nest(Bitmask(), mask=None), None)}, {"plan": None}],
     "untie": [{}],
@@ -43,6 +44,8 @@ EVERY = [(name, settings) for name in STEPS for settings in SETTINGS[name]]
 PIECES = {"split", "join", "stack", "unstack"}  # the tensors that come of these are others
 NAMING = PIECES | {"rename"}
 EAGER = {"settle"}  # it exists to read everything at once
+TOGETHER = {"prune", "ratedistortion"}  # by default, all tensors decide together, and are read for that
+MOVING = {"ratedistortion"}  # no projection: the second time, an error is made anew, though no greater than the first
 UNTYING = {"untie"}  # it exists to end ties: each alias is a tensor after the others
 
 
@@ -129,7 +132,7 @@ def test_nothing_is_read_before_a_read_and_then_only_what_it_takes(name, setting
             assert len(watched.reads) <= 1 or item.name in ("e.w", "e.0.w")
         return
     after["fc.bias"].array()
-    together = settings.get("scope", "global" if name == "prune" else "") == "global"
+    together = settings.get("scope", "global" if name in TOGETHER else "") == "global"
     assert set(watched.reads) <= {"fc.bias"} or together
     assert watched.reads["fc.bias"] == 1
     watched.reads.clear()
@@ -179,6 +182,15 @@ def test_twice_is_once(name, settings):
     if name in NAMING:  # the names have gone, and a step without effect says so
         with pytest.raises(WeightsError, match=r"no name matches|cannot be split"):
             step(once)
+        return
+    if name in MOVING:
+        first, second, third = (
+            STEPS["cast"]("float32")(Watched().weights()).arrays(),
+            once.arrays(),
+            step(once).arrays(),
+        )
+        for n in ("embed.weight", "conv.weight"):
+            assert np.linalg.norm(third[n] - second[n]) <= 2 * np.linalg.norm(second[n] - first[n])
         return
     assert [x.tobytes() for x in step(once).arrays().values()] == [x.tobytes() for x in once.arrays().values()]
 

@@ -14,6 +14,7 @@ CODECS: Registry[type[Codec]] = Registry(
         "bitmask": Row("steelyard.codecs.bitmask:Bitmask", "zeros as one bit each, and the other values"),
         "delta": Row("steelyard.codecs.delta:Delta", "zeros as the distances between the other values"),
         "bits": Row("steelyard.codecs.bits:Bits", "lossless: whole numbers and booleans in as few bits as they need"),
+        "trellis": Row("steelyard.codecs.trellis:Trellis", "levels along a trellis, for error and bits, entropy-coded"),
         "entropy": Row("steelyard.codecs.entropy:Entropy", "lossless: adaptive or static range coding"),
         "q8_0": Row("steelyard.codecs.ggml:Q8_0", "GGML: 8 bits and a scale for 32 elements"),
         "q4_0": Row("steelyard.codecs.ggml:Q4_0", "GGML: 4 bits and a scale for 32 elements"),

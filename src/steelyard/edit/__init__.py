@@ -17,6 +17,9 @@ STEPS: Registry[type[Step]] = Registry(
         "unstack": Row("steelyard.edit.stack:Unstack", "a tensor into numbered ones: the inverse of stack"),
         "prune": Row("steelyard.edit.prune:Prune", "the least important weights become zero"),
         "quantize": Row("steelyard.edit.quantize:Quantize", "round to uniform levels of few bits"),
+        "ratedistortion": Row(
+            "steelyard.edit.ratedistortion:RateDistortion", "round to a grid for each tensor: least error at the bits"
+        ),
         "share": Row("steelyard.edit.share:Share", "few distinct values: the codebook with the least squared error"),
         "pack": Row("steelyard.edit.pack:Pack", "hold tensors as a plan of codecs says"),
         "untie": Row("steelyard.edit.untie:Untie", "each further name of a tensor becomes a tensor of its own"),

@@ -1,0 +1,110 @@
+"""Trellis: what its levels cost and how far they are from the bound, that nothing is lost on the grid, and damage."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from steelyard.codecs import _planes
+from steelyard.codecs.trellis import Trellis, code, decoded
+from steelyard.core.spec import DTYPES, Spec
+from steelyard.errors import CodecError
+from steelyard.kernels import trellis as kernel
+
+RNG = np.random.default_rng(11)
+
+
+def measured(codec: Trellis, x: np.ndarray) -> tuple[float, float]:
+    """Bits for each element, and the mean squared error."""
+    parts = codec.encode(x)
+    y = codec.decode(parts, Spec.like(x))
+    return 8 * parts["stream"].size / x.size, float(np.square(x - y).mean())
+
+
+@pytest.mark.parametrize(
+    ("states", "lagrangian", "gap"), [(1, 0.1, 0.275), (4, 0.4, 0.125), (8, 0.4, 0.11), (32, 0.4, 0.09)]
+)
+def test_how_far_from_the_bound_of_a_gaussian_source(states: int, lagrangian: float, gap: float) -> None:
+    x = RNG.normal(size=(400, 500)).astype(np.float32)
+    bits, error = measured(Trellis(0.3 if states == 1 else 0.15, states, lagrangian), x)  # type: ignore[arg-type]
+    assert 2.5 < bits < 4.5
+    assert 0 < bits - 0.5 * math.log2(1 / error) < gap
+
+
+def test_scales_of_rows_and_columns_are_learned_and_not_stored() -> None:
+    x = RNG.normal(size=(500, 300))
+    scaled = x * np.geomspace(0.2, 5, 500)[:, None] * np.geomspace(5, 0.2, 300)  # the mean logarithm is the same
+    assert measured(Trellis(0.1), scaled)[0] < measured(Trellis(0.1), x)[0] + 0.06
+
+
+def test_a_tall_matrix_is_turned_where_its_columns_are_correlated() -> None:
+    mixed = (RNG.normal(size=(4000, 24)) * np.geomspace(1, 0.02, 24)) @ np.linalg.qr(RNG.normal(size=(24, 24)))[0]
+    for x, turned in ((mixed, True), (RNG.normal(size=(4000, 24)), False)):
+        plain, free = (Trellis(0.01, turn=turn) for turn in (False, True))
+        assert free.encode(x)["stream"][0] & 1 == turned
+        if turned:
+            (bits, error), (bits_turned, error_turned) = measured(plain, x), measured(free, x)
+            assert bits_turned < bits - 1
+            assert error_turned < 1.05 * error
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("shape", [(), (9,), (30, 40), (8, 3, 5, 5)])
+def test_what_lies_on_the_grid_is_held_exactly(dtype: str, shape: tuple[int, ...]) -> None:
+    x = (np.rint(RNG.normal(size=shape) * 3) * 0.125).astype(DTYPES[dtype].numpy)
+    codec = Trellis(0.125, states=1, lagrangian=0)
+    assert codec.decode(codec.encode(x), Spec.like(x)).tobytes() == (x + x.dtype.type(0)).tobytes()
+
+
+@pytest.mark.parametrize("scale", [0.02, 0.3, 3, 40, 3000, 1e7])
+@pytest.mark.parametrize("width", [1, 7, 600])
+def test_levels_of_any_size_come_back(scale: float, width: int) -> None:
+    levels = np.rint(RNG.standard_t(2, size=(4200 // width, width)) * scale).clip(-(2**28), 2**28).astype(np.int32)
+    stream = code(levels)
+    assert (decoded(np.frombuffer(stream, np.uint8), levels.shape) == levels).all()
+    assert len(stream) < 32 + levels.size * (math.log2(1 + scale) + 5) / 8
+
+
+def test_a_large_tensor_is_coded_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = RNG.normal(size=(100, 60)).astype(np.float32)
+    whole = Trellis(0.2)
+    once = whole.decode(whole.encode(x), Spec.like(x))
+    monkeypatch.setattr("steelyard.codecs.trellis._BLOCK", 1000)
+    parts = whole.encode(x)
+    assert _planes.read_varint(parts["stream"], 5)[0] == 17  # rows of a block
+    assert np.abs(whole.decode(parts, Spec.like(x)) - once).max() < 0.8
+    assert np.abs(whole.decode(parts, Spec.like(x)) - x).max() < 0.8
+
+
+def test_importance_moves_error_to_where_it_matters_less() -> None:
+    x = RNG.normal(size=(200, 200))
+    weigh = np.ones(200)
+    weigh[:100] = 0.05
+    codec = Trellis(0.3)
+    y = codec.decode(codec.held(x, 0.3, weigh), Spec.like(x))
+    errors = np.square(x - y).mean(0)
+    assert errors[:100].mean() > 1.5 * errors[100:].mean()
+
+
+@pytest.mark.parametrize("states", [4, 8, 16, 32, 64])
+def test_from_each_state_two_lead_on_and_two_lead_there(states: int) -> None:
+    following, second = kernel.tables(states)
+    assert np.bincount(following.reshape(-1), minlength=states).tolist() == [2] * states
+    assert second.sum() == states // 2
+
+
+def test_bad_settings_and_bad_values_are_named() -> None:
+    for settings in ({"step": 0.0}, {"step": math.nan}, {"states": 3}, {"lagrangian": -1.0}):
+        with pytest.raises(CodecError, match=next(iter(settings))):
+            Trellis(**settings)  # type: ignore[arg-type]
+    with pytest.raises(CodecError, match="NaN"):
+        Trellis().encode(np.array([1, np.nan]))
+    with pytest.raises(CodecError, match="greater step"):
+        Trellis(1e-12).encode(np.ones(3))
+    with pytest.raises(CodecError, match="cast"):
+        Trellis().encode(np.arange(3))
+    stream = Trellis(0.1).encode(np.ones(3))["stream"]
+    with pytest.raises(CodecError, match="later version"):
+        Trellis().decode({"stream": stream | 128}, Spec.of((3,), "float64"))
