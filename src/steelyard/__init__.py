@@ -97,7 +97,8 @@ _EXPORTS: dict[str, str] = {
     "finetune": "learn.finetune:finetune",
     "Trajectory": "learn.trajectory:Trajectory",
     "watch": "learn.watch.session:watch",
-    "watched": "learn.watch.log:watched",
+    "watched": "learn.watch.reading:watched",
+    "read_log": "learn.watch.reading:read_log",
     # what weights mean
     "inventory": "explain.inventory:inventory",
     "spectra": "explain.spectra:spectra",
@@ -211,7 +212,8 @@ if TYPE_CHECKING:
     from steelyard.learn.task import Task as Task
     from steelyard.learn.tasks import task as task
     from steelyard.learn.trajectory import Trajectory as Trajectory
-    from steelyard.learn.watch.log import watched as watched
+    from steelyard.learn.watch.reading import read_log as read_log
+    from steelyard.learn.watch.reading import watched as watched
     from steelyard.learn.watch.session import watch as watch
 
 __all__ = sorted(_EXPORTS)  # noqa: PLE0605

@@ -77,6 +77,7 @@ EXTRAS = {  # packages that come with an extra -> that extra
     "onnxruntime": "deploy",
     "onnxscript": "deploy",
     "h5py": "formats",
+    "pyarrow": "parquet",
     "fsspec": "remote",
     "huggingface_hub": "remote",
     "s3fs": "remote",

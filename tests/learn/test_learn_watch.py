@@ -16,7 +16,8 @@ import steelyard as sy
 from steelyard.errors import FormatError, ModelError, UnknownNameError, WeightsError
 from steelyard.learn.run import Run
 from steelyard.learn.watch import norms as norms_module
-from steelyard.learn.watch import watch, watched
+from steelyard.learn.watch.reading import watched
+from steelyard.learn.watch.session import watch
 
 
 def net(seed: int = 0, **options: object) -> nn.Module:

@@ -27,7 +27,7 @@ from steelyard.learn.models import model
 from steelyard.learn.run import Run, train
 from steelyard.learn.seeding import generator, seeded
 from steelyard.learn.task import Task, build_seeded, first_batch
-from steelyard.learn.watch import watch
+from steelyard.learn.watch.session import watch
 
 
 def _training() -> Mapping[str, float]:

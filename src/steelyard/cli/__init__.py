@@ -19,6 +19,7 @@ VERBS: Registry[click.Command] = Registry(
     {
         "run": Row("steelyard.cli.run:verb", "the whole life: start, train, explain, move, shrink, ship", "all"),
         "train": Row("steelyard.cli.train:verb", "start a model's weights, train them, write them", "learn"),
+        "watch": Row("steelyard.cli.watch:verb", "what the log of a watched training says: its course and its faults"),
         "finetune": Row("steelyard.cli.finetune:verb", "carry trained weights to a new task", "learn"),
         "explain": Row("steelyard.cli.explain:verb", "what trained weights mean, checked by removal", "learn"),
         "init": Row("steelyard.cli.init:verb", "start a model's weights, and say of each layer how", "learn"),

@@ -45,6 +45,13 @@
         const colour = palette[trace.meta.hue % palette.length];
         trace.marker = { ...trace.marker, color: colour };
         trace.line = { ...trace.line, color: colour };
+        if (trace.fill) trace.fillcolor = colour + ["26", "40"][trace.meta.band]; // the inner band is the darker one
+      }
+    }
+    for (const mark of [...(figure.layout.shapes || []), ...(figure.layout.annotations || [])]) {
+      if (mark.name === "fault") {
+        mark.line = { ...mark.line, color: style("--alarm") };
+        mark.font = { ...mark.font, color: style("--alarm") };
       }
     }
     const shades = style("--shades").split(/\s+/);
@@ -74,6 +81,8 @@
   );
   plots.forEach((plot) => near.observe(plot));
 
+  // a live page sets other numbers
+  plots.forEach((plot) => plot.addEventListener("figure", () => plot.dataset.drawn && draw(plot)));
   const again = () => plots.filter((plot) => plot.dataset.drawn).forEach(draw);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
   addEventListener("beforeprint", () => {

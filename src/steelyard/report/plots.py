@@ -71,10 +71,10 @@ class Line(Picture):
         for i, (name, rows, y) in enumerate(series):
             line = {"width": 2, "dash": _DASHES[i % len(_DASHES)]}
             trace = {"type": "scatter", "mode": "lines+markers" if self.marks else "lines", "line": line, "name": name}
-            data.append({**trace, "x": _cells(rows, self.x), "y": _cells(rows, y)})
-        x_axis = _axis(self.table, self.x, self.log_x)
-        layout = {"xaxis": x_axis, "yaxis": _axis(self.table, self.y[0], self.log_y, titled=len(self.y) == 1)}
-        return _done(data, layout, height=340, hovermode="x unified")
+            data.append({**trace, "x": cells_of(rows, self.x), "y": cells_of(rows, y)})
+        x_axis = axis_of(self.table, self.x, self.log_x)
+        layout = {"xaxis": x_axis, "yaxis": axis_of(self.table, self.y[0], self.log_y, titled=len(self.y) == 1)}
+        return done(data, layout, height=340, hovermode="x unified")
 
 
 @dataclass(frozen=True)
@@ -91,18 +91,18 @@ class Bars(Picture):
     log: bool = False
 
     def figure(self) -> Figure:
-        names, values = [_label(c) for c in self.table.column(self.x)], [self.table.column(y) for y in self.y]
+        names, values = [label_of(c) for c in self.table.column(self.x)], [self.table.column(y) for y in self.y]
         across, along = ("y", "x") if self.horizontal else ("x", "y")
         data = [
-            {"type": "bar", "name": _label(y), across: names, along: list(map(_number, column))}
+            {"type": "bar", "name": label_of(y), across: names, along: list(map(_number, column))}
             | {"orientation": "h" if self.horizontal else "v"}
             for y, column in zip(self.y, values, strict=True)
         ]
         category = {"type": "category", **({"autorange": "reversed"} if self.horizontal else {}), "showgrid": False}
-        value = _axis(self.table, self.y[0], self.log, titled=len(self.y) == 1)
+        value = axis_of(self.table, self.y[0], self.log, titled=len(self.y) == 1)
         layout = {f"{across}axis": category, f"{along}axis": value, "barmode": "stack" if self.stacked else "group"}
         marks = len(names) * (1 if self.stacked else len(self.y))
-        return _done(data, {**layout, "bargap": 0.25}, height=90 + 24 * max(marks, 4) if self.horizontal else 340)
+        return done(data, {**layout, "bargap": 0.25}, height=90 + 24 * max(marks, 4) if self.horizontal else 340)
 
 
 @dataclass(frozen=True)
@@ -131,18 +131,18 @@ class Histogram(Picture):
             for name, bins in _groups_of(rows, self.by, self.count):
                 data.append(self._bars(name, bins, names.index(name), first=name not in seen) | _on(end))
                 seen.add(name)
-            layout[f"xaxis{end}"] = _axis(self.table, self.left, titled=False) | {"title": {"text": frame}}
-            layout[f"yaxis{end}"] = _axis(self.table, self.count, self.log, titled=i % self.across == 0)
+            layout[f"xaxis{end}"] = axis_of(self.table, self.left, titled=False) | {"title": {"text": frame}}
+            layout[f"yaxis{end}"] = axis_of(self.table, self.count, self.log, titled=i % self.across == 0)
         if self.facet is None:
-            layout["xaxis"]["title"] = {"text": _label(self.left)}
-            return _done(data, layout, height=320, legend=len(names) > 1)
+            layout["xaxis"]["title"] = {"text": label_of(self.left)}
+            return done(data, layout, height=320, legend=len(names) > 1)
         lines = math.ceil(len(frames) / self.across)
         layout["grid"] = {"rows": lines, "columns": self.across, "pattern": "independent", "ygap": 0.45, "xgap": 0.18}
-        return _done(data, layout, height=90 + 190 * lines, legend=len(names) > 1)
+        return done(data, layout, height=90 + 190 * lines, legend=len(names) > 1)
 
     def _bars(self, name: str, bins: Sequence[Mapping[str, Cell]], index: int, first: bool) -> dict[str, Any]:
         """Bars for the first, and outlines for those that lie over it: two filled ones would mix their colours."""
-        left, right, counts = _cells(bins, self.left), _cells(bins, self.right), _cells(bins, self.count)
+        left, right, counts = cells_of(bins, self.left), cells_of(bins, self.right), cells_of(bins, self.count)
         common = {"name": name, "legendgroup": str(index), "showlegend": first, "meta": {"hue": index}}
         if index > 0:
             steps = {"x": [*left, *right[-1:]], "y": [*counts, *counts[-1:]], "line": {"shape": "hv", "width": 2}}
@@ -175,21 +175,21 @@ class Scatter(Picture):
         for i, (name, rows) in enumerate(_groups(self.table, self.by, self.y)):
             mark = {"size": 9, "symbol": _SYMBOLS[i % len(_SYMBOLS)], "line": {"width": 0}}
             trace: dict[str, Any] = {"type": "scatter", "mode": mode, "name": name, "marker": mark}
-            trace |= {"x": _cells(rows, self.x), "y": _cells(rows, self.y), "line": {"width": 1.5, "dash": "dot"}}
+            trace |= {"x": cells_of(rows, self.x), "y": cells_of(rows, self.y), "line": {"width": 1.5, "dash": "dot"}}
             if self.label:
                 furthest = max((x for x in trace["x"] if isinstance(x, (int, float))), default=None)
                 sides = ["left" if x == furthest else "right" for x in trace["x"]]
                 places = [f"{('top', 'bottom')[n % 2]} {side}" for n, side in enumerate(sides)]  # neighbours keep apart
-                trace |= {"text": [_label(_cell(row, self.label)) for row in rows], "textposition": places}
+                trace |= {"text": [label_of(_cell(row, self.label)) for row in rows], "textposition": places}
             if self.low and self.high:
                 trace["error_y"] = self._errors(rows)
             data.append(trace | {"cliponaxis": False})
-        layout = {"xaxis": _axis(self.table, self.x, self.log_x), "yaxis": _axis(self.table, self.y, self.log_y)}
-        return _done(data, layout, height=380, legend=self.by is not None)
+        layout = {"xaxis": axis_of(self.table, self.x, self.log_x), "yaxis": axis_of(self.table, self.y, self.log_y)}
+        return done(data, layout, height=380, legend=self.by is not None)
 
     def _errors(self, rows: Sequence[Mapping[str, Cell]]) -> dict[str, Any]:
         """Plotly wants distances from the point."""
-        middle, low, high = (_cells(rows, str(name)) for name in (self.y, self.low, self.high))
+        middle, low, high = (cells_of(rows, str(name)) for name in (self.y, self.low, self.high))
         up = [h - m for h, m in zip(high, middle, strict=True)]
         down = [m - lo for m, lo in zip(middle, low, strict=True)]
         return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1.5, "width": 4}
@@ -222,7 +222,7 @@ class Images(Picture):
                 sheet[top + y][left : left + width] = map(_number, line)
             if self.label:
                 words = {
-                    "text": _label(_cell(self.table.rows[i], self.label)),
+                    "text": label_of(_cell(self.table.rows[i], self.label)),
                     "showarrow": False,
                     "font": {"size": 10},
                 }
@@ -237,7 +237,7 @@ class Images(Picture):
         }
         layout["margin"] = {"l": 0, "r": 0, "t": 28, "b": 8}
         data = [{"type": "heatmap", "z": sheet, **scale}]
-        return _done(data, layout, height=min(80 + max(round(640 * len(sheet) / max(wide, 1)), 120), 900))
+        return done(data, layout, height=min(80 + max(round(640 * len(sheet) / max(wide, 1)), 120), 900))
 
     def _size(self, tiles: Sequence[Any]) -> tuple[int, int]:
         sizes = {(len(tile), len(line)) for tile in tiles for line in tile}
@@ -259,13 +259,13 @@ class Treemap(Picture):
     def figure(self) -> Figure:
         sizes = {str(_cell(row, self.path)): _number(_cell(row, self.value)) for row in self.table.rows}
         nodes = _tree(list(sizes))
-        unit = _unit(self.table, self.value)
+        unit = unit_of(self.table, self.value)
         value = "%{value:.3s}B" if unit == "B" else "%{value}"
         trace = {
             "type": "treemap",
-            "ids": [_label(n) for n in nodes],
-            "parents": [_label(p) for p in nodes.values()],
-            "labels": [_label(n.removeprefix(f"{p}.")) for n, p in nodes.items()],
+            "ids": [label_of(n) for n in nodes],
+            "parents": [label_of(p) for p in nodes.values()],
+            "labels": [label_of(n.removeprefix(f"{p}.")) for n, p in nodes.items()],
             "values": [sizes.get(n, 0) for n in nodes],
             "branchvalues": "remainder",
             "texttemplate": f"%{{label}}<br>{value}",
@@ -277,7 +277,7 @@ class Treemap(Picture):
             "textfont": {"size": 12},
             "root": {"color": "rgba(0,0,0,0)"},
         }
-        return _done([trace], {"margin": {"l": 0, "r": 0, "t": 8, "b": 8}}, height=420)
+        return done([trace], {"margin": {"l": 0, "r": 0, "t": 8, "b": 8}}, height=420)
 
 
 def _tree(names: Sequence[str]) -> dict[str, str]:
@@ -314,14 +314,14 @@ def _groups_of(
 ) -> list[tuple[str, list[Mapping[str, Cell]]]]:
     """The rows apart by the value of a column, in order of appearance; one group called `name` without one."""
     if by is None:
-        return [(_label(name), list(rows))]
+        return [(label_of(name), list(rows))]
     groups: dict[str, list[Mapping[str, Cell]]] = {}
     for row in rows:
-        groups.setdefault(_label(_cell(row, by)), []).append(row)
+        groups.setdefault(label_of(_cell(row, by)), []).append(row)
     return list(groups.items())
 
 
-def _cells(rows: Sequence[Mapping[str, Cell]], name: str) -> list[Any]:
+def cells_of(rows: Sequence[Mapping[str, Cell]], name: str) -> list[Any]:
     return [_number(_cell(row, name)) for row in rows]
 
 
@@ -335,28 +335,28 @@ def _number(value: Any) -> Any:
     """A value that plotly can place; what is not finite becomes a gap."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return _label(value) if isinstance(value, str) else value
+    return label_of(value) if isinstance(value, str) else value
 
 
-def _label(value: Any) -> str:
+def label_of(value: Any) -> str:
     """Text that plotly shows as it is, with none of its own mark-up."""
     text = printable(str(value))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _unit(table: Table, name: str) -> str:
+def unit_of(table: Table, name: str) -> str:
     return next((c.unit for c in table.columns if c.name == name), "")
 
 
-def _axis(table: Table, name: str, log: bool = False, titled: bool = True) -> dict[str, Any]:
+def axis_of(table: Table, name: str, log: bool = False, titled: bool = True) -> dict[str, Any]:
     words = any(isinstance(v, str) for v in table.column(name))
     axis: dict[str, Any] = {"type": "category" if words else "log" if log else "linear"}
     if titled:
-        axis["title"] = {"text": _label(name)}
-    unit = _unit(table, name)
+        axis["title"] = {"text": label_of(name)}
+    unit = unit_of(table, name)
     if log and not words:
         axis |= {"dtick": 1 if _decades(table.column(name)) >= 2 else "D2"}
-        axis |= {} if unit else {"exponentformat": "power"}
+        axis |= {"exponentformat": "power"} if unit in ("", "x") else {}
     return axis | _FORMATS.get(unit, {})
 
 
@@ -370,7 +370,7 @@ def _on(end: str) -> dict[str, str]:
     return {"xaxis": f"x{end}", "yaxis": f"y{end}"}
 
 
-def _done(
+def done(
     data: list[dict[str, Any]], layout: Figure, height: int, legend: bool | None = None, hovermode: str = "closest"
 ) -> Figure:
     shown = len(data) > 1 if legend is None else legend

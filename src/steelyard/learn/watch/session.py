@@ -301,7 +301,8 @@ def watch(
             "terminal" (a live view), "tensorboard:FOLDER", "wandb:PROJECT", "mlflow:EXPERIMENT", or your own `Sink`.
 
     Entering gives the `Log`: `log.table("norms")`, "steps", "values", "layers", "noise", "faults" and "notes", then
-    and later; a file is read by `watched`. Examples are counted along the first axis of the model's first tensor.
+    and later; a file is read by `read_log`, and `log.to_parquet` hands it on. Examples are counted along the first axis
+    of the model's first tensor.
     Raises ModelError if the optimizer holds none of the model's parameters, WeightsError if the file is there already.
 
     >>> model = nn.Linear(2, 1)
