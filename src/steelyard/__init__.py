@@ -41,9 +41,13 @@ _EXPORTS: dict[str, str] = {
     "Rename": "edit.rename:Rename",
     "Prune": "edit.prune:Prune",
     "Quantize": "edit.quantize:Quantize",
+    "Gptq": "edit.gptq:Gptq",
+    "Awq": "edit.awq:Awq",
+    "Hqq": "edit.hqq:Hqq",
     "Share": "edit.share:Share",
     "Pack": "edit.pack:Pack",
     "Affine": "codecs.affine:Affine",
+    "Scaled": "codecs.scaled:Scaled",
     "Palette": "codecs.palette:Palette",
     "Bitmask": "codecs.bitmask:Bitmask",
     "Delta": "codecs.delta:Delta",
@@ -124,6 +128,7 @@ if TYPE_CHECKING:
     from steelyard.codecs.delta import Delta as Delta
     from steelyard.codecs.entropy import Entropy as Entropy
     from steelyard.codecs.palette import Palette as Palette
+    from steelyard.codecs.scaled import Scaled as Scaled
     from steelyard.core.packed import Codec as Codec
     from steelyard.core.packed import Packed as Packed
     from steelyard.core.packed import nest as nest
@@ -139,7 +144,10 @@ if TYPE_CHECKING:
     from steelyard.core.weights import Weight as Weight
     from steelyard.core.weights import Weights as Weights
     from steelyard.core.where import where as where
+    from steelyard.edit.awq import Awq as Awq
     from steelyard.edit.cast import Cast as Cast
+    from steelyard.edit.gptq import Gptq as Gptq
+    from steelyard.edit.hqq import Hqq as Hqq
     from steelyard.edit.pack import Pack as Pack
     from steelyard.edit.prune import Prune as Prune
     from steelyard.edit.quantize import Quantize as Quantize

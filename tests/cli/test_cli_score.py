@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from steelyard import formats
@@ -41,3 +42,56 @@ def test_what_is_there_is_not_replaced_and_other_weights_do_not_fit(weights: Pat
     assert len(lines) == 3
     assert "nothing chooses a weight matrix" in lines[2]
     assert not weights.with_name("new.safetensors").exists()
+
+
+def shrunk(weights: Path, *options: str) -> int:
+    target = weights.with_name("small.safetensors")
+    assert main(["quantize", str(weights), str(target), "--force", *options]) == 0
+    return target.stat().st_size
+
+
+@pytest.mark.parametrize("method", ["nearest", "gptq", "awq", "hqq"])
+def test_each_method_writes_a_smaller_file_that_loads(weights: Path, method: str, capsys) -> None:
+    evidence = weights.with_name("e.safetensors")
+    assert main(["score", "digits", str(weights), str(evidence), "--batches", "3"]) == 0
+    by = [] if method == "hqq" else ["--by", str(evidence)]
+    sizes = [shrunk(weights, "--method", method, "--bits", bits, *by) for bits in ("8", "4", "2")]
+    assert weights.stat().st_size > 2 * sizes[0] > 2 * sizes[1] > 2 * sizes[2]
+    assert shrunk(weights, "--method", method, "--bits", "4", "--codes", "entropy", *by) < sizes[1]
+    assert main(["explain", "digits", str(weights.with_name("small.safetensors")), "--what", "signal"]) in (0, 1)
+
+
+def test_wrong_options_and_wrong_evidence_write_nothing(weights: Path, capsys) -> None:
+    evidence, target = weights.with_name("e.safetensors"), weights.with_name("no.safetensors")
+    other = weights.with_name("other.safetensors")
+    assert main(["train", "digits", str(other), "--epochs", "1", "--seed", "7"]) == 0
+    assert main(["score", "digits", str(other), str(evidence), "--batches", "3", "--seed", "7"]) == 0
+    capsys.readouterr()
+    wrong = {
+        "--step is for the method gptq, not hqq": ["--method", "hqq", "--step", "1"],
+        "--by is for the method nearest and gptq and awq, not hqq": ["--method", "hqq", "--by", str(evidence)],
+        "was measured on other weights": ["--method", "gptq", "--bits", "4", "--by", str(evidence)],
+        "bits of symmetric levels are 2 to 8, not 1": ["--method", "gptq", "--bits", "1"],
+        "is not in the range": ["--bits", "9"],
+        "there is no codec 'entropi'": ["--codes", "entropi"],
+        "no such file": ["--by", str(weights.with_name("none.safetensors"))],
+        "none of the": ["--where", "nothing*"],
+    }
+    for says, options in wrong.items():
+        assert main(["quantize", str(weights), str(target), *options]) == 2
+        line = capsys.readouterr().err
+        assert says in line, line
+        assert line.count("\n") == 1
+        assert not target.exists()
+
+
+def test_shared_values_go_where_the_loss_is_sensitive(weights: Path, capsys) -> None:
+    evidence, small = weights.with_name("f.safetensors"), weights.with_name("s.safetensors")
+    assert main(["score", "digits", str(weights), str(evidence), "--kind", "fisher", "--batches", "2"]) == 0
+    found = []
+    for by in ([], ["--by", str(evidence)]):
+        assert main(["share", str(weights), str(small), "-k", "4", "--force", *by]) == 0
+        found.append(formats.open(small))
+    name = next(n for n, item in found[0].items() if len(item.spec.shape) == 2)
+    assert not np.array_equal(found[0][name].array(), found[1][name].array())
+    assert len(np.unique(found[1][name].array())) <= 5

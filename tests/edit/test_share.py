@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -73,6 +75,25 @@ def test_importance_moves_the_values():
     assert Share(1, "global", by=by)(w)["a"].array().tolist() == [[1.75] * 3]
 
 
+def test_evidence_of_inputs_weighs_errors_as_a_loss_would():
+    x = np.array([[1.0, 5.0], [2.0, 6.0]])
+    w = Weights.of({"a": x})
+    norms = Weights.of(
+        {"a": np.array([[1.0, 3.0]])},
+        meta={"evidence": json.dumps({"kind": "norms", "samples": {}, "inputs first": []})},
+    )
+    h = Weights.of(
+        {"a": np.array([[[1.0, 0.5], [0.5, 9.0]]])},
+        meta={"evidence": json.dumps({"kind": "hessian", "samples": {}, "inputs first": []})},
+    )
+    for by in (norms, h, Weights.of({"a": np.array([[1.0, 9.0]])})):
+        assert Share(1, by=by)(w)["a"].array().tolist() == [[5.1] * 2] * 2
+    with pytest.raises(WeightsError, match="damaged"):
+        Share(1, by=norms.with_meta(evidence="{}"))(w)
+    with pytest.raises(WeightsError, match=r"is float64\[3\]"):
+        Share(1, by=Weights.of({"a": np.ones(3)}))(w)["a"].array()
+
+
 def test_bad_input():
     for k in (0, 65_536):
         with pytest.raises(RecipeError, match="1 to 65535"):
@@ -82,7 +103,7 @@ def test_bad_input():
     w = Weights.of({"a": np.float32([[1, 2]])})
     with pytest.raises(WeightsError, match="importances of 'a' must be"):
         Share(1, by=Weights.of({"a": np.float32([[1, -2]])}))(w)["a"].array()
-    with pytest.raises(WeightsError, match="the scores have no tensor 'a'"):
+    with pytest.raises(WeightsError, match="the evidence has no tensor 'a'"):
         Share(1, by=Weights([]))(w)
     for scope in ("tensor", "global"):
         with pytest.raises(CodecError, match=r"'a'.*NaN"):

@@ -32,6 +32,7 @@ CONFIGURATIONS = {
         "affine(bits=1, symmetric=False)",
         "affine(bits=1, group=2)",
     ],
+    "scaled": ["scaled(axis=0)"],
     "palette": ["palette(k=1)", "palette(k=3)", "palette(k=65536)"],
     "delta": ["delta(bits=1)", "delta(bits=8)", "delta(bits=16)"],
     "trellis": ["trellis(step=0.3)", "trellis(states=1, lagrangian=0.0)", "trellis(states=32, turn=False)"],

@@ -22,7 +22,9 @@ from steelyard.core.where import Where, where
 from steelyard.errors import SteelyardError, printable
 
 if TYPE_CHECKING:
+    from steelyard.core.packed import Plan
     from steelyard.core.transform import Step
+    from steelyard.core.weights import Weights
     from steelyard.report.html import Page
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -96,14 +98,41 @@ def codec_option(default: str | None, about: str) -> Callable[[F], F]:
     return click.option("--codec", metavar="CALL", default=default, show_default=True, callback=_pack, help=about)
 
 
-def _pack(_ctx: click.Context, _option: click.Parameter, call: str | None) -> Step | None:
+def plan_option(name: str, about: str) -> Callable[[F], F]:
+    """Add an option that takes a codec as a call, such as ``entropy``; the verb receives a Plan, None without it."""
+    return click.option(name, metavar="CALL", callback=_plan, help=about)
+
+
+def by_option(function: F) -> F:
+    """Add ``--by FILE``; the verb receives ``by: Weights | None``."""
+    return click.option("--by", metavar="FILE", callback=_by, help="Evidence from the verb score, of these weights.")(
+        function
+    )
+
+
+def _plan(_ctx: click.Context, option: click.Parameter, call: str | None) -> Plan:
     if call is None:
         return None
     from steelyard.codecs import CODECS
     from steelyard.core.recipe import Reader, parse_call
+
+    return Reader(CODECS, {}).plan(parse_call(call), option.opts[0])
+
+
+def _by(_ctx: click.Context, _option: click.Parameter, path: str | None) -> Weights | None:
+    if path is None:
+        return None
+    from steelyard import formats
+
+    return formats.open(path)
+
+
+def _pack(ctx: click.Context, option: click.Parameter, call: str | None) -> Step | None:
+    if call is None:
+        return None
     from steelyard.edit.pack import Pack
 
-    return Pack(Reader(CODECS, {}).plan(parse_call(call), "--codec"))
+    return Pack(_plan(ctx, option, call))
 
 
 def show(tables: Table | Sequence[Table], output: Output, page: Page | None = None) -> None:

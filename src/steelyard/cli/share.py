@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import click
 
-from steelyard.cli.options import Output, codec_option, output, show, source_and_target, where_option
+from steelyard.cli.options import Output, by_option, codec_option, output, show, source_and_target, where_option
 from steelyard.cli.progress import watching
 from steelyard.core.transform import Step, on
+from steelyard.core.weights import Weights
 from steelyard.core.where import Where
 from steelyard.core.where import where as choose
 
@@ -26,11 +27,20 @@ _HELD = (
     show_default=True,
     help="One set of values for all tensors, or one for each.",
 )
+@by_option
 @codec_option(_HELD, "How to hold the shared tensors.")
 @where_option
 @output
 def verb(
-    source: str, target: str, force: bool, k: int, scope: str, codec: Step, where: Where | None, output: Output
+    source: str,
+    target: str,
+    force: bool,
+    k: int,
+    scope: str,
+    by: Weights | None,
+    codec: Step,
+    where: Where | None,
+    output: Output,
 ) -> None:
     """Move the weights of SOURCE to k shared values with the least squared error, and write TARGET.
 
@@ -39,11 +49,12 @@ def verb(
     \b
     Example:
       steelyard share model.safetensors shared.safetensors -k 16
+      steelyard share model.safetensors shared.safetensors -k 16 --by fisher.safetensors
     """
     from steelyard.edit.share import Share
     from steelyard.explain.rewrite import rewrite
 
-    step = on(choose(kind="float", min_ndim=2), Share(k, scope), codec)  # type: ignore[arg-type]
+    step = on(choose(kind="float", min_ndim=2), Share(k, scope, by=by), codec)  # type: ignore[arg-type]
     with watching() as watch:
         tables = rewrite(source, target, step, where, force, watch=watch)
     show(tables, output)

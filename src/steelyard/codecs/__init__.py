@@ -10,6 +10,7 @@ CODECS: Registry[type[Codec]] = Registry(
     "codecs",
     {
         "affine": Row("steelyard.codecs.affine:Affine", "uniform levels: scale and zero point, 1 to 8 bits"),
+        "scaled": Row("steelyard.codecs.scaled:Scaled", "a factor for each index of an axis, and the other values"),
         "palette": Row("steelyard.codecs.palette:Palette", "a codebook of k values and an index for each element"),
         "bitmask": Row("steelyard.codecs.bitmask:Bitmask", "zeros as one bit each, and the other values"),
         "delta": Row("steelyard.codecs.delta:Delta", "zeros as the distances between the other values"),

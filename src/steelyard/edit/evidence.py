@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from steelyard.errors import WeightsError, quoted
 
 SAMPLE = 64  # values of each tensor that are kept to recognise it
 ALIKE = 0.5  # the least cosine between the sample and the same places of a tensor that evidence is used for
+MASS = ("norms", "moments", "hessian", "fisher", "taylor")  # kinds that say how much an error matters
 FEW = 8  # places that are not zero, below which the cosine says nothing
 
 
@@ -79,7 +81,7 @@ def check_same(about: About, weight: Weight, x: np.ndarray) -> None:
     )
 
 
-def evidence_of(by: Weights, weight: Weight, kinds: tuple[str, ...]) -> Weight:
+def evidence_of(by: Weights, weight: Weight, kinds: tuple[str, ...] = MASS) -> Weight:
     """The tensor of `by` for `weight`; raises WeightsError if there is none or `by` is evidence of another kind."""
     kind = About.of(by).kind
     if kind is not None and kind not in kinds:
@@ -103,10 +105,19 @@ class Rows:
     first: bool = False  # the inputs are the first axis (transformers' Conv1D, transposed convolutions)
     blocks: int = 1  # of consecutive outputs that have inputs of their own (groups; packed queries, keys and values)
 
+    @property
+    def inputs(self) -> int:
+        """The columns of the matrix."""
+        if not self.shape:
+            return 1
+        return self.shape[0] if self.first else math.prod(self.shape[1:])
+
     def matrix(self, x: np.ndarray) -> np.ndarray:
         """The values as (outputs, inputs), float64."""
         wide = x.astype(np.float64)
-        return wide.reshape(self.shape[0], -1).T if self.first else wide.reshape(self.shape[0], -1)
+        if self.first:
+            return wide.reshape(self.inputs, -1).T
+        return wide.reshape(self.shape[0] if self.shape else 1, self.inputs)
 
     def tensor(self, matrix: np.ndarray) -> np.ndarray:
         """The inverse of `matrix`, in the type of the matrix."""
@@ -121,7 +132,12 @@ def hessian_of(by: Weights, weight: Weight) -> tuple[Rows, np.ndarray]:
     found = evidence_of(by, weight, ("hessian",))
     first = weight.name in About.of(by).first
     rows = Rows(weight.spec.shape, first)
-    outputs, inputs = rows.matrix(np.empty(weight.spec.shape, np.int8)).shape
+    if first and len(rows.shape) > 2:
+        raise WeightsError(
+            f"{quoted(weight.name)} is a transposed convolution, which no method with data knows; leave it"
+        )
+    inputs = rows.inputs
+    outputs = weight.spec.size // max(inputs, 1)
     h = found.array().astype(np.float64)
     if h.ndim == 2:
         h = h[None]
@@ -133,6 +149,36 @@ def hessian_of(by: Weights, weight: Weight) -> tuple[Rows, np.ndarray]:
     if not np.isfinite(h).all():
         raise WeightsError(f"{found.origin}: the Hessian of {quoted(weight.name)} has NaN or infinite values")
     return Rows(weight.spec.shape, first, h.shape[0]), h
+
+
+def importance_of(by: Weights | None, weight: Weight) -> np.ndarray | None:
+    """How much the square of an error at each element matters, as `by` says; broadcasts against the weight, float64.
+
+    Norms and moments give the mean square of the inputs, a Hessian its diagonal, other evidence is taken as it is.
+    Raises WeightsError if it is missing, of another shape, negative or not finite.
+    """
+    if by is None:
+        return None
+    kind = About.of(by).kind
+    if kind == "hessian":
+        rows, h = hessian_of(by, weight)
+        diagonal = np.stack([np.diag(own) for own in h])
+        every = np.repeat(diagonal, weight.spec.size // max(rows.inputs, 1) // len(h), axis=0)
+        return rows.tensor(every) if every.size else np.ones(weight.spec.shape)
+    found = evidence_of(by, weight)
+    mass = found.array().astype(np.float64)
+    mass = mass**2 if kind == "norms" else mass[1] if kind == "moments" else mass
+    try:
+        fits = np.broadcast_shapes(mass.shape, weight.spec.shape) == weight.spec.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise WeightsError(
+            f"{found.origin}: the evidence for {quoted(weight.name)} is {found.spec}, its weights {weight.spec}"
+        )
+    if not (np.isfinite(mass) & (mass >= 0)).all():
+        raise WeightsError(f"{found.origin}: the importances of {quoted(weight.name)} must be finite and >= 0")
+    return mass
 
 
 def _places(x: np.ndarray) -> np.ndarray:

@@ -16,8 +16,9 @@ from steelyard.codecs.palette import Palette
 from steelyard.core.packed import Packed, Scheme, pack
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
-from steelyard.edit.prune import check_scope, in_scope, scores_of
-from steelyard.errors import CodecError, RecipeError, WeightsError, quoted
+from steelyard.edit.evidence import About, check_same, evidence_of, importance_of
+from steelyard.edit.prune import check_scope, in_scope
+from steelyard.errors import CodecError, RecipeError, quoted
 
 POINTS = 1 << 24  # elements that are clustered as they are; more are gathered into bins first
 Points = tuple[np.ndarray, np.ndarray]  # values and what each weighs, both (n,) float64
@@ -27,10 +28,11 @@ Points = tuple[np.ndarray, np.ndarray]  # values and what each weighs, both (n,)
 class Share(Step):
     """Move every weight to the nearest of `k` shared values, chosen for the least squared error.
 
-    The values are the 1-D k-means ``min sum_i s_i (w_i - c(w_i))^2`` with s_i = 1, or `by`: importances
-    >= 0 of the same names and shapes (a Hessian or Fisher diagonal, say). They are rounded to the
-    tensor's dtype. Zeros stay zeros and take none of the k values unless `keep_zeros` is off. The result
-    is held by the palette codec: an index for each weight, and the codebook.
+    The values are the 1-D k-means ``min sum_i s_i (w_i - c(w_i))^2`` with s_i = 1, or `by`: evidence (Fisher
+    information; norms, moments or Hessians of the inputs), or importances >= 0 of the same names and of
+    shapes that broadcast. They are rounded to the tensor's dtype. Zeros stay zeros and take none of the k
+    values unless `keep_zeros` is off. The result is held by the palette codec: an index for each weight, and
+    the codebook.
 
     The scope 'tensor' gives every tensor its own values; 'global' finds one set for all, at the first
     read of any, once, in one pass with one tensor in memory at a time beside the points to cluster:
@@ -38,8 +40,8 @@ class Share(Step):
 
     Only floating-point tensors of at least `min_ndim` axes take part; the others pass untouched.
 
-    Raises RecipeError for a k outside 1 to 65,535, WeightsError for importances that are missing or have
-    another shape, CodecError for NaN or infinite weights.
+    Raises RecipeError for a k outside 1 to 65,535, WeightsError for importances that are missing, have
+    another shape or were measured on other weights, CodecError for NaN or infinite weights.
 
     >>> w = Weights.of({"a": np.float32([[0, 1, 1.2], [5, 5.2, 9]])})
     >>> Share(3)(w)["a"].array().tolist()
@@ -63,12 +65,14 @@ class Share(Step):
 
     def __call__(self, weights: Weights) -> Weights:
         chosen = {item.name: item for item in weights.values() if in_scope(item, self.min_ndim)}
-        importances = {name: scores_of(self.by, item) for name, item in chosen.items()}
-        common = _Common(self, tuple((item, importances[name]) for name, item in chosen.items()))
+        if self.by is not None:
+            for item in chosen.values():
+                evidence_of(self.by, item)
+        common = _Common(self, tuple(chosen.values()))
         codec = Palette(self.k + 1 if self.keep_zeros else self.k)
 
         def share(item: Weight, x: np.ndarray) -> np.ndarray | Packed:
-            points = common.centres() if self.scope == "global" else self.centres(item, x, importances[item.name])
+            points = common.centres() if self.scope == "global" else self.centres(item, x)
             return pack(_nearest(x, points.astype(x.dtype), self.keep_zeros), codec)
 
         return weights.with_items(
@@ -76,16 +80,16 @@ class Share(Step):
             for name, item in weights.items()
         )
 
-    def centres(self, weight: Weight, x: np.ndarray, importance: Weight | None) -> np.ndarray:
+    def centres(self, weight: Weight, x: np.ndarray) -> np.ndarray:
         """The shared values of one tensor, float64, ascending."""
-        return _cluster(*self.points(weight, x, importance), self.k, weight)
+        return _cluster(*self.points(weight, x), self.k, weight)
 
-    def points(self, weight: Weight, x: np.ndarray, importance: Weight | None) -> Points:
+    def points(self, weight: Weight, x: np.ndarray) -> Points:
         """What is clustered of one tensor."""
-        values = x.reshape(-1).astype(np.float64)
-        mass = np.ones(values.size) if importance is None else importance.array().reshape(-1).astype(np.float64)
-        if not (np.isfinite(mass) & (mass >= 0)).all():
-            raise WeightsError(f"the importances of {quoted(weight.name)} must be finite and >= 0")
+        values, mass = x.reshape(-1).astype(np.float64), np.ones(x.size)
+        if self.by is not None:
+            check_same(About.of(self.by), weight, x)
+            mass = np.broadcast_to(importance_of(self.by, weight), x.shape).reshape(-1)
         wanted = values != 0 if self.keep_zeros else np.ones(values.size, bool)
         return values[wanted], mass[wanted]
 
@@ -95,7 +99,7 @@ class _Common:
     """The shared values of all tensors, found when they are first asked for. Safe with several threads."""
 
     share: Share
-    items: tuple[tuple[Weight, Weight | None], ...]
+    items: tuple[Weight, ...]
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def centres(self) -> np.ndarray:
@@ -106,13 +110,13 @@ class _Common:
     def _found(self) -> np.ndarray:
         from steelyard.kernels.kmeans import BINS, gather
 
-        total = sum(item.spec.size for item, _ in self.items)
+        total = sum(item.spec.size for item in self.items)
         parts = []
-        for item, importance in self.items:
-            points = self.share.points(item, item.array(), importance)
+        for item in self.items:
+            points = self.share.points(item, item.array())
             parts.append(points if total <= POINTS else gather(*points, BINS))
         values, mass = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        return _cluster(values, mass, self.share.k, self.items[0][0])
+        return _cluster(values, mass, self.share.k, self.items[0])
 
 
 def _cluster(values: np.ndarray, mass: np.ndarray, k: int, weight: Weight) -> np.ndarray:
