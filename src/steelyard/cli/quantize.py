@@ -51,7 +51,7 @@ def verb(
     \b
     Example:
       steelyard quantize model.safetensors int4.safetensors --bits 4 --axis 0
-      steelyard quantize model.safetensors int3.safetensors --method hqq --bits 3 --group 64
+      steelyard quantize model.safetensors hqq.safetensors --method hqq --bits 3 --group 64
       steelyard quantize model.safetensors int3.safetensors --method gptq --bits 3 --by evidence.safetensors
     """
     from steelyard.explain.rewrite import rewrite

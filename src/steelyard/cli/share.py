@@ -49,7 +49,7 @@ def verb(
     \b
     Example:
       steelyard share model.safetensors shared.safetensors -k 16
-      steelyard share model.safetensors shared.safetensors -k 16 --by fisher.safetensors
+      steelyard share model.safetensors weighed.safetensors -k 16 --by fisher.safetensors
     """
     from steelyard.edit.share import Share
     from steelyard.explain.rewrite import rewrite
