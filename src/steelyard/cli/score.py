@@ -47,7 +47,7 @@ def verb(
     \b
     Example:
       steelyard train digits weights.safetensors --epochs 5
-      steelyard score digits weights.safetensors evidence.safetensors --kind hessian
+      steelyard score digits weights.safetensors hessian.safetensors --kind hessian
     """
     from steelyard import formats
     from steelyard.explain.inventory import inventory
