@@ -57,9 +57,9 @@ class WeightsError(SteelyardError):
 class UnknownNameError(SteelyardError):
     """A name is not in the table of its kind; the message suggests the nearest ones."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]):
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = ""):
         self.kind, self.name = kind, name
-        super().__init__(f"there is no {kind} {quoted(name)}; {suggestion(name, known)}")
+        super().__init__(f"there is no {kind} {quoted(name)}; {hint or suggestion(name, known)}")
 
 
 class MissingExtraError(SteelyardError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -487,3 +489,42 @@ def test_what_cannot_be_followed() -> None:
         signal(nn.LazyLinear(10), (x, y), loss)
     with pytest.raises(ModelError, match="meta device"):
         signal(nn.Linear(128, 10, device="meta"), (x, y), loss)
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+BATCH = torch.randn(16, 8, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 2
+
+
+@pytest.mark.parametrize(
+    ("batch", "loss", "message"),
+    [
+        (
+            (BATCH[0][:0], BATCH[1][:0]),
+            nn.functional.cross_entropy,
+            r"the batch is empty, its inputs have the shape \(0, 8\)",
+        ),
+        (BATCH, lambda y, t: nn.functional.cross_entropy(y, t) * math.nan, "the loss is nan on this batch, though"),
+        (BATCH, lambda y, t: nn.functional.cross_entropy(y, t) / 0, "the loss is inf on this batch, though"),
+        (BATCH, lambda y, t: 1.0, "the loss returns a float, expected a tensor"),
+    ],
+)
+def test_what_is_wrong_with_the_batch_or_the_loss_is_named(batch, loss, message):
+    with pytest.raises(ModelError, match=message):
+        signal(net(), batch, loss)
+
+
+@pytest.mark.parametrize("rate", [math.nan, math.inf, -1.0])
+def test_a_rate_is_a_finite_number(rate):
+    with pytest.raises(ModelError, match="expected a finite number"):
+        signal(net(), BATCH, nn.functional.cross_entropy, rate=rate)
+
+
+def test_a_single_sample_says_nothing_of_dead_units():
+    table = signal(net(), (BATCH[0][:1], BATCH[1][:1]), nn.functional.cross_entropy)
+    assert table.meta["verdict"] == "healthy"
+    assert table.column("dead") == [None, None]
+    assert signal(net(), BATCH, nn.functional.cross_entropy).column("dead")[0] is not None

@@ -79,6 +79,26 @@ def test_default_starts_of_deep_nets_are_found_and_he_is_not(kind: type[torch.op
     assert alarms(mlp(depth), 1e-3, kind) == []
 
 
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+@pytest.mark.parametrize(
+    ("act", "depth"), [(nn.Tanh, 10), (nn.Tanh, 30), (nn.SELU, 30), (nn.GELU, 10), (nn.Sigmoid, 10)]
+)
+def test_default_starts_with_other_activations(
+    act: type[nn.Module], depth: int, kind: type[torch.optim.Optimizer]
+) -> None:
+    """Of 10 layers of tanh signal and gradient are 200 times smaller each: neither is lost, but both together are."""
+    net = nn.Sequential(*(layer for _ in range(depth) for layer in (nn.Linear(64, 64), act())), nn.Linear(64, 10))
+    found = alarms(net, 0.001, kind)
+    assert found[0].step <= STEPS
+    assert found[0].verdict in ("vanishing signal", "vanishing gradient")
+
+
+@pytest.mark.parametrize(("act", "depth"), [(nn.Tanh, 4), (nn.SELU, 10), (nn.ReLU, 3)])
+def test_default_starts_that_train_raise_no_alarm(act: type[nn.Module], depth: int) -> None:
+    net = nn.Sequential(*(layer for _ in range(depth) for layer in (nn.Linear(64, 64), act())), nn.Linear(64, 10))
+    assert not alarms(net, 0.001, torch.optim.Adam)
+
+
 @pytest.mark.parametrize(
     ("gain", "verdict"), [(0.3, "vanishing signal"), (8.0, "exploding signal"), (1e9, "not finite")]
 )
@@ -351,7 +371,7 @@ def test_the_alarm_is_a_warning_in_one_line() -> None:
     assert [w.category for w in said] == [TrainingWarning]
     assert len(said) == len(alarm.found) == 1
     text = str(said[0].message)
-    assert text.startswith(f"step 3: vanishing signal, first at the layer {alarm.found[0].layer!r}: each layer shrinks")
+    assert text.startswith(f"step 2: vanishing signal, first at the layer {alarm.found[0].layer!r}: each layer shrinks")
     assert "; start with He" in text
     assert "\n" not in text
 
@@ -395,3 +415,24 @@ def test_nothing_to_watch() -> None:
         Alarm(net, list(net.parameters()))  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="at least one step"):
         Alarm(net, torch.optim.SGD(net.parameters(), lr=0.1), steps=1e-30)
+
+
+def test_inputs_that_are_not_finite_are_no_matter_of_scales() -> None:
+    net = mlp()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    found: list[Found] = []
+    Alarm(net, optimizer, say=found.append)
+    for _ in range(4):
+        optimizer.zero_grad()
+        functional.cross_entropy(net(torch.full((4, 64), torch.nan)), torch.arange(4)).backward()
+        optimizer.step()
+    assert [(f.step, f.verdict, f.layer) for f in found] == [(1, "inputs not finite", "0")]
+    assert "mend the data" in str(found[0])
+
+
+def test_an_optimizer_that_holds_nothing_of_the_model() -> None:
+    net, other = mlp(), mlp()
+    with pytest.raises(ModelError, match="holds no parameter of this Sequential"):
+        Alarm(net, torch.optim.SGD(other.parameters(), lr=0.1))
+    Alarm(net, torch.optim.SGD(net[0].parameters(), lr=0.1)).close()
+    assert not any(layer._forward_hooks for layer in net.modules())

@@ -172,7 +172,7 @@ def test_what_is_frozen_or_not_executed_is_said() -> None:
     before = model[0].weight.clone()
     rows = {row["layer"]: row for row in init_(model, "data", noise(32, 4)).rows}
     assert torch.equal(model[0].weight, before)
-    assert rows["0"]["done"] == "weight kept: frozen; 96% off its target, because its weights are kept"
+    assert rows["0"]["done"] == "weight kept: frozen; 96% off its target, because its weights are kept: frozen"
     assert rows["1"]["std"] == pytest.approx(1)
     assert rows["unused"]["done"].endswith("not executed by this batch")
     assert rows["unused"]["calls"] == 0

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +13,16 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.parametrizations import weight_norm
 
 from steelyard.claims.architectures import noise
-from steelyard.errors import ModelError, RecipeError, SteelyardError
+from steelyard.errors import ModelError, RecipeError, SteelyardError, UnknownNameError
+from steelyard.explain.signal import signal
+from steelyard.explain.starts import compare_starts
 from steelyard.init.he import He
+from steelyard.learn.coordinates import coordinate_check
+from steelyard.learn.mup import mup
 from steelyard.learn.start import init_
 
 
@@ -236,3 +245,103 @@ def test_a_model_that_merges_its_weights_when_it_is_evaluated() -> None:
     model = Merging(4, 3)
     init_(model, "zeros", X)
     assert not model.weight.any()
+
+
+# inputs by keywords
+
+
+class Named(nn.Module):
+    """A model that is called with keywords."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.body, self.more, self.head = nn.Linear(4, width), nn.Linear(width, width), nn.Linear(width, 3)
+
+    def forward(self, *, values: Tensor, scale: float = 1.0) -> Tensor:
+        return self.head(torch.relu(self.more(torch.relu(self.body(values * scale)))))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_dict_is_keywords(scheme: str) -> None:
+    plain, named = Net(), Net()
+    plain.load_state_dict(named.state_dict())
+    init_(plain, scheme, X)
+    table = init_(named, scheme, {"x": X})
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), named.parameters(), strict=True))
+    assert table.column("order")[0] == 1
+    with pytest.raises(ModelError, match="unexpected keyword argument 'y'"):
+        init_(named, "auto", {"y": X})
+
+
+def test_a_dict_is_keywords_wherever_a_model_is_looked_at() -> None:
+    batch = {"values": X, "scale": 2.0}, torch.arange(16) % 3
+    assert coordinate_check(Named, [64, 128], batch, functional.cross_entropy).meta["verdict"] == "flat"
+    assert mup(Named(64), batch=batch[0], base=32).table.column("kind").count("hidden") == 1
+    assert signal(Named(), batch, functional.cross_entropy).column("layer") == ["body", "more", "head"]
+    table = compare_starts(Named(), ["he", "data", "auto"], batch=batch, loss=functional.cross_entropy, seeds=1)
+    assert all(row["score"] > 0 for row in table.rows)
+
+
+@pytest.mark.parametrize("inputs", [X.tolist(), X.numpy(), {"values": 1}, None])
+def test_inputs_that_are_no_tensors_are_named(inputs: Any) -> None:
+    with pytest.raises(RecipeError, match="expected a tensor, a tuple of several or a dict of keywords"):
+        compare_starts(Net(), ["he"], batch=(inputs, torch.arange(16) % 3), loss=functional.cross_entropy)
+
+
+# names of other libraries, what is kept, calls that share a scale
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [("glorot", "xavier"), ("kaiming_normal", "he(distribution=normal)"), ("GlorotUniform", "xavier(distribution=uniform)"),
+     ("he_uniform", "he(distribution=uniform)")],
+)  # fmt: skip
+def test_names_of_other_libraries_are_answered_with_ours(name: str, ours: str) -> None:
+    with pytest.raises(UnknownNameError, match=re.escape(f"there is no initialiser '{name}'; did you mean '{ours}'?")):
+        init_(Net(), name)
+    init_(Net(), ours)
+
+
+def test_weights_that_are_computed_are_the_reason_why_nothing_is_proved() -> None:
+    model = nn.Sequential(weight_norm(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 3))
+    meta = init_(model, "auto", 100 * X).meta
+    assert not meta["proved"]
+    assert re.search(
+        "the standard deviation of '0' is .* off its target, because its weights are kept: computed from other",
+        meta["not proved because"],
+    )
+
+
+def test_calls_that_share_a_scale_and_miss_it_are_told_in_the_table() -> None:
+    class Shared(nn.Module):
+        """One layer, again and again, with something between that does not keep scales."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(3):
+                x = torch.sinh(self.layer(x))
+            return x
+
+    table = init_(Shared(), "data", X)
+    away = table.meta["furthest from target"]
+    assert away > 0.02
+    assert (
+        f"{away:.0%} off its target, after 2 passes: its calls share one scale, give more passes="
+        in table.rows[0]["done"]
+    )
+    more = init_(Shared(), "data", X, passes=12)
+    assert more.meta["furthest from target"] <= 0.02
+    assert "off" not in more.rows[0]["done"]
+
+
+def test_the_first_comparison_leaves_the_generator_of_python_as_it_was() -> None:
+    code = (
+        "import random, torch, steelyard as sy; random.seed(3); before = random.getstate();"
+        "batch = torch.randn(16, 4), torch.arange(16) % 2;"
+        "sy.compare_starts(torch.nn.Linear(4, 2), ['he'], batch=batch, loss=torch.nn.functional.cross_entropy, seeds=1);"
+        "assert random.getstate() == before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

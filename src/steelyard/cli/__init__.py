@@ -23,6 +23,7 @@ VERBS: Registry[click.Command] = Registry(
         "finetune": Row("steelyard.cli.finetune:verb", "carry trained weights to a new task", "learn"),
         "explain": Row("steelyard.cli.explain:verb", "what trained weights mean, checked by removal", "learn"),
         "init": Row("steelyard.cli.init:verb", "start a model's weights, and say of each layer how", "learn"),
+        "starts": Row("steelyard.cli.starts:verb", "which start of a model will train best, and why", "learn"),
         "signal": Row("steelyard.cli.signal:verb", "the scale of every layer, forwards and backwards", "learn"),
         "inspect": Row("steelyard.cli.inspect:verb", "what is in a file: tensors, types, ties and sizes"),
         "diff": Row("steelyard.cli.diff:verb", "what changed between two files: which tensors, how, and by how much"),

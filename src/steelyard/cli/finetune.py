@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from steelyard.cli.models import keeping_options, model_option, target_argument, task_argument
-from steelyard.cli.options import Output, output, show
+from steelyard.cli.options import Number, Output, output, show
 from steelyard.core.where import where
 from steelyard.life.recipe import Named
 
@@ -21,7 +21,7 @@ from steelyard.life.recipe import Named
 @click.option("--freeze", help="body (all but the head), or a glob of what is not trained.")
 @click.option("--start", default="he", show_default=True, help="The scheme of what starts anew.")
 @click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True, help="Passes over the data.")
-@click.option("--rate", type=float, default=1e-3, show_default=True, help="The highest learning rate.")
+@click.option("--rate", type=Number(), default=1e-3, show_default=True, help="The highest learning rate.")
 @keeping_options
 @output
 def verb(

@@ -6,6 +6,7 @@ Decides how results leave the program. Computes nothing.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import shutil
 import sys
@@ -28,6 +29,18 @@ if TYPE_CHECKING:
     from steelyard.report.html import Page
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Number(click.FloatRange):
+    """A finite number within bounds: of all options that are numbers, since float() also takes 'nan' and 'inf'."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return found
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from steelyard.cli.options import Output, codec_option, output, show, source_and_target, where_option
+from steelyard.cli.options import Number, Output, codec_option, output, show, source_and_target, where_option
 from steelyard.cli.progress import watching
 from steelyard.core.transform import Step, on
 from steelyard.core.where import Where
@@ -15,7 +15,7 @@ _HELD = "smallest(bitmask(mask=entropy, values=entropy), delta(gaps=entropy, val
 
 @click.command("prune")
 @source_and_target
-@click.option("--fraction", type=float, required=True, help="How many of the weights become zero: 0 to 1.")
+@click.option("--fraction", type=Number(), required=True, help="How many of the weights become zero: 0 to 1.")
 @click.option(
     "--scope",
     type=click.Choice(["global", "tensor"]),

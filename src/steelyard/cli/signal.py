@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from steelyard.cli.models import loaded, model_option, task_argument
-from steelyard.cli.options import Output, output, show
+from steelyard.cli.options import Number, Output, output, show
 from steelyard.errors import VerdictError
 from steelyard.life.recipe import Named
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.argument("weights", required=False)
 @model_option
 @click.option("--start", metavar="SCHEME", help="auto, data, he, xavier, ... Default: as the model is built.")
-@click.option("--rate", type=click.FloatRange(min=0), default=1e-3, show_default=True, help="For the expected steps.")
+@click.option("--rate", type=Number(min=0), default=1e-3, show_default=True, help="For the expected steps.")
 @output
 def verb(
     task: Named, weights: str | None, model: Named | None, seed: int, start: str | None, rate: float, output: Output

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from steelyard.cli.models import keeping_options, model_option, target_argument, task_argument
-from steelyard.cli.options import Output, output, show
+from steelyard.cli.options import Number, Output, output, show
 from steelyard.life.recipe import Named
 
 if TYPE_CHECKING:
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 @model_option
 @click.option("--start", default="he", show_default=True, help="The scheme of the first weights.")
 @click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True, help="Passes over the data.")
-@click.option("--rate", type=float, default=3e-3, show_default=True, help="The highest learning rate.")
+@click.option("--rate", type=Number(), default=3e-3, show_default=True, help="The highest learning rate.")
 @click.option("--optimizer", default="adamw", show_default=True, help="adamw, adam, sgd, ...")
 @click.option(
     "--schedule", default="one-cycle", show_default=True, help="one-cycle, cosine, warm-up-cosine, plateau, ..."
 )
-@click.option("--weight-decay", type=float, default=0.01, show_default=True, help="Decoupled; matrices only.")
+@click.option("--weight-decay", type=Number(), default=0.01, show_default=True, help="Decoupled; matrices only.")
 @click.option("--patience", type=click.IntRange(min=1), help="Stop after so many epochs without a lower loss.")
 @click.option("--accumulate", type=click.IntRange(min=1), default=1, show_default=True, help="Batches in an update.")
-@click.option("--clip", type=float, help="The largest norm of the gradient over all weights.")
+@click.option("--clip", type=Number(), help="The largest norm of the gradient over all weights.")
 @click.option("--precision", type=click.Choice(["full", "bfloat16"]), default="full", show_default=True,
               help="bfloat16 runs the model in it; weights and updates stay as they are.")  # fmt: skip
 @click.option("--trajectory", is_flag=True, help="Also the way of each layer, and what it knew in between.")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from steelyard.errors import ModelError, RecipeError
@@ -19,6 +20,7 @@ from steelyard.learn.calling import calling
 from steelyard.learn.seeding import derive, seeded
 from steelyard.learn.start import init_
 from steelyard.learn.task import Batch, Task, build_seeded, device_of, first_batch
+from steelyard.learn.tracing import swap, tensors
 
 Scheme = str | Init | Callable[[nn.Module], object]
 Loss = Callable[[Any, Any], Tensor]
@@ -109,8 +111,15 @@ def _with_values(model: nn.Module) -> nn.Module:
 def first(batch: Batch, examples: int) -> Batch:
     if len(batch) < FEWEST:
         raise ModelError(f"the batch has {len(batch)} samples, expected at least {FEWEST}: nothing can be left out")
-    inputs = tuple(x[:examples] for x in batch.arguments)
-    return Batch(inputs if isinstance(batch.inputs, tuple) else inputs[0], batch.targets[:examples])
+    count = len(batch)
+    inputs = swap(batch.inputs, lambda x: x[:examples] if isinstance(x, Tensor) and x.shape[:1] == (count,) else x)
+    return Batch(inputs, batch.targets[:examples])
+
+
+def moved(batch: Batch, device: torch.device) -> Batch:
+    """Inputs, in a mapping, too, and targets on another device."""
+    inputs = swap(batch.inputs, lambda x: x.to(device) if isinstance(x, Tensor) else x)
+    return Batch(inputs, batch.targets.to(device))
 
 
 def begin(net: nn.Module, scheme: Scheme, used: Material, seed: int) -> None:
@@ -124,7 +133,7 @@ def begin(net: nn.Module, scheme: Scheme, used: Material, seed: int) -> None:
                 if callable(reset):
                     reset()
     elif isinstance(scheme, str) and scheme in BY_BATCH:
-        init_(net, scheme, used.batch.to(device_of(net)).arguments, seed=seed)
+        init_(net, scheme, moved(used.batch, device_of(net)), seed=seed)
     elif isinstance(scheme, (str, Init)):
         init_(net, scheme, seed=seed)
     else:
@@ -137,8 +146,20 @@ def _batch(given: Any) -> Batch:
     if isinstance(given, Batch):
         return given
     if not isinstance(given, (tuple, list)) or len(given) != 2 or not isinstance(given[1], Tensor):
-        raise RecipeError(f"the batch is (inputs, targets) or a Batch, not {type(given).__name__}")
-    return Batch(given[0], given[1])
+        raise RecipeError(f"the batch is (inputs, targets) or a Batch, with a tensor of targets, not {_what(given)}")
+    inputs = given[0]
+    if isinstance(inputs, Mapping):
+        inputs = dict(inputs)
+    if not isinstance(inputs, (Tensor, tuple, dict)) or not any(True for _ in tensors(inputs)):
+        raise RecipeError(
+            f"the inputs of the batch are {_what(inputs)}: expected a tensor, a tuple of several or a dict of keywords"
+        )
+    return Batch(inputs, given[1])
+
+
+def _what(value: object) -> str:
+    names = dict.fromkeys(type(x).__name__ for x in value) if isinstance(value, (tuple, list)) else ()
+    return f"a {type(value).__name__}" + (f" of {' and '.join(names)}" if names else "")
 
 
 def checked_depths(depths: Sequence[int]) -> Sequence[int]:

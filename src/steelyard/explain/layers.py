@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from steelyard.errors import ModelError, UnknownNameError
 from steelyard.learn.evaluate import evaluating, unfused
 from steelyard.learn.matrices import outermost
-from steelyard.learn.task import Split, Task, apply, first_batch
+from steelyard.learn.task import Split, Task, apply, called, first_batch
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
 
 
 def forward(model: nn.Module, inputs: Any) -> Any:
-    """The model's outputs; a tuple of inputs is several arguments."""
-    return model(*inputs) if type(inputs) is tuple else model(inputs)  # a PackedSequence is one input
+    """The model's outputs; a tuple of inputs is several arguments, a dict is keywords."""
+    return called(model, inputs)
 
 
 @contextmanager

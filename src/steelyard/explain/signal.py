@@ -22,12 +22,14 @@ from steelyard.learn.calling import calling
 from steelyard.learn.evaluate import unfused
 from steelyard.learn.limits import EDGE, allowed, attended, entropy, gates_at_limits, multihead
 from steelyard.learn.matrices import outermost, weights_of
-from steelyard.learn.passage import Call, Passage, check_values, scale
+from steelyard.learn.passage import Call, Passage, check_values, scale, tensors_of
 from steelyard.learn.symmetry import symmetric
-from steelyard.learn.task import Batch, batch_arguments, weighted_mean
+from steelyard.learn.task import Batch, called, weighted_mean
+from steelyard.learn.tracing import tensors
 from steelyard.learn.verdicts import WORDS, blamed, depends_on_data, judged, overall, sentence
 
 DEAD = 0.5  # a layer with this share of dead units is flagged
+FEW = 6  # samples and positions: fewer say nothing of dead units
 SATURATED = 0.5  # a layer with this share of saturated activations is flagged
 EPS = 1e-8  # of Adam: a gradient that is not large against it gives a smaller step
 
@@ -50,11 +52,12 @@ def signal(model: nn.Module, batch: Any, loss: Callable[[Any, Any], Tensor], *, 
     descent, and rate / rms(W) for Adam and its kin, whose first step is the rate times the sign of the gradient.
 
     A layer is flagged when what it passes on is 1000 times smaller or larger than what came in, and the loss reaches
-    the end of the model; when its dL/da is 1000 times below or above that of the layers it feeds, and the loss
-    reaches the layers that see the data; when half of its units are dead or half of its activations are saturated;
-    and when all of its units have the same weights and get the same gradient. A branch, a gate or a head that starts
-    at zero is healthy, and so is what a normalisation makes up for. A layer that is called several times is one row:
-    rms and mean over all calls, spread and dL/da of the call that is furthest from the first one.
+    the end of the model (where the gradient shrinks, too: 5000 times both together, each 30 times); when its dL/da is
+    1000 times below or above that of the layers it feeds, and the loss reaches the layers that see the data; when half
+    of its units are dead or half of its activations are saturated; and when all of its units have the same weights and
+    get the same gradient. A branch, a gate or a head that starts at zero is healthy, and so is what a normalisation
+    makes up for. A layer that is called several times is one row: rms and mean over all calls, spread and dL/da of the
+    call that is furthest from the first one.
 
     Args:
         model: any module, in the mode it is in. Parameters, gradients, buffers, modes and torch's generators are as
@@ -66,8 +69,8 @@ def signal(model: nn.Module, batch: Any, loss: Callable[[Any, Any], Tensor], *, 
     Returns a table, with cause and cure at the first layer of each verdict; its meta holds the model's verdict, the
     first layer to blame, cause and cure, and the indices of dead units by layer.
 
-    Raises ModelError if no weighted layer runs, the loss does not depend on the weights, the samples of the batch are
-    all the same, or the model or the loss fails.
+    Raises ModelError if no weighted layer runs, the loss is not finite though the outputs are, or does not depend on
+    the weights, the batch is empty or its samples are all the same, or the model or the loss fails.
 
     >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> batch = torch.randn(16, 8, generator=torch.Generator().manual_seed(0)), torch.zeros(16, dtype=torch.long)
@@ -78,17 +81,27 @@ def signal(model: nn.Module, batch: Any, loss: Callable[[Any, Any], Tensor], *, 
     8.4 (symmetry).
     """
     inputs, targets, weight = _taken_apart(batch)
+    if not (isinstance(rate, (int, float)) and 0 <= rate < math.inf):
+        raise ModelError(f"rate={rate!r}: expected a finite number, 0 or more")
     check_values(model)
+    _check_samples(inputs)
     watch = _Watch(outermost(model))
     parameters = [p for p in model.parameters() if p.requires_grad]
     with untouched(model), torch.enable_grad():
         with unfused(), watch.passage.attached(), watch, calling(f"{type(model).__name__}, called with the batch,"):
-            outputs = _forward(model, inputs)
+            outputs = called(model, inputs)
         if not watch.passage.calls:
             raise ModelError("no layer with weights runs on this batch; there is no signal to follow")
         with calling("the loss"):
             values = loss(outputs, targets)
+            if not isinstance(values, Tensor):
+                raise ModelError(f"the loss returns a {type(values).__name__}, expected a tensor")
             value = weighted_mean(values, weight) if values.ndim else values
+        if not bool(value.isfinite()) and all(bool(t.isfinite().all()) for t in tensors_of(outputs)):
+            raise ModelError(
+                f"the loss is {float(value.detach())} on this batch, though the outputs of the model are finite: mend "
+                "the targets or the loss"
+            )
         if not value.requires_grad:
             raise ModelError("the loss does not depend on a trainable weight; there is no gradient to follow")
         with calling("the gradient of the loss"):
@@ -131,8 +144,11 @@ def _taken_apart(batch: Any) -> tuple[Any, Any, Tensor | None]:
     return batch[0], batch[1], None
 
 
-def _forward(model: nn.Module, inputs: Any) -> Any:
-    return model(**inputs) if isinstance(inputs, dict) else model(*batch_arguments(inputs))
+def _check_samples(inputs: Any) -> None:
+    """Raise ModelError for a batch without numbers."""
+    given = list(tensors(inputs))
+    if given and not any(t.numel() for t in given):
+        raise ModelError(f"the batch is empty, its inputs have the shape {tuple(given[0].shape)}: give some samples")
 
 
 @dataclass
@@ -175,6 +191,8 @@ class _Watch(TorchFunctionMode):
 
     def _activation(self, seen: _Seen, kind: str, a: Tensor, channels_first: bool) -> None:
         if kind == "relu":
+            if a.numel() < FEW * a.shape[1 if a.ndim > 2 and channels_first else -1]:
+                return  # by chance alone many units are zero for all of a few samples
             alive = (a.detach() != 0).movedim(1 if a.ndim > 2 and channels_first else a.ndim - 1, 0).flatten(1).any(1)
             dead = set((~alive).nonzero().flatten().tolist())
             seen.dead = sorted(dead if seen.dead is None else dead & set(seen.dead))

@@ -30,6 +30,7 @@ from steelyard.explain.candidates import (
     checked_depths,
     first,
     material,
+    moved,
     named,
 )
 from steelyard.explain.signal import signal
@@ -116,7 +117,8 @@ def compare_starts(
             names of your choice to these.
         depths: builds the model anew for each depth: `model` (or `subject`) is then a function of the depth.
         model: for a task, another model than its own: a module, or a function that builds one.
-        batch: (inputs, targets), or a Batch; None: the first training batch of the task.
+        batch: (inputs, targets), or a Batch; inputs are a tensor, a tuple of several, or a dict of keywords; None: the
+            first training batch of the task.
         loss: of outputs and targets: a scalar or a value for each sample; None: that of the task.
         examples: how many samples of the batch the score is made from, at least 8; each costs a backward pass, and
             4 bytes for each weight.
@@ -202,7 +204,7 @@ def _compared(scheme: Scheme, built: Callable[[int], nn.Module], used: Material,
 
 def _judged(net: nn.Module, used: Material, examples: int, seed: int) -> dict[str, Any]:
     """What one batch says of a model in training mode, but for dropout; the model is as it was afterwards."""
-    batch = first(used.batch.to(device_of(net)), examples)
+    batch = first(moved(used.batch, device_of(net)), examples)
     with unharmed(net):
         for layer in net.modules():
             layer.training = not isinstance(layer, (*DROPPING, nn.RNNBase))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from steelyard.core.recipe import Reader, parse_call
 from steelyard.core.registry import Registry, Row
 from steelyard.core.weights import Weight, Weights
+from steelyard.errors import UnknownNameError
 from steelyard.init.base import Init, generator
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ INITS: Registry[type[Init]] = Registry(
 )
 
 
+ELSEWHERE = {"glorot": "xavier", "kaiming": "he", "xavier": "xavier", "he": "he", "lecun": "lecun"}  # with a suffix
+
+
 def scheme_of(text: str, **settings: Any) -> Init:
     """An initialiser from its name, or from a call with settings; `settings` replace those in the call.
 
@@ -51,8 +55,26 @@ def scheme_of(text: str, **settings: Any) -> Init:
     """
     data = parse_call(text)
     name, called = next(iter(data.items())) if isinstance(data, dict) else (str(data), {})
+    if name not in INITS and (ours := _ours(name)):
+        raise UnknownNameError("initialiser", name, INITS, f"did you mean {ours!r}?")
     found: Init = Reader({}, {}).build(INITS[name], {**called, **settings}, name)
     return found
+
+
+def _ours(name: str) -> str:
+    """What an initialiser of torch or Keras is called here; '' if it is not known.
+
+    >>> _ours("kaiming_uniform_"), _ours("glorot"), _ours("GlorotNormal")
+    ('he(distribution=uniform)', 'xavier', 'xavier(distribution=normal)')
+    """
+    plain = name.lower().replace("_", "")
+    for theirs, ours in ELSEWHERE.items():
+        shape = plain.removeprefix(theirs)
+        if shape in ("normal", "uniform"):
+            return f"{ours}(distribution={shape})"
+        if not shape:
+            return ours
+    return ""
 
 
 def start(weights: Weights, scheme: str | Init, seed: int = 0) -> Weights:

@@ -28,7 +28,11 @@ from steelyard.learn.verdicts import HEALTHY, blamed, judged, sentence
 
 SAMPLE = 2**16  # numbers that are read of a tensor
 MOST = 4096  # calls that are recorded for a step
-IN_A_ROW = {"not finite": 1, "exploding signal": 2, "exploding gradient": 2, "symmetric": 2, "frozen": 1}
+IN_A_ROW = {
+    **dict.fromkeys(("inputs not finite", "not finite", "frozen"), 1),
+    **dict.fromkeys(("exploding signal", "exploding gradient", "symmetric"), 2),
+    "vanishing signal": 2,  # long steps bring it back soon, though not what was lost of it
+}
 USUALLY = 3  # steps in a row, for everything else
 EVERY = 5  # steps: how often weights are looked at for whether they moved
 AS_LARGE = 1e-2  # of the gradient of what moves: a layer with so much should move, too
@@ -60,8 +64,8 @@ class Alarm:
     In the forward and backward passes of training it sees a signal or a gradient that vanishes or explodes on the way
     through the layers, layers whose units are all dead or all the same, numbers that are not finite, and trainable
     weights that do not move while others do. Each is said once, when it has lasted: numbers that are not finite at
-    once, explosions and symmetry for 2 steps, frozen weights for 10, the others for 3. After `steps` steps all hooks
-    are gone; nothing of the training is changed, to the last bit.
+    once, explosions, symmetry and a signal that vanishes for 2 steps, frozen weights for 10, the others for 3. After
+    `steps` steps all hooks are gone; nothing of the training is changed, to the last bit.
 
     Args:
         model: the module that is trained.
@@ -70,7 +74,7 @@ class Alarm:
         say: called with each `Found`; by default it becomes a TrainingWarning.
 
     Raises ModelError for a model without layers with weights, or whose weights have no values yet, for what is no torch
-    optimizer, and for less than one step.
+    optimizer or one that holds none of the model's parameters, and for less than one step.
 
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> for layer in (net[0], net[2]):
@@ -100,6 +104,12 @@ class Alarm:
         check_values(model)
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise ModelError(f"the optimizer is a {type(optimizer).__name__}, expected a torch.optim.Optimizer")
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not any(id(p) in held for p in model.parameters()):
+            raise ModelError(
+                f"the optimizer holds no parameter of this {type(model).__name__}, none of its steps moves it: make it "
+                "from model.parameters(), after the model was moved or copied"
+            )
         if steps < 1:
             raise ModelError(f"steps={steps}: expected at least one step to watch")
         self.optimizer, self.steps, self.say = optimizer, steps, say or _warn
@@ -161,7 +171,10 @@ class Alarm:
         before, times = self._row
         self._row = (verdict, times + 1 if verdict == before else 1)
         due = self._row[1] >= IN_A_ROW.get(verdict, USUALLY)
-        if first is not None and due and verdict not in {f.verdict for f in self.found}:
+        known = {f.verdict for f in self.found}
+        if "inputs not finite" in known:  # and so are the weights ever since
+            known.add("not finite")
+        if first is not None and due and verdict not in known:
             self.found.append(Found(self.step, list(found)[first], verdict))
             self.say(self.found[-1])
 

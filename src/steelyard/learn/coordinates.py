@@ -21,6 +21,7 @@ from steelyard.learn.mup import mup
 from steelyard.learn.options import check_counts
 from steelyard.learn.seeding import derive, seeded
 from steelyard.learn.start import NORMS
+from steelyard.learn.task import batch_arguments, called
 from steelyard.learn.widths import Factory, tensors
 
 Parametrisation = Literal["mup", "standard"]
@@ -54,7 +55,7 @@ def coordinate_check(
     Args:
         factory: a function from a width to a model.
         widths: at least two, best a factor 8 or more apart.
-        batch: inputs (a tensor, or a tuple of several) and targets.
+        batch: inputs (a tensor, a tuple of several or a dict of keywords) and targets.
         loss: of outputs and targets: a scalar, or a value for each example.
         optimizer, rate: as in `Mup.optimizer`; the rate is that at the base width. It should be one that trains well:
             steps that are too small measure rounding, and steps that are too large measure chaos.
@@ -91,7 +92,7 @@ def coordinate_check(
     changes: dict[tuple[int, int], dict[str, float]] = {}
     for seed in range(seeds):
         for width in sorted(set(widths)):
-            inputs = batch[0] if isinstance(batch[0], tuple) else (batch[0],)
+            inputs = batch_arguments(batch[0])
             at = base if parametrisation == "mup" else width
             made = mup(factory, width, base=at, init=init, seed=seed, batch=inputs, zero_output=True)
             optimize = made.optimizer(optimizer)
@@ -119,7 +120,7 @@ def _changes(
     for _ in range(steps):
         optimizer.zero_grad()
         with torch.enable_grad(), calling("the model or the loss"):
-            loss(model(*inputs), targets).mean().backward()
+            loss(called(model, inputs), targets).mean().backward()
         optimizer.step()
     after = _outputs(model, inputs)
     return {name: _rms(after[name] - before[name]) for name in before if name in after}
@@ -140,7 +141,7 @@ def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Tensor]:
     handles = [m.register_forward_hook(watch(name or "(output)")) for name, m in model.named_modules()]
     try:
         with torch.no_grad(), calling(f"{type(model).__name__}, called with the batch,"):
-            model(*inputs)
+            called(model, inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -23,10 +23,11 @@ from steelyard.learn.evaluate import unfused
 from steelyard.learn.gates import cell_sums, depths
 from steelyard.learn.matrices import ATTENTION, matrices
 from steelyard.learn.rescale import is_scaled, scale_cell, scale_gates, scale_projections, spread, unit_means
-from steelyard.learn.task import batch_arguments
+from steelyard.learn.task import batch_arguments, called
 from steelyard.learn.tracing import tensors
 
 TOLERANCE = 0.02  # of a standard deviation around 1
+FURTHEST = 300.0  # powers of e that a call may change by: squared it is still a number
 DROPPING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 COLUMNS = (
@@ -143,7 +144,7 @@ class _Run:
             arguments = batch_arguments(batch)
             told = "the model, on the batch of its start,"
             with unfused(), torch.enable_grad(), self.added.watching(arguments), calling(told):
-                output = self.model(*arguments)
+                output = called(self.model, arguments)
         finally:
             for handle in handles:
                 handle.remove()
@@ -280,7 +281,7 @@ class _Run:
                 if len({call.name for call in use.calls}) > 1 and not isinstance(layer, ATTENTION):
                     row["done"] += "; one scale with " + ", ".join(sorted({c.name for c in use.calls} - {name}))
             rows.append(row)
-        off = self._off_target(passes)
+        off = self._off_target(passes, said)
         for row in rows:
             row["done"] += f"; {off[row['layer']]}" if row["layer"] in off else ""
         rows += [part.row() for part in self.added.scaled()]
@@ -299,13 +300,14 @@ class _Run:
         meta |= {"faint": faint} if (faint := self.added.faint()) else {}
         return Table.of("start by data", COLUMNS, rows, meta)
 
-    def _off_target(self, passes: int) -> dict[str, str]:
+    def _off_target(self, passes: int, said: Mapping[str, str]) -> dict[str, str]:
         """The layers that missed their standard deviation, the furthest first, and why."""
         found = {}
         for use in sorted((use for use in self.uses.values() if use.calls), key=_away, reverse=True):
             if not _away(use) <= TOLERANCE:
                 shared = f"after {passes} pass{'es' * (passes > 1)}: its calls share one scale, give more passes="
-                why = shared if is_scaled(use.layer) else "because its weights are kept"
+                kept = said[use.calls[0].name].partition(" kept: ")[2].partition(";")[0]
+                why = shared if is_scaled(use.layer) else f"because its weights are kept: {kept}"
                 found |= {call.name: f"{_away(use):.0%} off its target, {why}" for call in use.calls}
         return found
 
@@ -345,7 +347,7 @@ def _solved(probe: Tensor, calls: list[_Call], target: float) -> float:
     total = target**2 * sum(count for _, _, count in known)
 
     def too_large(log: float) -> bool:
-        return sum(count * (std * math.exp(e * log)) ** 2 for std, e, count in known) > total
+        return sum(count * (std * math.exp(min(e * log, FURTHEST))) ** 2 for std, e, count in known) > total
 
     low, high = -10.0, 10.0
     for _ in range(100):

@@ -36,7 +36,7 @@ from steelyard.learn.scalings import (
     uses,
 )
 from steelyard.learn.start import check_values, init_, unharmed
-from steelyard.learn.task import Batch
+from steelyard.learn.task import batch_arguments
 from steelyard.learn.widths import Factory, Growth, built, growth_of_factory, growth_of_model, outlined
 
 
@@ -138,8 +138,9 @@ def mup(
         init: a scheme of `init_`; 'own': what the function gives, at the scale that it has at the base width; None:
             values stay as they are, for weights that were trained.
         seed: of all values.
-        batch: inputs, a tensor, a tuple of several or a Batch: needed for a model, and to see the attention of code
-            that calls ``scaled_dot_product_attention`` itself (attention written out by hand is not seen).
+        batch: inputs, a tensor, a tuple of several, a dict of keywords or a Batch: needed for a model, and to see the
+            attention of code that calls ``scaled_dot_product_attention`` itself (attention written out by hand is not
+            seen).
         kinds: what parameters are, by patterns of names, where shapes tell the wrong thing.
         multipliers: further factors of parameters, by patterns of names, absorbed in the same way.
         zero_output: weights of output layers start at zero, as the paper recommends: else outputs start at a scale that
@@ -163,9 +164,7 @@ def mup(
     2022, tables 3 and 8, definition 4.1 (attention) and appendix B.
     """
     check_counts(base=base, **({} if width is None else {"width": width}))
-    arguments = batch.arguments if isinstance(batch, Batch) else batch
-    if arguments is not None and not isinstance(arguments, tuple):
-        arguments = (arguments,)
+    arguments = None if batch is None else batch_arguments(batch)
     if isinstance(model, nn.Module):
         if arguments is None:
             raise RecipeError("what grows in a model is seen on a batch: mup(model, batch=x), or mup(factory, 1024)")

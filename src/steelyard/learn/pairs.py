@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from steelyard.learn.calling import calling
 from steelyard.learn.evaluate import unfused
 from steelyard.learn.matrices import CONVOLUTIONS, is_started, unit_axis
+from steelyard.learn.task import called
 from steelyard.learn.tracing import Graph, Operation
 from steelyard.learn.unharmed import unmoved
 
@@ -133,7 +134,7 @@ def _halved(
         with unmoved(model), unfused(), torch.no_grad(), calling("the model, on the batch of its start,"):
             for layer in model.modules():
                 layer.training = False
-            model(*arguments)
+            called(model, arguments)
     finally:
         for handle in handles:
             handle.remove()

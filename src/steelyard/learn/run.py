@@ -33,7 +33,7 @@ from steelyard.learn.options import check_choice, check_not_negative, check_posi
 from steelyard.learn.penalize import own_decay, penalize
 from steelyard.learn.penalties import Penalty
 from steelyard.learn.processes import Processes
-from steelyard.learn.progress import progress_bar  # here, because rich draws from Python's generator when imported
+from steelyard.learn.progress import progress_bar
 from steelyard.learn.record import epochs_table, steps_table
 from steelyard.learn.schedules import Pace, Schedule, Scheduler
 from steelyard.learn.seeding import derive, seeded

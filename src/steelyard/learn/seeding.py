@@ -5,6 +5,7 @@ Decides how a seed is derived for each purpose. Knows nothing of models or data.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -36,3 +37,13 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
         for index in cuda:
             torch.cuda.default_generators[index].manual_seed(seed)
         yield
+
+
+@contextmanager
+def python_unmoved() -> Iterator[None]:
+    """After the block Python's generator is as before: for imports of packages that draw from it."""
+    before = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(before)

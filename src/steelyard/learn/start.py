@@ -81,8 +81,8 @@ def init_(
     Args:
         model: any module on a real device.
         scheme: 'data', 'auto', a row of INITS, a call such as 'he(slope=0.1)', or an initialiser.
-        batch: inputs of the model: a tensor, a tuple of several arguments, or a Batch. 'data' and 'auto' need one;
-            other schemes tell by it the order of execution and the activations.
+        batch: inputs of the model: a tensor, a tuple of several arguments, a dict of keywords, or a Batch. 'data' and
+            'auto' need one; other schemes tell by it the order of execution and the activations.
         seed: of all values; each tensor has a stream of its own, so that the order of layers never matters.
         passes: forward passes that the scaling may take, at least 1.
         residual: how residual branches are scaled by depth after a scheme: 'gpt2', 'rezero', 'fixup' or 't-fixup'; see

@@ -28,7 +28,7 @@ PerExample = Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) -> one num
 class Batch:
     """Some examples: the first axis of every tensor counts them."""
 
-    inputs: Tensor | tuple[Tensor, ...]
+    inputs: Tensor | tuple[Tensor, ...]  # or, where a model is only looked at, a dict of its keywords
     targets: Tensor
     weight: Tensor | None = None  # (examples,): how much each counts; None: all the same
     groups: Tensor | None = None  # (examples,): the number of the group of each, for a loss that asks
@@ -56,6 +56,14 @@ def batch_arguments(batch: Any) -> tuple[Any, ...]:
     if isinstance(batch, Batch):
         return batch.arguments
     return batch if type(batch) is tuple else (batch,)
+
+
+def called(model: nn.Module, inputs: Any) -> Any:
+    """What a model returns for a batch, or for what `batch_arguments` makes of it; a mapping alone is its keywords."""
+    arguments = batch_arguments(inputs)
+    if len(arguments) == 1 and isinstance(arguments[0], Mapping):
+        return model(**arguments[0])
+    return model(*arguments)
 
 
 def joined(batches: Sequence[Batch]) -> Batch:

@@ -19,6 +19,7 @@ from steelyard.errors import ModelError
 from steelyard.learn.calling import calling
 from steelyard.learn.evaluate import unfused
 from steelyard.learn.matrices import layers
+from steelyard.learn.task import called
 from steelyard.learn.unharmed import unmoved
 
 FUNCTIONS = ("linear", "bilinear", "embedding", "embedding_bag")  # besides conv1d, conv_transpose2d, ...
@@ -94,7 +95,7 @@ def record(model: nn.Module, arguments: tuple[Any, ...]) -> Graph:
             layer.training = False  # not by eval(), which some models take as a sign to merge their weights
         recorder.inputs(arguments)
         with calling("the model, on the batch that shows its order,"):
-            output = model(*arguments)
+            output = called(model, arguments)
         recorder.graph.outputs += [recorder.made[t] for t in tensors(output) if t in recorder.made]
     return recorder.graph
 

@@ -1,9 +1,10 @@
 """What the scales of a pass say of a start: which layers lose the signal or the gradient, and in what words.
 
-Decides what is healthy. Forwards a layer is judged by what the layers that it feeds are given, and only if the loss
-reaches the end: a branch, a gate or a head that starts at zero is no fault. Backwards it is judged by dL/d(output)
-against that of the layers that it feeds, and only if the loss reaches the layers that see the data. The gradient of
-the weights is no witness: it is a product of both, and stays at scale while both vanish.
+Decides what is healthy. Forwards a layer is judged by what the layers that it feeds are given (the more strictly, the
+less gradient comes back), and only if the loss reaches the end: a branch, a gate or a head that starts at zero is no
+fault. Backwards it is judged by dL/d(output) against that of the layers that it feeds, and only if the loss reaches
+the layers that see the data. The gradient of the weights is no witness: it is a product of both, and stays at scale
+while both vanish.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from collections.abc import Callable, Iterable, Sequence
 from steelyard.learn.passage import Call, Scale
 
 LIMIT = 1e3  # so many times smaller or larger than where it came from is lost
+BOTH = 5e3  # the same of signal and gradient together, where both shrink: what a weight learns from is their product
+LEAST = 30.0  # and each of them at least so many times
 UNIT = 10.0  # and so many times away from 1: losses, norms and rates are made for numbers of that size
 
 HEALTHY = "healthy"
 WORDS: dict[str, tuple[str, str]] = {
+    "inputs not finite": ("the inputs hold numbers that are not finite", "mend the data: look for NaN and infinities"),
     "not finite": ("the scale left the range of the number format", "start with a smaller scale, or lower the rate"),
     "symmetric": (
         "the units of this layer have the same weights and get the same gradient, so that they stay one unit",
@@ -95,7 +99,7 @@ def judged(calls: Sequence[Call]) -> list[str]:
         for before in call.fed_by:
             feeds[before].append(call.order)
     verdicts = [HEALTHY] * len(calls)
-    for words in (_forwards(calls, feeds), _backwards(calls, feeds)):
+    for words in (_forwards(calls, feeds, _limit(calls, feeds)), _backwards(calls, feeds)):
         verdicts = [old if old != HEALTHY else new for old, new in zip(verdicts, words, strict=True)]
     for order, word in _not_finite(calls).items():
         verdicts[order] = word
@@ -105,20 +109,28 @@ def judged(calls: Sequence[Call]) -> list[str]:
 def _not_finite(calls: Sequence[Call]) -> dict[int, str]:
     """The calls that give numbers that are not finite; or else that from which on the gradients are not."""
     outputs = [call.order for call in calls if not all(map(math.isfinite, call.output[:3]))]
+    given = [call.order for call in calls if not call.fed_by and not all(map(math.isfinite, (call.inputs or ())[:3]))]
     if outputs:
-        return dict.fromkeys(outputs, "not finite")
+        return dict.fromkeys(outputs, "not finite") | dict.fromkeys(given, "inputs not finite")
     slopes = [call.order for call in calls if call.gradient is not None and not math.isfinite(call.gradient)]
     return dict.fromkeys(slopes[:-1], "exploding gradient") | dict.fromkeys(slopes[-1:], "not finite")
 
 
-def _forwards(calls: Sequence[Call], feeds: Sequence[Sequence[int]]) -> list[str]:
+def _limit(calls: Sequence[Call], feeds: Sequence[Sequence[int]]) -> float:
+    """How many times smaller a signal may become, given what becomes of the gradient on its way back."""
+    below, sources = _against_the_end(calls, feeds, _low), _first_to_see_data(calls)
+    weakest = max((below[order] for order in sources), default=1.0)  # one way is enough to learn
+    return min(LIMIT, max(LEAST, BOTH * weakest)) if math.isfinite(weakest) else LIMIT
+
+
+def _forwards(calls: Sequence[Call], feeds: Sequence[Sequence[int]], limit: float) -> list[str]:
     dependent, references = _dependent(calls), _references(calls)
 
     def lost(call: Call) -> bool:
         ends = _dead_end(call, feeds)
         if not dependent[call.order] or not call.fed_by or (ends and not call.followed):
             return False
-        return _small(_spread(call), references[call.order])
+        return _small(_spread(call), references[call.order], limit)
 
     def blown(call: Call) -> bool:
         if not dependent[call.order] or (_dead_end(call, feeds) and not call.followed):
@@ -146,14 +158,11 @@ def _forwards(calls: Sequence[Call], feeds: Sequence[Sequence[int]]) -> list[str
 def _backwards(calls: Sequence[Call], feeds: Sequence[Sequence[int]]) -> list[str]:
     """Where the scale of outputs is extreme, as before a norm, gradients make up for it: the product counts."""
 
-    def low(call: Call) -> float:
-        return (call.gradient or 0.0) * max(1.0, call.made.spread)
-
     def high(call: Call) -> float:
         return (call.gradient or 0.0) * min(1.0, call.made.spread)
 
     verdicts = [HEALTHY] * len(calls)
-    below, above = _against_the_end(calls, feeds, low), _against_the_end(calls, feeds, high)
+    below, above = _against_the_end(calls, feeds, _low), _against_the_end(calls, feeds, high)
     vanishing = {call.order for call, ratio in zip(calls, below, strict=True) if ratio * LIMIT < 1}
     exploding = {call.order for call, ratio in zip(calls, above, strict=True) if ratio > LIMIT}
     sources = _first_to_see_data(calls)
@@ -171,6 +180,10 @@ def _backwards(calls: Sequence[Call], feeds: Sequence[Sequence[int]]) -> list[st
         for order in blamed:
             verdicts[order] = word
     return verdicts
+
+
+def _low(call: Call) -> float:
+    return (call.gradient or 0.0) * max(1.0, call.made.spread)
 
 
 def _first_to_see_data(calls: Sequence[Call]) -> set[int]:
@@ -230,8 +243,8 @@ def _references(calls: Sequence[Call]) -> list[float]:
     return found
 
 
-def _small(spread: float, reference: float) -> bool:
-    return spread * LIMIT < reference and spread * UNIT < 1
+def _small(spread: float, reference: float, limit: float) -> bool:
+    return spread * limit < reference and spread * UNIT < 1
 
 
 def _large(spread: float, reference: float) -> bool:

@@ -18,6 +18,7 @@ from steelyard.errors import ModelError
 from steelyard.learn.calling import calling
 from steelyard.learn.matrices import CONVOLUTIONS, RECURRENT, TRANSPOSED, layers, parameter_axes
 from steelyard.learn.seeding import derive, seeded
+from steelyard.learn.task import called
 
 GROUPED = (*CONVOLUTIONS, *TRANSPOSED)
 Factory = Callable[[int], nn.Module]  # width -> a model
@@ -181,7 +182,7 @@ def run(model: nn.Module, arguments: tuple[Any, ...]) -> None:
         for p in frozen:
             p.requires_grad_(True)
         with torch.enable_grad(), calling(f"{type(model).__name__}, called with the batch,"):
-            model(*arguments)
+            called(model, arguments)
     finally:
         for p in frozen:
             p.requires_grad_(False)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from steelyard.core.table import Cell, Table
+from steelyard.explain.bars import ranked_by
 from steelyard.life.record import Chapter, Life
 from steelyard.report.html import KeyFigure, Page, Section
 from steelyard.report.plots import Bars, Histogram, Images, Line, Picture, Scatter
@@ -98,6 +99,15 @@ def signal_picture(depth: Table) -> Line:
     """The table of ``against_depth`` as two lines over the layers."""
     alt = "the spread of the activations and the scale of their gradients, by layer, on a logarithmic axis"
     return Line(depth, "layer", ("forwards", "backwards"), title="scale against depth", alt=alt, log_y=True, marks=True)
+
+
+def starts_picture(compared: Table) -> Picture:
+    """The table of ``compare_starts`` as a bar for each start, or with depths as a line for each start."""
+    by = ranked_by(compared)
+    alt = f"the {by} of each start, the best first"
+    if any(column.name == "depth" for column in compared.columns):
+        return Line(compared, "depth", (by,), by="start", title=f"{by} by depth", alt=alt, marks=True)
+    return Bars(compared, "start", (by,), title=by, alt=alt)
 
 
 def _tiles(filters: Table) -> Table:

@@ -10,13 +10,15 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
-
 from steelyard.errors import ModelError, printable
+from steelyard.learn.seeding import python_unmoved
 from steelyard.learn.watch.sinks import Sink
+
+with python_unmoved():
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.table import Table
+    from rich.text import Text
 
 SECONDS = 0.25  # between two pictures
 COURSE = 40  # values of the loss that are drawn
