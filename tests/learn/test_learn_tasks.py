@@ -17,14 +17,15 @@ import torch
 from steelyard.errors import FormatError, ModelError, RecipeError, SteelyardError, UnknownNameError
 from steelyard.learn.data import few, stratified
 from steelyard.learn.evaluate import evaluate
-from steelyard.learn.run import train
+from steelyard.learn.run import Run, train
 from steelyard.learn.task import SPLITS, Split, Task, build_seeded
 from steelyard.learn.tasks import mnist, task
 from steelyard.learn.tasks.bundled import vary
+from steelyard.life.record import make_task
 
 
-def all_of(found: Task, split: Split) -> tuple[torch.Tensor, torch.Tensor]:
-    batches = list(found.batches(split, 0))
+def all_of(found: Task, split: Split, epoch: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    batches = list(found.batches(split, epoch))
     return torch.cat([b.inputs for b in batches]), torch.cat([b.targets for b in batches])
 
 
@@ -93,20 +94,152 @@ def test_breast_cancer_is_standardised_by_the_training_rows() -> None:
     assert evaluate(run.model, found).rows[0]["value"] > 0.95
 
 
-def test_text_gives_the_next_character(tmp_path: Path) -> None:
+def alphabet(tmp_path: Path, repeats: int = 200) -> Path:
     path = tmp_path / "a.txt"
-    path.write_text("abcdefgh" * 200 + "Z" * 40, encoding="utf-8")
-    found = task(f"text:{path}", context=10, model="rnn")
+    path.write_text("abcdefgh" * repeats + "Z" * 40, encoding="utf-8")
+    return path
+
+
+def test_text_gives_the_next_character(tmp_path: Path) -> None:
+    found = task(f"text:{alphabet(tmp_path)}", context=10, model="rnn", carry=False)
     assert found.classes == (*"abcdefgh", "\ufffd")
     for split in SPLITS:
         x, y = all_of(found, split)
-        assert torch.equal(x[:, 1:], y[:, :-1])
+        assert torch.equal(x[:, 1:][y[:, :-1] >= 0], y[:, :-1][y[:, :-1] >= 0])
     assert found.classes[all_of(found, "test")[1][-1, -1]] == "\ufffd"  # Z is not in the training part
     table = evaluate(build_seeded(found), found)
     assert table.column("metric") == ["accuracy", "bits per character", "loss"]
     assert table.rows[1]["value"] == pytest.approx(table.rows[2]["value"] / np.log(2))
+    assert table.column("method") == ["block bootstrap"] * 3
     run = train(found, epochs=5, rate=0.01, progress=False)
     assert run.history().column("accuracy")[-1] > 0.9
+
+
+@pytest.mark.parametrize(("context", "stride"), [(10, 10), (10, 3), (16, 1)])
+def test_every_held_out_character_is_scored_once_with_what_comes_before(
+    tmp_path: Path, context: int, stride: int
+) -> None:
+    path = tmp_path / "random.txt"
+    letters = "".join(np.random.default_rng(0).choice(list("abcdefghij"), 3000))
+    path.write_text(letters)
+    found = task(f"text:{path}", context=context, stride=stride)
+    sizes = found.about["characters"]
+    assert sum(sizes.values()) == 3000
+    assert abs(sizes["test"] - 300) <= stride / 2
+    begins = {"valid": sizes["train"], "test": sizes["train"] + sizes["valid"]}
+    for split, first in begins.items():
+        x, y = all_of(found, split)
+        counted = y != -100
+        assert counted.sum(1).tolist() == [stride] * len(y)
+        said = "".join(found.classes[i] for i in y[counted])
+        assert said == letters[first : first + sizes[split]]
+        last = "".join(found.classes[i] for i in x[-1])
+        assert last == letters[first + sizes[split] - context - 1 : first + sizes[split] - 1]
+
+
+def test_the_score_of_a_text_is_the_mean_over_its_characters(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("the quick brown fox jumps over the lazy dog. " * 40)
+    found = task(f"text:{path}", context=24, stride=7)
+    model = build_seeded(found)
+    values = []
+    for batch in found.batches("test", 0):
+        with torch.no_grad():
+            logits = model.eval()(batch.inputs)[:, -7:].double()
+        values.append(-logits.log_softmax(-1).gather(-1, batch.targets[:, -7:, None])[..., 0])
+    bits = torch.cat(values).flatten().mean() / np.log(2)
+    row = evaluate(model, found).rows[1]
+    assert row["value"] == pytest.approx(float(bits), rel=1e-5)
+    assert row["low"] < row["value"] < row["high"]
+
+
+def test_frequencies_are_the_baseline_of_a_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("aaab" * 1000)
+    baselines = task(f"text:{path}", context=8).baselines
+    assert baselines["accuracy"] == 0.75
+    assert baselines["bits per character"] == pytest.approx(0.8113, abs=0.002)  # the entropy of (3/4, 1/4)
+
+
+def test_windows_begin_elsewhere_in_each_epoch_and_nothing_is_read_twice_in_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("".join(chr(0x4E00 + i) for i in range(2000)))
+    found = task(f"text:{path}", context=10, batch_size=4)
+    seen = [all_of(found, "train", epoch)[0] for epoch in range(4)]
+    assert len({int(x.min()) for x in seen}) > 1
+    for x in seen:
+        assert len(x.unique()) == x.numel()
+        assert len(x) == len(seen[0])
+
+
+def streams(found: Task, epoch: int) -> torch.Tensor:
+    return torch.cat([batch.inputs[0] for batch in found.batches("train", epoch)], 1)
+
+
+def test_carried_batches_are_streams_that_go_on(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("".join(chr(0x4E00 + i) for i in range(2000)))
+    found = task(f"text:{path}", context=10, batch_size=4, model="rnn")
+    batches = list(found.batches("train", 0))
+    assert batches[0].inputs[1].all()
+    assert not any(batch.inputs[1].any() for batch in batches[1:])
+    rows = streams(found, 0)
+    assert torch.equal(rows[:, 1:], rows[:, :-1] + 1)  # each stream is the text without a gap
+    assert torch.equal(torch.cat([batch.targets for batch in batches], 1), rows + 1)
+    assert len({int(streams(found, epoch)[0, 0]) for epoch in range(4)}) > 1
+    assert all(batch.inputs[1].all() for batch in found.batches("test", 0))
+    with pytest.raises(ModelError, match="a transformer has none: use rnn, or carry=False"):
+        build_seeded(task(f"text:{path}", context=10, batch_size=4, model="transformer", carry=True))
+    with pytest.raises(ModelError, match=r"too few for windows of 100 .* a smaller context or batch"):
+        task(f"text:{path}", context=100, model="rnn")
+
+
+def test_a_carried_state_is_that_of_one_long_pass_without_its_gradient(tmp_path: Path) -> None:
+    found = task(f"text:{alphabet(tmp_path)}", context=10, batch_size=4, model="rnn")
+    net = build_seeded(found).train()
+    batches = list(found.batches("train", 0))[:3]
+    outputs = [net(*batch.inputs) for batch in batches]
+    whole = build_seeded(found)(torch.cat([batch.inputs[0] for batch in batches], 1))
+    assert torch.allclose(torch.cat(outputs, 1), whole, atol=1e-5)
+    outputs[2].sum().backward()  # does not reach the graphs before
+    fresh = net(batches[0].inputs[0], torch.tensor([True, True, False, True]))
+    assert torch.allclose(fresh[[0, 1, 3]], outputs[0][[0, 1, 3]], atol=1e-6)
+    assert not torch.allclose(fresh[2], outputs[0][2], atol=1e-3)
+    state = net.carried.get_extra_state()
+    evaluate(net, found)
+    assert net.carried.get_extra_state() is state  # measuring does not disturb the streams
+    with pytest.raises(ModelError, match="a batch of 3 rows follows one of 4"):
+        net.train()(batches[0].inputs[0][:3], batches[1].inputs[1][:3])
+
+
+def test_a_run_that_carries_a_state_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    found = task(f"text:{alphabet(tmp_path)}", context=10, batch_size=4, model="rnn")
+    options = {"epochs": 2, "keep": "last"}
+    whole = train(found, progress=False, **options)
+    with Run(found, checkpoint=tmp_path / "kept", **options) as run:
+        for step in run:
+            if step.index == 4:
+                break
+    parts = train(found, checkpoint=tmp_path / "kept", resume=True, progress=False, **options)
+    assert parts.table().column("loss") == whole.table().column("loss")
+    assert all(torch.equal(a, b) for a, b in zip(parts.model.parameters(), whole.model.parameters(), strict=True))
+
+
+def test_a_model_that_is_named_decides_what_a_text_serves(tmp_path: Path) -> None:
+    path = alphabet(tmp_path)
+    for model, carried in (("rnn", True), ({"rnn": {"cell": "gru"}}, True), ("transformer", False), (None, False)):
+        made = make_task({f"text:{path}": {"context": 8, "batch_size": 4}}, model, 0)
+        assert made.interface.carried is carried
+        assert isinstance(getattr(build_seeded(made), "recurrent", None), torch.nn.GRU) is isinstance(model, dict)
+
+
+def test_the_bundled_text() -> None:
+    found = task("text")
+    assert found.name == "text:moby-dick"
+    assert sum(found.about["characters"].values()) == 1_190_317
+    said = "".join(found.classes[i] for i in found.batches.code[:40])
+    assert said == "CHAPTER 1. Loomings.\n\nCall me Ishmael. S"
+    assert 4 < found.baselines["bits per character"] < 5
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 @task_argument
 @target_argument
 @model_option
-@click.option("--start", default="he", show_default=True, help="The scheme of the first weights.")
+@click.option(
+    "--start", metavar="SCHEME", help="he, xavier, orthogonal, ... for every matrix. Default: the model's own."
+)
 @click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True, help="Passes over the data.")
 @click.option("--rate", type=Number(), default=3e-3, show_default=True, help="The highest learning rate.")
 @click.option("--optimizer", default="adamw", show_default=True, help="adamw, adam, sgd, ...")
@@ -42,7 +44,7 @@ def verb(
     target: str,
     model: Named | None,
     seed: int,
-    start: str,
+    start: str | None,
     epochs: int,
     rate: float,
     optimizer: str,
@@ -58,10 +60,10 @@ def verb(
 ) -> None:
     """Train a model on TASK and write its weights to TARGET.
 
-    TASK is digits, breast-cancer, mnist, fashion-mnist, text:FILE, csv:FILE:COLUMN, adding:LENGTH, copying:LENGTH or
-    module:task. The weights with the lowest validation loss are kept, and measured on examples that training has
-    not seen. What goes wrong in the first steps is said on standard error, with the layer, the cause and the cure.
-    Several processes, started by torchrun -m steelyard train ..., share each batch.
+    TASK is digits, breast-cancer, mnist, fashion-mnist, text, text:FILE, csv:FILE:COLUMN, adding:LENGTH,
+    copying:LENGTH or module:task. The weights with the lowest validation loss are kept, and measured on examples
+    that training has not seen. What goes wrong in the first steps is said on standard error, with the layer, the
+    cause and the cure. Several processes, started by torchrun -m steelyard train ..., share each batch.
 
     --trajectory says, of each layer, how long its way was and how far it led, after which step it stayed within a
     tenth of that from where it ended, and how well a linear probe reads the targets off it; --html draws both.

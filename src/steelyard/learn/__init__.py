@@ -35,7 +35,7 @@ TASKS: Registry[Any] = Registry(
         "breast-cancer": Row("steelyard.learn.tasks.bundled:breast_cancer", "569 tumours, 30 measurements", "learn"),
         "mnist": Row("steelyard.learn.tasks.mnist:mnist", "handwritten digits of 28x28 pixels", "learn"),
         "fashion-mnist": Row("steelyard.learn.tasks.mnist:fashion_mnist", "clothing, 28x28 pixels", "learn"),
-        "text": Row("steelyard.learn.tasks.text:text", "the next character of a text file: text:FILE", "learn"),
+        "text": Row("steelyard.learn.tasks.text:text", "the next character of a text: text, text:FILE", "learn"),
         "adding": Row("steelyard.learn.tasks.memory:adding", "the sum of two marked numbers: adding:LENGTH", "learn"),
         "copying": Row("steelyard.learn.tasks.memory:copying", "ten symbols after a wait: copying:LENGTH", "learn"),
         "csv": Row("steelyard.learn.tasks.csv:csv", "a column of a table from the others: csv:FILE:TARGET", "learn"),

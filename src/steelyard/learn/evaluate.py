@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from steelyard.core.table import Column, Table
 from steelyard.errors import ModelError
 from steelyard.learn.intervals import blocks, paired_proportions, student, wilson
+from steelyard.learn.measures import IGNORED
 from steelyard.learn.task import Split, Task, apply, device_of, per_example
 
 
@@ -115,7 +116,9 @@ def _measure(model: nn.Module, task: Task, split: Split) -> tuple[dict[str, np.n
             for name, function in functions.items():
                 parts[name].append(per_example(function, outputs, batch, name).double().cpu())
             if outputs.ndim > 1 and outputs.shape[-1] > 1 and not batch.targets.is_floating_point():
-                decisions.append(outputs.argmax(-1).cpu().flatten())
+                decided = outputs.argmax(-1)
+                counted = decided[batch.targets != IGNORED] if decided.shape == batch.targets.shape else decided
+                decisions.append(counted.cpu().flatten())
     values = {name: torch.cat(found).numpy() if found else np.zeros(0) for name, found in parts.items()}
     return values, torch.cat(decisions).numpy() if decisions else np.zeros(0, np.int64)
 

@@ -9,30 +9,34 @@ from torch.nn import functional
 
 from steelyard.errors import ModelError
 
+IGNORED = -100  # a target that does not count, as in torch's cross_entropy
+
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """-log softmax(outputs)[target] in nats; the mean over positions where an example has several.
 
-    outputs: (examples, ..., classes) logits; targets: (examples, ...) class numbers. Raises ModelError for a target
-    that is no class.
+    outputs: (examples, ..., classes) logits; targets: (examples, ...) class numbers, or -100 at a position that does
+    not count. Raises ModelError for a target that is no class.
     """
     _match(outputs, targets)
     try:
         flat = functional.cross_entropy(outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1), reduction="none")
     except IndexError:
         classes = outputs.shape[-1]
-        wrong = targets[(targets < 0) | (targets >= classes)].unique().tolist()
+        wrong = targets[((targets < 0) & (targets != IGNORED)) | (targets >= classes)].unique().tolist()
         raise ModelError(f"the targets have the labels {', '.join(map(str, wrong[:5]))}, the model's outputs are the "
                          f"classes 0 to {classes - 1}: number the classes from 0, or give the model more outputs"
                          ) from None  # fmt: skip
-    return flat.reshape(targets.shape[0], -1).mean(1)
+    return _mean(flat, targets)
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """1 where the largest output is the target, 0 elsewhere; the mean over positions where there are several."""
+    """1 where the largest output is the target, 0 elsewhere; the mean over positions where there are several.
+
+    Positions with the target -100 do not count.
+    """
     _match(outputs, targets)
-    hit = (outputs.argmax(-1) == targets).to(outputs.dtype)
-    return hit.reshape(targets.shape[0], -1).mean(1)
+    return _mean((outputs.argmax(-1) == targets).to(outputs.dtype), targets)
 
 
 def bits_per_character(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -55,6 +59,14 @@ def _residual(outputs: Tensor, targets: Tensor) -> Tensor:
     if a.shape != b.shape:
         raise ModelError(f"the model returns {tuple(outputs.shape)} for targets of {tuple(targets.shape)}")
     return a - b
+
+
+def _mean(values: Tensor, targets: Tensor) -> Tensor:
+    """For each example the mean over the positions that count; values are 0 at the others."""
+    values = values.reshape(targets.shape[0], -1)
+    if targets.ndim == 1 or not (ignored := targets.reshape(targets.shape[0], -1) == IGNORED).any():
+        return values.mean(1)
+    return values.sum(1) / (~ignored).sum(1).clamp_min(1)
 
 
 def _match(outputs: Tensor, targets: Tensor) -> None:

@@ -97,10 +97,13 @@ def make_task(named: Named, model: Named | None, seed: int) -> Task:
     A factory that takes a seed gets the recipe's, unless its own options give one.
     """
     name, options = split_name(named)
-    task = find_task(name, **({"seed": seed} if takes_seed(name) else {}) | options)
-    if model is None:
+    given: dict[str, Any] = {"seed": seed} if takes(name, "seed") else {}
+    which, settings = (None, {}) if model is None else split_name(model)
+    if which is not None and name.partition(":")[0] in TASKS and takes(name, "model"):
+        given["model"] = which  # what a task serves may depend on its model
+    task = find_task(name, **given | options)
+    if which is None or (not settings and "model" in given and "model" not in options):
         return task
-    which, settings = split_name(model)
     if task.interface is None and ":" not in which:
         raise ModelError(
             f"the task {name!r} does not say its interface, so the built-in model {which!r} cannot be made for it: "
@@ -109,18 +112,20 @@ def make_task(named: Named, model: Named | None, seed: int) -> Task:
     return task.with_model(partial(make_model, which, task.interface, **settings))
 
 
-def takes_seed(name: str) -> bool:
-    """Whether the factory of the task `name` has a parameter called seed."""
+def takes(name: str, option: str) -> bool:
+    """Whether the factory of the task `name` has a parameter of that name."""
     kind, colon, _ = name.partition(":")
     if kind not in TASKS and not colon:
         raise UnknownNameError("task", name, TASKS)
     factory = TASKS[kind] if kind in TASKS else locate(name)
-    return callable(factory) and "seed" in inspect.signature(factory).parameters
+    return callable(factory) and option in inspect.signature(factory).parameters
 
 
-def fresh_start(task: Task, scheme: str, seed: int) -> nn.Module:
-    """A new model of the task, its weights started by the scheme and the seed."""
+def fresh_start(task: Task, scheme: str | None, seed: int) -> nn.Module:
+    """A new model of the task, its weights started by the seed and the scheme (None: as the model starts them)."""
     model = build_seeded(task, seed)
+    if scheme is None:
+        return model
     into_module(start(from_module(model), scheme, seed).settle(), model)
     return model
 

@@ -30,7 +30,7 @@ def task(name: str, **options: Any) -> Task:
     """
     kind, _, rest = name.partition(":")
     if kind == "text":
-        return _made(name, {**options, "path": _given(rest, "text:FILE", name)})
+        return _made(name, {**options, "path": _given(rest, "text:FILE", name)} if ":" in name else options)
     if kind in ("adding", "copying") and rest:
         if not rest.isdecimal():
             raise ModelError(f"the task {quoted(name)}: expected the number of steps, as in {kind}:100")
