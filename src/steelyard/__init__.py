@@ -53,6 +53,7 @@ _EXPORTS: dict[str, str] = {
     "Delta": "codecs.delta:Delta",
     "Bits": "codecs.bits:Bits",
     "Entropy": "codecs.entropy:Entropy",
+    "Multiples": "codecs.multiples:Multiples",
     # models and data
     "Task": "learn.task:Task",
     "Batch": "learn.task:Batch",
@@ -70,6 +71,9 @@ _EXPORTS: dict[str, str] = {
     "GroupL1": "learn.penalties:GroupL1",
     "L2SP": "learn.penalties:L2SP",
     "Spectral": "learn.penalties:Spectral",
+    "EntropyRate": "learn.levels:EntropyRate",
+    "levelled": "learn.levels:levelled",
+    "straight_through": "learn.levels:straight_through",
     "adaptive_factors": "learn.penalties:adaptive_factors",
     "Decay": "learn.decay:Decay",
     "decay_groups": "learn.parameters:decay_groups",
@@ -119,6 +123,9 @@ _EXPORTS: dict[str, str] = {
     "probe": "explain.probes:probe",
     "Probes": "explain.probes:Probes",
     "memory": "explain.memory:memory",
+    # small
+    "tighten": "shrink.tight:tighten",
+    "Tight": "shrink.tight:Tight",
 }
 
 if TYPE_CHECKING:
@@ -127,6 +134,7 @@ if TYPE_CHECKING:
     from steelyard.codecs.bits import Bits as Bits
     from steelyard.codecs.delta import Delta as Delta
     from steelyard.codecs.entropy import Entropy as Entropy
+    from steelyard.codecs.multiples import Multiples as Multiples
     from steelyard.codecs.palette import Palette as Palette
     from steelyard.codecs.scaled import Scaled as Scaled
     from steelyard.core.packed import Codec as Codec
@@ -197,6 +205,9 @@ if TYPE_CHECKING:
     from steelyard.learn.groups import group_dro as group_dro
     from steelyard.learn.groups import just_train_twice as just_train_twice
     from steelyard.learn.groups import refit_head as refit_head
+    from steelyard.learn.levels import EntropyRate as EntropyRate
+    from steelyard.learn.levels import levelled as levelled
+    from steelyard.learn.levels import straight_through as straight_through
     from steelyard.learn.models import model as model
     from steelyard.learn.mup import mup as mup
     from steelyard.learn.parameters import decay_groups as decay_groups
@@ -223,6 +234,8 @@ if TYPE_CHECKING:
     from steelyard.learn.watch.reading import read_log as read_log
     from steelyard.learn.watch.reading import watched as watched
     from steelyard.learn.watch.session import watch as watch
+    from steelyard.shrink.tight import Tight as Tight
+    from steelyard.shrink.tight import tighten as tighten
 
 __all__ = sorted(_EXPORTS)  # noqa: PLE0605
 

@@ -17,6 +17,7 @@ CODECS: Registry[type[Codec]] = Registry(
         "bits": Row("steelyard.codecs.bits:Bits", "lossless: whole numbers and booleans in as few bits as they need"),
         "trellis": Row("steelyard.codecs.trellis:Trellis", "levels along a trellis, for error and bits, entropy-coded"),
         "entropy": Row("steelyard.codecs.entropy:Entropy", "lossless: adaptive or static range coding"),
+        "multiples": Row("steelyard.codecs.multiples:Multiples", "lossless: small multiples of one step, mostly 0"),
         "q8_0": Row("steelyard.codecs.ggml:Q8_0", "GGML: 8 bits and a scale for 32 elements"),
         "q4_0": Row("steelyard.codecs.ggml:Q4_0", "GGML: 4 bits and a scale for 32 elements"),
         "q4_1": Row("steelyard.codecs.ggml:Q4_1", "GGML: 4 bits, a scale and a minimum for 32 elements"),

@@ -2,10 +2,13 @@
 
 One JSON text under the key ``steelyard``, the same in every container::
 
-    {"version": 1, "packed": {name: layout}, "ties": {alias: name}, "order": [name, ...]}
+    {"version": 1, "packed": {name: layout}, "ties": {alias: name}, "order": [name, ...],
+     "joined": {key: [codec, dtype, part, {name: [bytes, *shape]}]}}
 
-Only what is needed is there; where nothing is needed there is no text. The text is the authority for how
-arrays belong together, not the spelling of keys. Knows nothing of files.
+Only what is needed is there; where nothing is needed there is no text. Joined are packed tensors of one codec whose
+only part is a few bytes: these lie one after the other in the array of that key, because a header entry for each
+would be longer than they are. The text is the authority for how arrays belong together, not the spelling of keys.
+Knows nothing of files.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from steelyard.codecs import CODECS
-from steelyard.core.packed import Packed
+from steelyard.core.packed import Codec, Packed
 from steelyard.core.recipe import Reader
 from steelyard.core.weights import Weight, Weights
 from steelyard.errors import FormatError, SteelyardError, printable, quoted
@@ -29,6 +32,16 @@ if TYPE_CHECKING:
 
 KEY = "steelyard"
 VERSION = 1
+SHORT = 1 << 16  # bytes of an array that is laid beside others
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The bytes of an array that are the only part of a packed tensor."""
+
+    begin: int
+    end: int
+    layout: Layout
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,7 @@ class Manifest:
     ties: Mapping[str, str] = field(default_factory=dict)
     order: tuple[str, ...] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)  # what one container adds for itself
+    joined: Mapping[str, Mapping[str, Slice]] = field(default_factory=dict)  # key of an array -> what lies in it
 
     @staticmethod
     def parse(text: str, path: object, extra: Container[str] = ()) -> Manifest:
@@ -60,16 +74,22 @@ class Manifest:
                     what = "is missing" if key not in arrays else f"belongs to {quoted(owner[key])} already"
                     raise FormatError(f"tensor {quoted(name)}: its part {quoted(key)} {what}", path=path)
                 owner[key] = name
-        for name in _order(arrays, owner, self.packed) if self.order is None else self.order:
+        inside = {name: key for key, slices in self.joined.items() for name in slices}
+        for key, slices in self.joined.items():
+            _check_joined(key, slices, arrays, owner, path)
+        owner |= dict.fromkeys(self.joined, "")
+        everything = {**self.packed, **inside}
+        for name in _order(arrays, owner, self.packed, self.joined) if self.order is None else self.order:
             if name in self.packed:
                 items[name] = _packed(name, self.packed[name], arrays, path)
+            elif name in inside:
+                items[name] = _sliced(name, self.joined[inside[name]][name], arrays[inside[name]])
             elif name in arrays and name not in owner:
                 items[name] = arrays[name]
             else:
                 raise FormatError(f"metadata {KEY!r}: the order names {quoted(name)}, which is not there", path=path)
-        if len(items) != len(self.packed) + len(arrays) - len(owner) or any(
-            n in arrays and n not in owner for n in self.packed
-        ):
+        told = len(self.packed) + sum(map(len, self.joined.values()))
+        if len(items) != told + len(arrays) - len(owner) or any(n in arrays and n not in owner for n in everything):
             raise FormatError(
                 f"metadata {KEY!r}: packed and plain tensors have one name, or the order lacks one", path=path
             )
@@ -132,7 +152,7 @@ def _parse(data: Any, extra: Container[str]) -> Manifest:
         raise FormatError(
             f"expected an object of version {VERSION}; use a newer steelyard, or rename the metadata if it is yours"
         )
-    known = {"version", "packed", "ties", "order"}
+    known = {"version", "packed", "ties", "order", "joined"}
     unknown = [key for key in data if key not in known and key not in extra]
     if unknown:
         raise FormatError(f"did not expect the key {quoted(unknown[0])}")
@@ -144,12 +164,65 @@ def _parse(data: Any, extra: Container[str]) -> Manifest:
     codec = Reader(CODECS, {}).codec
     layouts = {name: Layout.parse(below, name, codec, f"packed.{quoted(name)}") for name, below in packed.items()}
     own = {key: data[key] for key in data if key not in known}
-    return Manifest(layouts, ties, None if order is None else tuple(order), own)
+    return Manifest(layouts, ties, None if order is None else tuple(order), own, _joined(data.get("joined", {}), codec))
 
 
-def _order(arrays: Iterable[str], owner: Mapping[str, str], packed: Iterable[str]) -> list[str]:
+def _joined(data: Any, codec: Callable[[object, str], Codec]) -> dict[str, dict[str, Slice]]:
+    if not isinstance(data, dict):
+        raise FormatError("expected an object as joined")
+    found: dict[str, dict[str, Slice]] = {}
+    for key, below in data.items():
+        at = f"joined.{quoted(key)}"
+        if not isinstance(below, list) or len(below) != 4 or not isinstance(below[3], dict) or not below[3]:
+            raise FormatError(f"{at}: expected [codec, dtype, part, tensors]")
+        named, dtype, part, tensors = below
+        if not isinstance(part, str):
+            raise FormatError(f"{at}: expected [codec, dtype, part, tensors], the part a name")
+        found[key], begin = {}, 0
+        for name, numbers in tensors.items():
+            if not isinstance(numbers, list) or not numbers or type(numbers[0]) is not int or numbers[0] < 0:
+                raise FormatError(f"{at}.{quoted(name)}: expected the bytes and the shape")
+            if any(name in slices for slices in found.values()):
+                raise FormatError(f"{at}: {quoted(name)} is joined twice")
+            layout = Layout.parse([named, dtype, numbers[1:], {part: key}], name, codec, f"{at}.{quoted(name)}")
+            found[key][name] = Slice(begin, begin + numbers[0], layout)
+            begin += numbers[0]
+    return found
+
+
+def _check_joined(
+    key: str, slices: Mapping[str, Slice], arrays: Mapping[str, Weight], owner: Mapping[str, str], path: object
+) -> None:
+    """Raise FormatError unless the array is there, belongs to nothing else, and is as long as what lies in it."""
+    if key not in arrays or key in owner:
+        what = "is missing" if key not in arrays else f"belongs to {quoted(owner[key])} already"
+        raise FormatError(f"the joined array {quoted(key)} {what}", path=path)
+    spec, end = arrays[key].spec, max(s.end for s in slices.values())
+    if spec.dtype.name != "uint8" or spec.shape != (end,):
+        raise FormatError(f"the joined array {quoted(key)}: expected {end} bytes, found {spec}", path=path)
+
+
+def _order(
+    arrays: Iterable[str], owner: Mapping[str, str], packed: Iterable[str], joined: Mapping[str, Iterable[str]]
+) -> list[str]:
     """A packed tensor stands where the first of its arrays does; one without arrays stands at the end."""
-    return list(dict.fromkeys([*(owner.get(key, key) for key in arrays), *packed]))
+    found = [name for key in arrays for name in (joined[key] if key in joined else (owner.get(key, key),))]
+    return list(dict.fromkeys([*found, *packed]))
+
+
+def _sliced(name: str, place: Slice, array: Weight) -> Weight:
+    """A packed tensor whose only part lies in an array with others."""
+
+    def read() -> Packed:
+        import numpy as np
+
+        if array.fill is None:
+            return place.layout.assemble(lambda _: array.array()[place.begin : place.end])
+        stream = np.empty(place.end - place.begin, np.uint8)
+        array.fill(place.begin, stream)
+        return place.layout.assemble(lambda _: stream)
+
+    return Weight(name, place.layout.spec, read, place.end - place.begin, array.origin, place.layout.scheme)
 
 
 def _packed(name: str, layout: Layout, arrays: Mapping[str, Weight], path: object) -> Weight:
@@ -167,6 +240,8 @@ class Draft:
     weights: Weights
     keys: dict[str, str] = field(default_factory=dict)  # key of an array -> name of the weight that it is part of
     packed: dict[str, Any] = field(default_factory=dict)
+    joined: dict[str, Any] = field(default_factory=dict)
+    _short: dict[str, tuple[str, int]] = field(default_factory=dict)  # name -> its only array and how long that is
 
     def plain(self, name: str) -> str:
         """The key of a tensor that is held plain."""
@@ -183,16 +258,46 @@ class Draft:
             prefix += "~"
         self.packed[name] = layout
         self.keys.update(dict.fromkeys(leaves, name))
+        if len(leaves) == 1 and isinstance(next(iter(layout[3].values())), str):  # one part, and no codec within
+            ((key, array),) = leaves.items()
+            if array.dtype == "uint8" and array.ndim == 1 and array.size <= SHORT:
+                self._short[name] = (key, array.size)
         return leaves
+
+    def join(self) -> dict[str, list[str]]:
+        """Tell tensors of one codec with a short array each as joined; for each new key, the keys that it stands for.
+
+        For a container that can lay arrays one after the other; to be called when all tensors are known.
+        """
+        groups: dict[str, list[str]] = {}
+        for name in self._short:
+            codec, dtype, _, parts = self.packed[name]
+            groups.setdefault(compact_json([codec, dtype, next(iter(parts))]), []).append(name)
+        found: dict[str, list[str]] = {}
+        for told, names in groups.items():
+            if len(names) < 2:
+                continue
+            key = "joined"
+            while key in self.keys or key in self.weights or key in found:
+                key += "~"
+            found[key] = [self._short[name][0] for name in names]
+            tensors = {name: [self._short[name][1], *self.packed.pop(name)[2]] for name in names}
+            self.joined[key] = [*json.loads(told), tensors]
+        replaced = {old: key for key, olds in found.items() for old in olds}
+        self.keys = {replaced.get(key, key): name for key, name in self.keys.items()}
+        return found
 
     def text(self, **extra: Any) -> str | None:
         """The JSON; None where the container needs none. `extra` is what the container adds for itself."""
         data: dict[str, Any] = {"version": VERSION}
         if self.packed:
             data["packed"] = self.packed
+        if self.joined:
+            data["joined"] = self.joined
         if self.weights.ties:
             data["ties"] = dict(self.weights.ties)
-        if _order(self.keys, self.keys, self.packed) != list(self.weights):
+        names = {key: below[3] for key, below in self.joined.items()}
+        if _order(self.keys, self.keys, self.packed, names) != list(self.weights):
             data["order"] = list(self.weights)
         data.update({key: value for key, value in extra.items() if value})
         return compact_json(data) if len(data) > 1 else None

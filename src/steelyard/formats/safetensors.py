@@ -229,7 +229,7 @@ class _Piece:
     key: str
     spec: Spec
     weight: Weight | None
-    at: int = 0  # where it starts in the spool
+    at: tuple[tuple[int, int], ...] = ()  # where its bytes are in the spool: places and lengths
 
 
 def _write(weights: Weights, path: Path, sink: Sink, encoded: set[str]) -> bool:
@@ -237,6 +237,7 @@ def _write(weights: Weights, path: Path, sink: Sink, encoded: set[str]) -> bool:
     draft = Draft(weights)
     with spooling(path) as spool:
         pieces = [piece for item in weights.values() for piece in _plan(item, draft, spool, path, item.name in encoded)]
+        pieces = _joined(pieces, draft.join())
         ordered = sorted(pieces, key=lambda piece: -piece.spec.dtype.bits)
         sink.write(_head(pieces, ordered, {**weights.meta}, draft.text(), path))
         for piece in ordered:
@@ -246,8 +247,9 @@ def _write(weights: Weights, path: Path, sink: Sink, encoded: set[str]) -> bool:
             if there and there == spec.nbytes:
                 continue
             if weight is None:
-                spool.seek(piece.at)
-                _copy(spool, sink, spec.nbytes)
+                for begin, length in piece.at:
+                    spool.seek(begin)
+                    _copy(spool, sink, length)
             elif weight.fill is not None:
                 size = spec.dtype.numpy.itemsize
                 for block in weight.blocks(BLOCK // size, there // size):
@@ -271,11 +273,26 @@ def _plan(item: Weight, draft: Draft, spool: io.FileIO, path: Path, encoded: boo
         leaves = {draft.plain(item.name): announced(item, value)}
     pieces = []
     for key, array in leaves.items():
-        piece = _Piece(key, Spec.like(array), None, spool.tell())
+        piece = _Piece(key, Spec.like(array), None, ((spool.tell(), Spec.like(array).nbytes),))
         _check_spec(key, piece.spec, path)
         Sink(spool, path).write(_data(array))
         pieces.append(piece)
     return pieces
+
+
+def _joined(pieces: list[_Piece], joined: Mapping[str, list[str]]) -> list[_Piece]:
+    """Pieces of the spool put together where the manifest says so; they stand where the first of them stood."""
+    key_of = {old: key for key, olds in joined.items() for old in olds}
+    found: dict[str, _Piece] = {}
+    for piece in pieces:
+        key = key_of.get(piece.key, piece.key)
+        before = found.get(key)
+        if before is None:
+            found[key] = _Piece(key, piece.spec, piece.weight, piece.at)
+        else:
+            size = before.spec.size + piece.spec.size
+            found[key] = _Piece(key, Spec((size,), piece.spec.dtype), None, before.at + piece.at)
+    return list(found.values())
 
 
 def _head(pieces: list[_Piece], ordered: list[_Piece], meta: dict[str, str], own: str | None, path: Path) -> bytes:

@@ -23,12 +23,17 @@ from steelyard.formats.module import to_tensor
 Site = tuple[nn.Module, str]  # a module and the name of its parameter
 
 
-class Masked(nn.Module):
+class Constraint(nn.Module):
+    """What a weight is computed by while it is trained; `release` takes it away and leaves the weight's values."""
+
+    order: tuple[str, ...] = ()  # the parameters of the module that is constrained, as they were
+
+
+class Masked(Constraint):
     """x where the mask is True and exactly +0 elsewhere; no gradient passes where it is False."""
 
     def __init__(self, mask: Tensor):
         super().__init__()
-        self.order: tuple[str, ...] = ()  # the parameters of the module that is constrained, as they were
         self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,7 +43,7 @@ class Masked(nn.Module):
         return self.forward(x)
 
 
-class Shared(nn.Module):
+class Shared(Constraint):
     """codebook[codes] where the mask is True and exactly +0 elsewhere.
 
     The gradient of an entry of the codebook is the sum of those of the weights that share it (Han et al. 2016).
@@ -46,7 +51,6 @@ class Shared(nn.Module):
 
     def __init__(self, codebook: Tensor, codes: Tensor, mask: Tensor):
         super().__init__()
-        self.order: tuple[str, ...] = ()  # the parameters of the module that is constrained, as they were
         self.start = codebook.clone()
         self.register_buffer("codes", codes, persistent=False)
         self.register_buffer("mask", mask, persistent=False)
@@ -131,7 +135,7 @@ def _ours(module: nn.Module) -> dict[str, Any]:
     """The constrained parameters of one module and what constrains them."""
     if not parametrize.is_parametrized(module):
         return {}
-    return {name: steps for name, steps in module.parametrizations.items() if isinstance(steps[0], (Masked, Shared))}
+    return {name: steps for name, steps in module.parametrizations.items() if isinstance(steps[0], Constraint)}
 
 
 def _make_plain(module: nn.Module, ours: Mapping[str, Any]) -> None:
@@ -160,7 +164,17 @@ def _share(found: list[Site], values: Tensor) -> None:
         _constrain(module, attribute, Shared(codebook, codes, mask))
 
 
-def _constrain(module: nn.Module, attribute: str, step: Masked | Shared) -> None:
+def constrain(model: nn.Module, name: str, step: Constraint) -> None:
+    """Compute the parameter of that name, wherever it is tied to, by one constraint, in place.
+
+    Raises UnknownNameError for no parameter, WeightsError for one that is constrained already.
+    """
+    for module, attribute in _find(_sites(model), name):
+        _constrain(module, attribute, step)
+    _refresh_recurrent(model)
+
+
+def _constrain(module: nn.Module, attribute: str, step: Constraint) -> None:
     step.order = tuple(module._parameters)
     parametrize.register_parametrization(module, attribute, step, unsafe=isinstance(step, Shared))
 

@@ -62,8 +62,10 @@ def named_parameters(model: nn.Module) -> list[Named]:
     modules = dict(model.named_modules(remove_duplicate=False))
     found: dict[int, tuple[dict[str, nn.Module], nn.Parameter]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        owner, _, computed = name.partition(".parametrizations.")  # a constrained tensor: weight.original
-        plain = f"{owner}.{computed}".removesuffix(".original") if computed else name
+        # a constrained tensor: layer.parametrizations.weight.original
+        owner, _, computed = f".{name}".partition(".parametrizations.")
+        owner = owner[1:]
+        plain = f"{owner}.{computed}".removeprefix(".").removesuffix(".original") if computed else name
         found.setdefault(id(parameter), ({}, parameter))[0][_unwrapped(plain, model)] = modules[
             owner if computed else name.rpartition(".")[0]
         ]

@@ -53,6 +53,12 @@ class Penalized:
         """The sum of `values`: data term + this is what training minimises."""
         return sum(self.values().values())
 
+    def at(self, done: float) -> None:
+        """Say what fraction of the training is done, before a step; a Run does. Penalties that ramp up ask for it."""
+        for term in self.terms:
+            if term.pace is not None:
+                term.pace(done)
+
     def remove(self) -> None:
         """Leave the optimizer as it was; the weights stay as they are."""
         for hook in self._hooks:
@@ -98,6 +104,8 @@ class Penalized:
         smooth = [term.smooth for term in self.terms if term.smooth is not None]
         if not smooth:
             return 0.0
+        for w in (w for term in self.terms for w in term.own if w.grad is None):
+            w.grad = torch.zeros_like(w)
         scale = getattr(self.optimizer, "grad_scale", None)  # from a GradScaler, for the optimizer to unscale by
         moving = [w for _, w in _stepped(self.optimizer)]
         with torch.enable_grad():

@@ -39,6 +39,8 @@ class Term:
     proximal: Callable[[Sizes], None] | None = None  # the rest acts by a proximal step after the optimizer's
     grouped: bool = False  # after those that act on each weight alone: so the two together are exact
     metric: Metric = "optimizer"
+    own: Sequence[nn.Parameter] = ()  # those that nothing else uses: they get a gradient from here alone
+    pace: Callable[[float], None] | None = None  # told the fraction of the run before each step
 
 
 class Penalty(ABC):

@@ -198,6 +198,7 @@ class Run:
             while batches := tuple(batch.to(self._device) for batch in islice(rest, self.accumulate)):
                 self._whole = False
                 self._pace.before_step(self.done)
+                self.penalized.at(self.done)
                 step = self._step(len(self.log), self._feed.epoch, batches)
                 self._pace.after_step()
                 self._kept.after_step()

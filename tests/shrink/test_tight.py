@@ -1,0 +1,101 @@
+"""Training for size: within the tolerance on validation data, never looking at the test split, exact in the file."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from steelyard import formats
+from steelyard.codecs.multiples import Multiples, costs
+from steelyard.errors import ModelError
+from steelyard.formats.module import from_module, into_module
+from steelyard.learn.levels import levelled, levels_of
+from steelyard.learn.models import model
+from steelyard.learn.run import train
+from steelyard.learn.task import build_seeded
+from steelyard.learn.tasks import task as find_task
+from steelyard.shrink.deep import headline
+from steelyard.shrink.tight import Tight, tighten, weigh
+
+QUICK = Tight(tolerance=0.03, prices=(2e-5, 1e-4, 1e-2), epochs=10, more_epochs=8, tune_epochs=2)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    found = find_task("digits")
+    task = found.with_model(lambda: model("mlp", found.interface, widths=(32,)))
+    yield task, train(task, build_seeded(task), epochs=20, progress=False).model
+    torch.set_num_threads(threads)
+
+
+def blind(task):
+    """The same task, which raises if anybody asks for the test split."""
+
+    def batches(split, epoch):
+        if split == "test":
+            raise AssertionError("the test split was looked at")
+        return task.batches(split, epoch)
+
+    return replace(task, batches=batches)
+
+
+def test_the_stages_keep_the_promise_on_validation_data(trained, tmp_path: Path):
+    task, net = trained
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    stages = {stage.name: stage for stage in tighten(net, blind(task), QUICK)}
+    assert list(stages) == ["levelled", "weighed", "coded"]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert headline(net, task, "valid") - stages["levelled"].valid <= QUICK.tolerance
+    assert "a price of 0.0001 a bit" in stages["levelled"].note, "the last price that was borne"
+    path = tmp_path / "small.safetensors"
+    size = formats.write(stages["coded"].weights, path)
+    assert size < from_module(net).nbytes / 12
+    again = build_seeded(task)
+    into_module(formats.open(path), again)
+    assert headline(again, task, "valid") == pytest.approx(stages["coded"].valid)
+    assert list(formats.open(path)) == list(before)
+
+
+def test_the_weighing_saves_bits_and_prefers_what_does_least_harm(trained):
+    task, net = trained
+    student = levelled(build_seeded(task), step=0.7)
+    values = net.state_dict()
+    for name, (_, latent) in levels_of(student).items():
+        with torch.no_grad():
+            latent.copy_(values[name])
+    coded = _sizes(student)
+    before = {name: levels.numbers(latent).clone() for name, (levels, latent) in levels_of(student).items()}
+    accuracy = headline(student, task)
+    moved = weigh(student, task, 3e-5)
+    assert moved > 50
+    after = {name: levels.numbers(latent) for name, (levels, latent) in levels_of(student).items()}
+    for name in before:
+        assert bool((after[name].abs() <= before[name].abs()).all())
+    assert _sizes(student) < 0.97 * coded
+    assert headline(student, task) > accuracy - 0.05
+    assert costs(after["fc1.weight"].numpy())[0].sum() < costs(before["fc1.weight"].numpy())[0].sum()
+
+
+def _sizes(student) -> int:
+    numbers = [levels.numbers(latent).numpy() + np.float32(0) for levels, latent in levels_of(student).values()]
+    return sum(Multiples().encode(x)["stream"].size for x in numbers)
+
+
+def test_a_model_with_norms_and_convolutions_and_wrong_settings(trained):
+    task, _ = trained
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+    *_, last = tighten(net, task, replace(QUICK, prices=(1e-4,), epochs=2, tune_epochs=0))
+    held = {name: weight.scheme for name, weight in last.weights.items()}
+    assert held["0.weight"].codec == Multiples()
+    assert held["1.running_mean"] is None
+    assert last.weights["1.weight"].spec.dtype.name in ("float16", "float32")
+    with pytest.raises(ModelError, match="chooses no trainable parameter"):
+        list(tighten(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64)), task, QUICK))
+    for wrong in ({"prices": ()}, {"prices": (2e-6, 1e-6)}, {"epochs": 0}, {"tolerance": -1.0}, {"prices": (-1.0,)}):
+        with pytest.raises(ModelError, match="expected"):
+            replace(QUICK, **wrong)
