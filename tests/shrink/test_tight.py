@@ -48,10 +48,14 @@ def test_the_stages_keep_the_promise_on_validation_data(trained, tmp_path: Path)
     task, net = trained
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     stages = {stage.name: stage for stage in tighten(net, blind(task), QUICK)}
-    assert list(stages) == ["levelled", "weighed", "coded"]
+    assert list(stages) == ["price 2e-05", "price 0.0001", "price 0.01", "weighed", "coded"]
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
-    assert headline(net, task, "valid") - stages["levelled"].valid <= QUICK.tolerance
-    assert "a price of 0.0001 a bit" in stages["levelled"].note, "the last price that was borne"
+    original = headline(net, task, "valid")
+    assert original - stages["price 0.0001"].valid <= QUICK.tolerance < original - stages["price 0.01"].valid
+    assert "of price 0.0001" in stages["weighed"].note, "the last price that was borne"
+    assert original - stages["weighed"].valid <= QUICK.tolerance
+    sizes = [sum(w.read().nbytes for w in stage.weights.values()) for stage in stages.values()]
+    assert sizes[0] > sizes[1] > sizes[2]
     path = tmp_path / "small.safetensors"
     size = formats.write(stages["coded"].weights, path)
     assert size < from_module(net).nbytes / 12

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -59,12 +59,12 @@ class Tight:
 
 
 def tighten(model: nn.Module, task: Task, settings: Tight | None = None, seed: int = 0) -> Iterator[Stage]:
-    """Yield the stages 'levelled', 'weighed' and 'coded'; `model` is left as it was, and is the teacher.
+    """Yield a stage for each price, then 'weighed' and 'coded'; `model` is left as it was, and is the teacher.
 
     The headline metric on the validation split is compared with the original's. Prices rise until more than
-    ``settings.tolerance`` is lost there, and the last that lost no more counts (the first in any case; its note says
-    what it lost). 'weighed' moves numbers towards zero where price * bits saved is more than the loss expected of it;
-    'coded' has trained the steps once more. All are held by `Multiples`. The test split is never looked at.
+    ``settings.tolerance`` is lost there; the last that lost no more is gone on with (the first in any case; the notes
+    say what each lost). 'weighed' moves numbers towards zero where price * bits saved is more than the loss expected
+    of it; 'coded' has trained the steps once more. All are held by `Multiples`. The test split is never looked at.
     Raises ModelError if there is nothing to round.
 
     ::
@@ -79,34 +79,25 @@ def tighten(model: nn.Module, task: Task, settings: Tight | None = None, seed: i
     def loss() -> float:
         return lost(task, original, headline(student, task))
 
-    price = _climb(student, lesson, settings, loss, seed)
-    yield _stage("levelled", student, task, f"a price of {price:g} a bit, {loss():.4f} of {task.headline} lost")
+    price, state = settings.prices[0], student.state_dict()
+    for rung, higher in enumerate(settings.prices[: None if settings.more_epochs else 1]):
+        epochs, ramp = (settings.more_epochs, 0.0) if rung else (settings.epochs, 0.4)
+        _train(student, lesson, epochs, settings.rate, EntropyRate(higher, ramp), seed + rung)
+        yield _stage(f"price {higher:g}", student, task, f"{loss():.4f} of {task.headline} lost")
+        borne = loss() <= settings.tolerance
+        if borne or not rung:
+            price, state = higher, copy.deepcopy(student.state_dict())
+        if not borne:
+            break
+    student.load_state_dict(state)
     before, best = loss(), copy.deepcopy(student.state_dict())
     moved = weigh(student, lesson, price)
     if loss() > max(before, settings.tolerance):
         student.load_state_dict(best)
         moved = 0
-    yield _stage("weighed", student, task, f"{moved:,} numbers moved towards zero, {loss():.4f} lost")
+    yield _stage("weighed", student, task, f"of price {price:g}, {moved:,} numbers moved, {loss():.4f} lost")
     _tune(student, lesson, settings, seed)
     yield _stage("coded", student, task, f"steps trained, {loss():.4f} lost")
-
-
-def _climb(student: nn.Module, lesson: Task, settings: Tight, loss: Callable[[], float], seed: int) -> float:
-    """Train at rising prices as long as validation bears it; the price that the student is left at."""
-    reached, state = settings.prices[0], None
-    for rung, price in enumerate(settings.prices):
-        epochs, ramp = (settings.more_epochs, 0.0) if rung else (settings.epochs, 0.4)
-        if not epochs:
-            break
-        _train(student, lesson, epochs, settings.rate, EntropyRate(price, ramp), seed + rung)
-        borne = loss() <= settings.tolerance
-        if borne or not rung:
-            reached, state = price, copy.deepcopy(student.state_dict())
-        if not borne:
-            break
-    if state is not None:
-        student.load_state_dict(state)
-    return reached
 
 
 def _train(student: nn.Module, lesson: Task, epochs: int, rate: float, penalty: EntropyRate | None, seed: int) -> None:
