@@ -102,6 +102,12 @@ _EXPORTS: dict[str, str] = {
     "evaluate": "learn.evaluate:evaluate",
     "score": "learn.evidence:score",
     "compare": "learn.evaluate:compare",
+    "generalization": "learn.generalization:generalization",
+    "robustness": "learn.generalization:robustness",
+    "corrupted": "learn.corrupt:corrupted",
+    "label_noise": "learn.pool:label_noise",
+    "folds": "learn.folds:folds",
+    "cross_validate": "learn.folds:cross_validate",
     "finetune": "learn.finetune:finetune",
     "Trajectory": "learn.trajectory:Trajectory",
     "watch": "learn.watch.session:watch",
@@ -189,6 +195,7 @@ if TYPE_CHECKING:
     from steelyard.learn.average import greedy_soup as greedy_soup
     from steelyard.learn.balance import BalancedSampler as BalancedSampler
     from steelyard.learn.coordinates import coordinate_check as coordinate_check
+    from steelyard.learn.corrupt import corrupted as corrupted
     from steelyard.learn.data import Examples as Examples
     from steelyard.learn.decay import Decay as Decay
     from steelyard.learn.evaluate import compare as compare
@@ -200,7 +207,11 @@ if TYPE_CHECKING:
     from steelyard.learn.examples import effective_sample_size as effective_sample_size
     from steelyard.learn.examples import importance_weights as importance_weights
     from steelyard.learn.finetune import finetune as finetune
+    from steelyard.learn.folds import cross_validate as cross_validate
+    from steelyard.learn.folds import folds as folds
     from steelyard.learn.gain import gain as gain
+    from steelyard.learn.generalization import generalization as generalization
+    from steelyard.learn.generalization import robustness as robustness
     from steelyard.learn.groups import by_group as by_group
     from steelyard.learn.groups import group_dro as group_dro
     from steelyard.learn.groups import just_train_twice as just_train_twice
@@ -220,6 +231,7 @@ if TYPE_CHECKING:
     from steelyard.learn.penalties import GroupL1 as GroupL1
     from steelyard.learn.penalties import Spectral as Spectral
     from steelyard.learn.penalties import adaptive_factors as adaptive_factors
+    from steelyard.learn.pool import label_noise as label_noise
     from steelyard.learn.rate import find_lr as find_lr
     from steelyard.learn.run import Run as Run
     from steelyard.learn.run import Step as Step

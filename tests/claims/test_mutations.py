@@ -15,6 +15,7 @@ from steelyard.claims import (
     b_learning,
     b_patterns,
     b_steps,
+    b_unseen,
     c_beginnings,
     d_discipline,
     e_architectures,
@@ -35,6 +36,8 @@ from steelyard.learn import (
     datadriven,
     decay,
     examples,
+    folds,
+    generalization,
     parameters,
     path,
     penalize,
@@ -200,6 +203,48 @@ def _dropped_tensor(patch: Patch) -> None:
 
 def _forgetful(patch: Patch) -> None:
     patch.setattr(b_learning, "train", lambda *_, **__: None)
+
+
+def _untrained_folds(patch: Patch) -> None:
+    honest = b_unseen.cross_validate
+    patch.setattr(b_unseen, "cross_validate", lambda *given, **options: honest(*given, **{**options, "rate": 1e-9}))
+
+
+def _one_fold_starved(patch: Patch) -> None:
+    honest = folds.train
+
+    def starve(task: Any, *given: Any, **options: Any) -> Any:
+        return honest(task, *given, **{**options, "rate": options["rate"] / (1e3 if task.about["fold"] == 2 else 1)})
+
+    patch.setattr(folds, "train", starve)
+
+
+def _overlapping(patch: Patch) -> None:
+    honest = folds._divided
+
+    def overlap(*given: Any) -> Any:
+        parts = honest(*given)
+        parts[0] = torch.cat([parts[0], parts[1][:1]])
+        return parts
+
+    patch.setattr(folds, "_divided", overlap)
+
+
+def _trained_on_the_test(patch: Patch) -> None:
+    honest = folds.Pool.divided
+
+    def leak(pool: Any, rows: Any, seed: int) -> Any:
+        return honest(pool, {**rows, "train": torch.cat([rows["train"], rows["test"][:3]])}, seed)
+
+    patch.setattr(folds.Pool, "divided", leak)
+
+
+def _no_noise(patch: Patch) -> None:
+    patch.setattr(b_unseen, "label_noise", lambda task, share, seed: task)
+
+
+def _nothing_spoilt(patch: Patch) -> None:
+    patch.setattr(generalization, "corrupted", lambda task, *given, **options: task)
 
 
 def _asleep(patch: Patch) -> None:
@@ -550,6 +595,12 @@ MUTATIONS: list[tuple[str, Callable[[Patch], None], str]] = [
     ("B10", _everything_alike, "random start, alarms of symmetry"),
     ("B10", _random_constant, "weights that zeros turned into"),
     ("B10", _untied_units, "constant start, hidden rank"),
+    ("B6", _untrained_folds, "accuracy of 5 folds"),
+    ("B6", _one_fold_starved, "spread of 5 folds"),
+    ("B6", _overlapping, "examples not tested once"),
+    ("B6", _trained_on_the_test, "examples in two splits"),
+    ("B6", _no_noise, "least growth of the gap, low"),
+    ("B6", _nothing_spoilt, "least cost of spoilt inputs, low"),
     ("B7", _unpenalised_print, "printed - recomputed"),
     ("B7", _forgotten_decay, "printed - recomputed"),
     ("B8", _count_of_examples, "1, 2 and 8 parts"),

@@ -78,3 +78,12 @@ def test_the_way_of_the_weights_is_shown_and_drawn(tmp_path: Path, capsys: pytes
     assert sorted({row["epoch"] for row in known["rows"]}) == [0, 1, 2, 3]
     html = page.read_text(encoding="utf-8")
     assert html.count("data-figure=") == 2
+
+
+def test_folds_are_trained_and_tested_besides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *NET, str(tmp_path / "w.safetensors"), "--epochs", "2", "--folds", "3", "--json"]) == 0
+    tables = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    seen, folds = tables[2:]
+    assert {row["part"] for row in seen["rows"]} >= {"train", "valid", "test", "gap, test"}
+    assert [row["fold"] for row in folds["rows"]] == [0, 1, 2]
+    assert sum(row["test examples"] for row in folds["rows"]) == 1797

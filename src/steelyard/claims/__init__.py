@@ -29,6 +29,7 @@ CLAIMS: Registry[Any] = Registry(
         "B3": Row("steelyard.claims.b_steps:B3", "and gradient descent", "learn"),
         "B4": Row("steelyard.claims.b_learning:B4", "weights are tweaked slightly after each batch", "learn"),
         "B5": Row("steelyard.claims.b_steps:B5", "over thousands of iterations these steps accumulate", "learn"),
+        "B6": Row("steelyard.claims.b_unseen:B6", "what is learned generalises to unseen inputs", "learn"),
         "B7": Row("steelyard.claims.b_objective:B7", "the loss is minimised", "learn"),
         "B8": Row("steelyard.claims.b_objective:B8", "over many batches", "learn"),
         "B9": Row("steelyard.claims.b_steps:B9", "the learning rate is decisive", "learn"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from steelyard.core.table import Table
     from steelyard.learn.run import Gauge
     from steelyard.report.html import Page
+    from steelyard.report.plots import Picture
 
 
 @click.command("train")
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 @click.option("--precision", type=click.Choice(["full", "bfloat16"]), default="full", show_default=True,
               help="bfloat16 runs the model in it; weights and updates stay as they are.")  # fmt: skip
 @click.option("--trajectory", is_flag=True, help="Also the way of each layer, and what it knew in between.")
+@click.option("--folds", type=click.IntRange(min=2), help="Also the gap between seen and unseen, over so many folds.")
 @keeping_options
 @output
 def verb(
@@ -55,6 +58,7 @@ def verb(
     clip: float | None,
     precision: Literal["full", "bfloat16"],
     trajectory: bool,
+    folds: int | None,
     keeping: dict[str, Any],
     output: Output,
 ) -> None:
@@ -67,6 +71,7 @@ def verb(
 
     --trajectory says, of each layer, how long its way was and how far it led, after which step it stayed within a
     tenth of that from where it ended, and how well a linear probe reads the targets off it; --html draws both.
+    --folds 5 trains five times more, with each fifth of all examples left out in turn: mean and spread of the test.
 
     \b
     Example:
@@ -76,7 +81,9 @@ def verb(
     from steelyard.explain.probes import Probes
     from steelyard.formats.module import from_module
     from steelyard.learn.evaluate import evaluate
+    from steelyard.learn.folds import cross_validate
     from steelyard.learn.gauges import alarm
+    from steelyard.learn.generalization import generalization
     from steelyard.learn.processes import first
     from steelyard.learn.run import train
     from steelyard.learn.trajectory import Trajectory
@@ -86,33 +93,40 @@ def verb(
     way, knows = Trajectory(), Probes(made)
     gauges: list[Gauge] = [alarm(say=lambda found: click.echo(f"alarm, {found}", err=True))]
     gauges += [way, knows] if trajectory else []
-    run = train(
-        made, fresh_start(made, start, seed), optimizer=optimizer, rate=rate, epochs=epochs, schedule=schedule,
-        weight_decay=weight_decay, seed=seed, patience=patience, accumulate=accumulate, clip=clip, precision=precision,
-        gauges=gauges, **keeping,
-    )  # fmt: skip
+    told: Any = {
+        "optimizer": optimizer, "rate": rate, "epochs": epochs, "schedule": schedule, "weight_decay": weight_decay,
+        "patience": patience, "accumulate": accumulate, "clip": clip, "precision": precision,
+    }  # fmt: skip
+    run = train(made, fresh_start(made, start, seed), seed=seed, gauges=gauges, **told, **keeping)
+    tables, pictures = [evaluate(run.model, made), run.history()], {}
+    if trajectory:
+        tables += [way.table(), knows.table()]
+        pictures = {tables[2].title: _way(way.history()), tables[3].title: _known(tables[3])}
+    if folds is not None:  # by all processes
+        tables.append(generalization(run.model, made))
+        tables.append(cross_validate(made, folds, model=fresh_start(made, start, seed), seed=seed, **told))
     if not first():
         return
     formats.write(from_module(run.model).with_meta(task=made.name, seed=str(seed)), target)
-    tables = [evaluate(run.model, made), run.history()]
-    if not trajectory:
-        show(tables, output)
-        return
-    tables += [way.table(), knows.table()]
-    show(tables, output, _page(tables, way.history()))
+    show(tables, output, _page(tables, pictures))
 
 
-def _page(tables: list[Table], way: Table) -> Page:
-    """The tables with pictures of when each layer settled, and of what it knew."""
+def _page(tables: list[Table], pictures: Mapping[str, Picture]) -> Page:
+    """The tables, some with a picture, by the title."""
     from steelyard.report.html import Page
+
+    page = Page.of(tables)
+    drawn = [[pictures[t.title]] if t.title in pictures else [] for t in tables]
+    return replace(page, sections=[replace(s, pictures=d) for s, d in zip(page.sections, drawn, strict=True)])
+
+
+def _way(history: Table) -> Picture:
     from steelyard.report.plots import Line
 
-    page, (_, _, moved, known) = Page.of(tables), tables
-    drawn = {
-        moved.title: Line(way, "step", ("to the end",), by="layer", title="distance to the end, of that of the start"),
-        known.title: Line(known, "epoch", ("known",), by="layer", title="what a linear probe reads off", marks=True),
-    }
-    sections = [
-        replace(s, pictures=[drawn[t.title]]) if (t := s.tables[0]).title in drawn else s for s in page.sections
-    ]
-    return replace(page, sections=sections)
+    return Line(history, "step", ("to the end",), by="layer", title="distance to the end, of that of the start")
+
+
+def _known(table: Table) -> Picture:
+    from steelyard.report.plots import Line
+
+    return Line(table, "epoch", ("known",), by="layer", title="what a linear probe reads off", marks=True)

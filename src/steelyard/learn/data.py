@@ -20,13 +20,14 @@ from steelyard.learn.seeding import generator
 from steelyard.learn.task import SPLITS, Batch, Checked, Split
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]  # a batch of inputs -> the same batch, varied
+Inputs = Tensor | tuple[Tensor, ...]  # several for a model of several arguments; the first axis counts examples
 
 
 @dataclass(frozen=True)
 class Batches:
     """The batches of one epoch; sized, and iterable as often as needed."""
 
-    inputs: Tensor
+    inputs: Inputs
     targets: Tensor
     order: Tensor  # (examples,)
     size: int
@@ -40,14 +41,14 @@ class Batches:
         for start in range(0, len(self.order), self.size):
             rows = self.order[start : start + self.size]
             weight, groups = (None if t is None else t[rows] for t in (self.weight, self.groups))
-            yield Batch(self.inputs[rows], self.targets[rows], weight, groups)
+            yield Batch(chosen(self.inputs, rows), self.targets[rows], weight, groups)
 
 
 @dataclass(frozen=True)
 class Examples(Checked):
     """Inputs and targets of the three splits. Called with (split, epoch) it gives that epoch's batches."""
 
-    inputs: Mapping[Split, Tensor]
+    inputs: Mapping[Split, Inputs]
     targets: Mapping[Split, Tensor]
     batch_size: int
     seed: int
@@ -74,6 +75,10 @@ class Examples(Checked):
         if split != "train":
             return self._batches(split, inputs, torch.arange(len(targets)), max(self.batch_size, 256))
         if self.augment is not None:
+            if not isinstance(inputs, Tensor):
+                raise ModelError(
+                    "augment varies a single tensor of inputs, and there are several: vary them in the task"
+                )
             inputs = self.augment(inputs, generator(self.seed, "augment", epoch))
         if self.balance is not None:
             order = balanced_order(self.balance, self.seed, epoch)
@@ -81,13 +86,18 @@ class Examples(Checked):
             order = torch.randperm(len(targets), generator=generator(self.seed, "order", epoch))
         return self._batches(split, inputs, order, self.batch_size)
 
-    def _batches(self, split: Split, inputs: Tensor, order: Tensor, size: int) -> Batches:
+    def _batches(self, split: Split, inputs: Inputs, order: Tensor, size: int) -> Batches:
         return Batches(inputs, self.targets[split], order, size, self.weight.get(split), self.groups.get(split))
 
     @property
     def sizes(self) -> dict[str, int]:
         """How many examples each split has."""
         return {split: len(self.targets[split]) for split in SPLITS}
+
+
+def chosen(inputs: Inputs, rows: Tensor) -> Inputs:
+    """Some examples of the inputs."""
+    return tuple(x[rows] for x in inputs) if isinstance(inputs, tuple) else inputs[rows]
 
 
 def stratified(

@@ -39,7 +39,7 @@ def evaluate(model: nn.Module, task: Task, split: Split = "test", confidence: fl
     """
     rows = []
     for name, values in outcomes(model, task, split).items():
-        (low, high), method = _interval(values, confidence, task.ordered)
+        (low, high), method = interval(values, confidence, task.ordered)
         rows.append({"metric": name, "value": float(values.mean()), "low": low, "high": high})
         rows[-1] |= {"examples": len(values), "method": method}
         if task.baselines:
@@ -74,11 +74,7 @@ def compare(a: nn.Module, b: nn.Module, task: Task, split: Split = "test", confi
         x, y = of_a[name], of_b[name]
         if not len(x):
             raise ModelError(f"the {split} split of the task {task.name!r} is empty")
-        if _binary(x) and _binary(y) and not task.ordered:
-            (low, high), method = paired_proportions(x, y, confidence), "Newcombe, paired"
-        else:
-            (low, high), method = _interval(y - x, confidence, task.ordered)
-            method += ", paired"
+        (low, high), method = paired_interval(x, y, confidence, task.ordered)
         rows.append({"metric": name, "a": float(x.mean()), "b": float(y.mean()), "low": low, "high": high})
         rows[-1] |= {
             "difference": float(y.mean() - x.mean()),
@@ -156,14 +152,23 @@ def unfused() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _interval(values: np.ndarray, confidence: float, ordered: bool) -> tuple[tuple[float, float], str]:
+def interval(values: np.ndarray, confidence: float, ordered: bool) -> tuple[tuple[float, float], str]:
     """The interval of a mean, and the method that it is by."""
     if ordered:
         return blocks(values, confidence), "block bootstrap"
-    if _binary(values):
+    if binary(values):
         return wilson(float(values.sum()), len(values), confidence), "Wilson"
     return student(values, confidence), "Student t"
 
 
-def _binary(values: np.ndarray) -> bool:
+def paired_interval(a: np.ndarray, b: np.ndarray, confidence: float, ordered: bool) -> tuple[tuple[float, float], str]:
+    """The interval of mean(b) - mean(a) over the same examples, and the method that it is by."""
+    if binary(a) and binary(b) and not ordered:
+        return paired_proportions(a, b, confidence), "Newcombe, paired"
+    ends, method = interval(b - a, confidence, ordered)
+    return ends, f"{method}, paired"
+
+
+def binary(values: np.ndarray) -> bool:
+    """Whether all outcomes are 0 or 1: shares, with intervals of their own."""
     return bool(np.isin(values, (0.0, 1.0)).all())

@@ -116,6 +116,30 @@ def block_length(values: np.ndarray) -> int:
     return max(1, min(math.ceil(length), math.ceil(min(3 * math.sqrt(n), n / 3))))
 
 
+def apart(a: float, of_a: tuple[float, float], b: float, of_b: tuple[float, float]) -> tuple[float, float]:
+    """The interval for b - a, two means of different examples, from the interval of each: their distances, squared.
+
+    Of Wilson's intervals it is that of Newcombe (1998, method 10) for two independent proportions; of others that of
+    Zou and Donner (2008).
+
+    >>> tuple(round(x, 4) for x in apart(48 / 80, wilson(48, 80), 56 / 70, wilson(56, 70)))
+    (0.0524, 0.3339)
+    """
+    (low_a, high_a), (low_b, high_b) = of_a, of_b
+    return b - a - math.hypot(b - low_b, high_a - a), b - a + math.hypot(high_b - b, a - low_a)
+
+
+def resampled(values: np.ndarray, ratio: float, confidence: float = 0.95) -> tuple[float, float]:
+    """The interval for the mean over trainings that share examples, as the folds of a cross-validation do.
+
+    Student's t with the variance (1 / J + ratio) s² of the mean of J results; ratio: test examples for each training
+    example (Nadeau and Bengio, Inference for the generalization error, 2003).
+    """
+    half = student(values, confidence)[1] - float(values.mean())
+    half = half * math.sqrt(1 + ratio * len(values)) if math.isfinite(half) else half
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
 def _phi(both: int, only_a: int, only_b: int, neither: int) -> float:
     """The correlation of two 0/1 outcomes, with Newcombe's continuity correction."""
     product = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)

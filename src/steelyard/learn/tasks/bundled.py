@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from steelyard.errors import ModelError
 from steelyard.learn.data import Examples, few, stratified
 from steelyard.learn.measures import accuracy, cross_entropy
 from steelyard.learn.models import model as build
 from steelyard.learn.task import SPLITS, Interface, Split, Task
+from steelyard.learn.warp import warped
 
 
 def digits(
@@ -97,16 +97,10 @@ def vary(
     fill: float = 0.0,
 ) -> Tensor:
     """Each image turned, stretched and shifted by uniform random amounts, resampled bilinearly."""
-    count, _, height, width = images.shape
-    draw = torch.rand(5, count, generator=random, dtype=images.dtype) * 2 - 1
-    angle = draw[0] * math.radians(degrees)
-    across, down = 1 + stretch * draw[1], 1 + stretch * draw[2]
-    x, y = draw[3] * 2 * shift / width, draw[4] * 2 * shift / height  # in units of half an image
-    cosine, sine = angle.cos(), angle.sin()
-    first = torch.stack([across * cosine, -down * sine, x], 1)
-    second = torch.stack([across * sine, down * cosine, y], 1)
-    grid = functional.affine_grid(torch.stack([first, second], 1), list(images.shape), align_corners=False)
-    return functional.grid_sample(images - fill, grid, mode="bilinear", align_corners=False) + fill
+    draw = torch.rand(5, len(images), generator=random, dtype=images.dtype) * 2 - 1
+    stretched = {"across": 1 + stretch * draw[1], "along": 1 + stretch * draw[2]}
+    moved = {"right": draw[3] * shift, "down": draw[4] * shift}
+    return warped(images, angle=draw[0] * math.radians(degrees), **stretched, **moved, fill=fill)
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
