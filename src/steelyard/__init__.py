@@ -35,6 +35,7 @@ _EXPORTS: dict[str, str] = {
     "write": "formats:write",
     "from_module": "formats.module:from_module",
     "into_module": "formats.module:into_module",
+    "resize_": "graph.resize:resize_",
     # weights to weights
     "start": "init:start",
     "Cast": "edit.cast:Cast",
@@ -110,6 +111,7 @@ _EXPORTS: dict[str, str] = {
     "cross_validate": "learn.folds:cross_validate",
     "finetune": "learn.finetune:finetune",
     "Trajectory": "learn.trajectory:Trajectory",
+    "prune_structured_": "learn.structured:prune_structured_",
     "watch": "learn.watch.session:watch",
     "watched": "learn.watch.reading:watched",
     "read_log": "learn.watch.reading:read_log",
@@ -187,6 +189,7 @@ if TYPE_CHECKING:
     from steelyard.formats import write as write
     from steelyard.formats.module import from_module as from_module
     from steelyard.formats.module import into_module as into_module
+    from steelyard.graph.resize import resize_ as resize_
     from steelyard.init import start as start
     from steelyard.learn.alarm import Alarm as Alarm
     from steelyard.learn.average import Average as Average
@@ -238,6 +241,7 @@ if TYPE_CHECKING:
     from steelyard.learn.run import train as train
     from steelyard.learn.schedules import Scheduler as Scheduler
     from steelyard.learn.start import init_ as init_
+    from steelyard.learn.structured import prune_structured_ as prune_structured_
     from steelyard.learn.task import Batch as Batch
     from steelyard.learn.task import Interface as Interface
     from steelyard.learn.task import Task as Task

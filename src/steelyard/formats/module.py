@@ -80,13 +80,20 @@ def from_module(module: nn.Module, *, buffers: bool = True) -> Weights:
 
 
 def into_module(
-    weights: Weights, module: nn.Module, *, partial: bool = False, rename: Mapping[str, str] | None = None
+    weights: Weights,
+    module: nn.Module,
+    *,
+    partial: bool = False,
+    rename: Mapping[str, str] | None = None,
+    resize: bool = False,
 ) -> Table:
     """Load `weights` into `module`, all or nothing, and account for every name on either side.
 
     Names match after `rename`, which maps a name, or a prefix of names that ends in a dot, to the
     module's; a prefix ``module.`` or ``_orig_mod.`` that all names of one side have is set aside.
-    Values are cast to the module's dtype. With `partial`, what does not match stays as the module had it.
+    Values are cast to the module's dtype. With `partial`, what does not match stays as the module had it. With
+    `resize`, layers take the widths of `weights`, as those of a structurally pruned model have (`resize_`): the file
+    of a smaller model and the code of the original one are enough.
 
     Returns a table of name, status (loaded, tied, missing, unexpected, wrong shape), expected, found, note.
 
@@ -95,14 +102,18 @@ def into_module(
     """
     slots = _slots(module, buffers=True)
     sources, prefix = _matched(weights, [slot.name for slot in slots], rename or {})
-    plan = _Plan(sources, prefix, partial)
+    plan = _Plan(sources, prefix, partial, resize)
     for group in _groups(slots):
         plan.place(group)
     plan.leftovers(weights)
     if not partial:
         plan.complain(type(module).__name__)
-    staged = [(slot.tensor(), _staged(slot, item)) for slot, item in plan.copies]
-    _copy(staged)
+    staged = [(slot, _staged(slot, item)) for slot, item in plan.copies]
+    if resize:
+        from steelyard.graph.resize import resize_
+
+        resize_(module, {slot.name: tuple(values.shape) for slot, values in staged})
+    _copy([(slot.tensor(), values) for slot, values in staged])
     counts = {status: plan.statuses().count(status) for status in dict.fromkeys(plan.statuses())}
     return Table.of(f"weights into {type(module).__name__}", COLUMNS, [vars(row) for row in plan.rows], counts)
 
@@ -184,6 +195,7 @@ class _Plan:
     sources: Mapping[str, _Found]  # by name of the module
     prefix: str
     partial: bool
+    resize: bool = False
     rows: list[_Row] = field(default_factory=list)
     copies: list[tuple[_Slot, Weight]] = field(default_factory=list)
 
@@ -193,7 +205,7 @@ class _Plan:
     def place(self, group: list[_Slot]) -> None:
         """Decide on one tensor of the module, which may have several names."""
         spec = group[0].spec()
-        fits = [s for s in group if s.name in self.sources and self.sources[s.name].item.spec.shape == spec.shape]
+        fits = [s for s in group if s.name in self.sources and self._fits(self.sources[s.name].item.spec, spec)]
         chosen = self.sources[fits[0].name] if fits else None
         if chosen is not None:
             self.copies.append((group[0], chosen.item))
@@ -202,6 +214,9 @@ class _Plan:
         for slot in group:
             first = fits[0].name if fits else ""
             self.rows.append(self._row(slot.name, spec, first))
+
+    def _fits(self, given: Spec, spec: Spec) -> bool:
+        return given.shape == spec.shape or (self.resize and len(given.shape) == len(spec.shape))
 
     def _row(self, name: str, spec: Spec, first: str) -> _Row:
         found = self.sources.get(name)
@@ -212,8 +227,10 @@ class _Plan:
             return _Row(name, "missing", str(spec), note=kept)
         notes = [f"given as {found.given!r}" if found.given != name else "", self.prefix, kept]
         given = found.item.spec
-        if given.shape != spec.shape:
+        if not self._fits(given, spec):
             return _Row(name, "wrong shape", str(spec), str(given), _joined(notes))
+        if given.shape != spec.shape:
+            notes.append("resized")
         if given.dtype != spec.dtype:
             notes.append(f"cast {given.dtype} to {spec.dtype}")
         if name != first:
@@ -234,8 +251,8 @@ class _Plan:
             shown = "; ".join(map(_sentence, bad[:SHOWN])) + ("; ..." if len(bad) > SHOWN else "")
             raise ModelError(
                 f"{len(bad)} of {len(self.rows)} names do not match {model}: {shown}; "
-                "map the names (rename=, or steelyard convert --rename), or load what fits "
-                "(partial=True, or steelyard finetune)"
+                "map the names (rename=, or steelyard convert --rename), load what fits "
+                "(partial=True, or steelyard finetune), or resize the layers (resize=True)"
             )
 
 

@@ -25,20 +25,20 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int, causal: bool):
         super().__init__()
-        self.heads, self.causal = heads, causal
+        self.depth, self.causal = width // heads, causal  # of a head: the number of heads follows from the weights
         self.query, self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(3))
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, turns: Tensor | None = None) -> Tensor:  # (batch, time, width)
-        batch, time, width = x.shape
+        batch, time, _ = x.shape
         q, k, v = (
-            layer(x).view(batch, time, self.heads, width // self.heads).transpose(1, 2)  # (batch, heads, time, .)
+            layer(x).view(batch, time, -1, self.depth).transpose(1, 2)  # (batch, heads, time, depth)
             for layer in (self.query, self.key, self.value)
         )
         if turns is not None:
             q, k = rotated(q, turns), rotated(k, turns)
         mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        result: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, time, width))
+        result: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, time, -1))
         return result
 
 
@@ -79,7 +79,7 @@ class Transformer(nn.Module):
         x = self.embed(x if tokens else as_sequence(x, self.interface))
         turns = None
         if self.positions is None:
-            head = self.blocks[0].attention.query.out_features // self.blocks[0].attention.heads
+            head = self.blocks[0].attention.depth
             turns = angles(x.shape[1], head, x.device)
         elif x.shape[1] > len(self.positions):
             raise ModelError(f"the transformer was built for {len(self.positions)} positions, given are {x.shape[1]}")
