@@ -41,14 +41,14 @@ def test_a_field_is_placed_on_decades_around_its_middle():
     assert axis["cmid"] == 0
     ticks = dict(zip(axis["colorbar"]["ticktext"], axis["colorbar"]["tickvals"], strict=True))
     assert ticks["10⁻⁵"] == pytest.approx(-2)
-    assert field["customdata"][0][0] == "1e-05×"
+    assert field["customdata"] == [[1e-5, 1e-2, None], [1e-3, 0.0, None]]
 
 
 def test_a_field_of_shares_keeps_its_values():
     table = Table.of("t", {"step": "", "layer": "", "dead": "%"}, [{"step": 0, "layer": "a", "dead": 0.25}])
     figure = Field(table, "step", "layer", "dead").figure()
     assert figure["data"][0]["z"] == [[0.25]]
-    assert figure["data"][0]["customdata"] == [["25.00 %"]]
+    assert "%{customdata:.2~%}" in figure["data"][0]["hovertemplate"]
 
 
 def test_faults_are_marked_once_for_each_step():

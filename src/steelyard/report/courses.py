@@ -12,7 +12,6 @@ from typing import Any
 
 from steelyard.core.table import Cell, Table
 from steelyard.report.plots import Figure, Picture, axis_of, cells_of, done, label_of, unit_of
-from steelyard.report.units import written
 
 EVENTS = 12  # that are marked, the first ones
 _POWERS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -79,11 +78,12 @@ class Field(Picture):
             (str(row[self.y]), row[self.x]): row[self.value] for row in self.table.rows
         }
         rows = [[self._place(cells.get((name, x))) for x in across] for name in down]
-        said = [[_said(cells.get((name, x)), unit_of(self.table, self.value)) for x in across] for name in down]
+        raw = [[_number(cells.get((name, x))) for x in across] for name in down]
         zero, bar = self._scale([v for row in rows for v in row if v is not None])
-        shown = [[None if v is None else v - zero for v in row] for row in rows]
-        hover = f"step %{{x}}<br>%{{y}}<br>{label_of(self.value)} %{{customdata}}<extra></extra>"
-        field = {"type": "heatmap", "x": across, "y": list(map(label_of, down)), "z": shown, "customdata": said}
+        shown = [[None if v is None else round(v - zero, 4) for v in row] for row in rows]
+        shape = "%{customdata:.2~%}" if unit_of(self.table, self.value) == "%" else "%{customdata:.3~g}"
+        hover = f"step %{{x}}<br>%{{y}}<br>{label_of(self.value)} {shape}<extra></extra>"
+        field = {"type": "heatmap", "x": across, "y": list(map(label_of, down)), "z": shown, "customdata": raw}
         field |= {"coloraxis": "coloraxis", "hovertemplate": hover, "hoverongaps": False}
         layout = {
             "xaxis": axis_of(self.table, self.x) | {"showgrid": False},
@@ -98,7 +98,7 @@ class Field(Picture):
         """Where it stands on the scale."""
         if value is None or not math.isfinite(value) or (self.log and value <= 0):
             return None
-        return math.log10(value) if self.log else float(value)
+        return round(math.log10(value), 3) if self.log else float(value)
 
     def _scale(self, places: Sequence[float]) -> tuple[float, dict[str, Any]]:
         """What counts as zero for the colours, and the bar that explains them."""
@@ -116,8 +116,9 @@ class Field(Picture):
         return zero, bar
 
 
-def _said(value: Any, unit: str) -> str:
-    return "" if value is None else label_of(written(value, unit))
+def _number(value: Any) -> float | None:
+    """Four digits, which are enough to be read off; what is not finite becomes a gap."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")
 
 
 def _marks(events: Table | None) -> Figure:

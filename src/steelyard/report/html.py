@@ -13,7 +13,7 @@ import html
 import importlib.util
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,27 +88,38 @@ def render(page: Page) -> str:
     >>> "<script" in render(Page("A <b>", [Section("One", "Text.")]))
     False
     """
-    pictures = [picture for section in page.sections for picture in section.pictures]
-    scripts = [_plotly(), _asset("page.js")] if pictures else []
-    names = _anchors(page.sections)
-    counter = iter(range(len(pictures)))
-    body = "\n".join(_section(s, name, counter) for s, name in zip(page.sections, names, strict=True))
-    contents = _contents(page.sections, names) if len(page.sections) > 2 else ""
+    drawn = any(section.pictures for section in page.sections)
+    return document(page.title, f"{head(page)}\n{content(page)}\n{_footer()}", scripts(drawn))
+
+
+def scripts(pictures: bool) -> list[str]:
+    """What a page with pictures runs: plotly, and what draws them in the colours of the page."""
+    return [_plotly(), asset("page.js")] if pictures else []
+
+
+def document(title: str, body: str, scripts: Sequence[str], more: str = "") -> str:
+    """A whole file of HTML. ``more``: what the content security policy allows besides."""
     return "\n".join(
         (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_policy(scripts)}">',
+            f'<meta http-equiv="Content-Security-Policy" content="{_policy(scripts)}{more}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f'<meta name="generator" content="steelyard">\n<title>{_escape(page.title)}</title>',
-            f'<style>\n{_asset("page.css")}</style>\n</head>\n<body>\n<div class="page">',
-            _head(page),
-            f'<div class="columns{"" if contents else " single"}">{contents}\n<main>\n{body}\n</main>\n</div>',
-            _footer(),
-            "</div>",
+            f'<meta name="generator" content="steelyard">\n<title>{escape(title)}</title>',
+            f'<style>\n{asset("page.css")}</style>\n</head>\n<body>\n<div class="page">\n{body}\n</div>',
             *(f"<script>{script}</script>" for script in scripts),
             "</body>\n</html>\n",
         )
     )
+
+
+def content(page: Page, numbers: bool = True) -> str:
+    """The sections beside their table of contents. ``numbers``: with those behind each picture."""
+    names = _anchors(page.sections)
+    counter = iter(range(sum(len(section.pictures) for section in page.sections)))
+    parts = [_section(s, name, counter, numbers) for s, name in zip(page.sections, names, strict=True)]
+    contents = _contents(page.sections, names) if len(page.sections) > 2 else ""
+    body = "\n".join(parts)
+    return f'<div class="columns{"" if contents else " single"}">{contents}\n<main>\n{body}\n</main>\n</div>'
 
 
 def _policy(scripts: Sequence[str]) -> str:
@@ -117,7 +128,8 @@ def _policy(scripts: Sequence[str]) -> str:
     return f"default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; script-src {allowed}"
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """The text of a file beside this one."""
     return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
@@ -130,20 +142,21 @@ def _plotly() -> str:
     return re.sub(r"</(script)", r"<\\/\1", source, flags=re.IGNORECASE).replace("<!--", "<\\!--")
 
 
-def _head(page: Page) -> str:
+def head(page: Page) -> str:
+    """The title, what stands below it, and the strip of key figures."""
     pairs = "".join(
-        f"<div><dt>{_escape(k)}</dt><dd>{_escape(v if isinstance(v, str) else written(v))}</dd></div>"
+        f"<div><dt>{escape(k)}</dt><dd>{escape(v if isinstance(v, str) else written(v))}</dd></div>"
         for k, v in page.meta.items()
     )
     meta = f'\n<dl class="meta">{pairs}</dl>' if pairs else ""
     cards = "".join(
-        f'<div><dt>{_escape(f.label)}</dt><dd class="value">{_escape(written(f.value, f.unit))}</dd>'
-        f'<dd class="note">{_escape(f.note)}</dd></div>'
+        f'<div><dt>{escape(f.label)}</dt><dd class="value">{escape(written(f.value, f.unit))}</dd>'
+        f'<dd class="note">{escape(f.note)}</dd></div>'
         for f in page.figures
     )
     strip = f'\n<dl class="figures">{cards}</dl>' if cards else ""
     lead = f'\n<div class="lead">{_prose(page.lead)}</div>' if page.lead else ""
-    return f"<header>\n<h1>{_escape(page.title)}</h1>{meta}{lead}{strip}\n</header>"
+    return f"<header>\n<h1>{escape(page.title)}</h1>{meta}{lead}{strip}\n</header>"
 
 
 def _footer() -> str:
@@ -168,16 +181,20 @@ def _anchors(sections: Sequence[Section]) -> list[str]:
 
 
 def _contents(sections: Sequence[Section], names: Sequence[str]) -> str:
-    items = "".join(f'<li><a href="#{n}">{_escape(s.heading)}</a></li>' for s, n in zip(sections, names, strict=True))
+    items = "".join(f'<li><a href="#{n}">{escape(s.heading)}</a></li>' for s, n in zip(sections, names, strict=True))
     return f'\n<nav aria-label="Contents"><h2>Contents</h2><ol>{items}</ol></nav>'
 
 
-def _section(section: Section, name: str, counter: Iterable[int]) -> str:
-    numbers = iter(counter)
-    parts = [f'<section id="{name}">', f"<h2>{_escape(section.heading)}</h2>", _prose(section.text)]
-    parts += [_picture(picture, next(numbers)) for picture in section.pictures]
-    parts += [_titled(table, section.heading) for table in section.tables]
+def _section(section: Section, name: str, counter: Iterator[int], numbers: bool) -> str:
+    parts = [f'<section id="{name}">', f"<h2>{escape(section.heading)}</h2>", _prose(section.text)]
+    parts += [_picture(picture, next(counter), numbers) for picture in section.pictures]
+    parts.append(tables(section) and f'<div class="tables">\n{tables(section)}\n</div>')
     return "\n".join([*filter(None, parts), "</section>"])
+
+
+def tables(section: Section) -> str:
+    """The tables of a section, below each other."""
+    return "\n".join(_titled(table, section.heading) for table in section.tables)
 
 
 def _prose(text: str) -> str:
@@ -192,20 +209,20 @@ def _prose(text: str) -> str:
 
 
 def _inline(text: str) -> str:
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", _escape(text))
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
-def _picture(picture: Picture, number: int) -> str:
+def _picture(picture: Picture, number: int, numbers: bool) -> str:
     figure = picture.figure()
     title = picture.title or picture.table.title
     height = figure["layout"]["height"]
     return (
-        f'<figure>\n<figcaption id="c{number}">{_escape(title)}</figcaption>\n'
-        f'<div class="plot waiting" role="img" aria-label="{_escape(picture.described)}" '
+        f'<figure>\n<figcaption id="c{number}">{escape(title)}</figcaption>\n'
+        f'<div class="plot waiting" role="img" aria-label="{escape(picture.described)}" '
         f'data-figure="f{number}" style="min-height:{height}px"></div>\n'
-        f'<script type="application/json" id="f{number}">{_json(figure)}</script>\n'
+        f'<script type="application/json" id="f{number}">{data(figure)}</script>\n'
         f"<noscript><p>This picture is drawn by a script; its numbers are below.</p></noscript>\n"
-        f"{_behind(picture.table)}</figure>"
+        f"{_behind(picture.table) if numbers else ''}</figure>"
     )
 
 
@@ -218,7 +235,7 @@ def _behind(table: Table) -> str:
 
 
 def _titled(table: Table, heading: str) -> str:
-    title = _escape(table.title)
+    title = escape(table.title)
     if len(table.rows) > _LONG:
         summary = f"<summary><b>{title}</b> <span>{len(table.rows):,} rows</span></summary>"
         return f'<details class="table long">{summary}{_table(table)}{_notes(table)}</details>'
@@ -227,7 +244,7 @@ def _titled(table: Table, heading: str) -> str:
 
 
 def _table(table: Table) -> str:
-    label = f'role="region" aria-label="{_escape(table.title)}" tabindex="0"'
+    label = f'role="region" aria-label="{escape(table.title)}" tabindex="0"'
     if not table.rows:
         return "<p>No rows.</p>"
     if len(table.rows) == 1:
@@ -245,14 +262,14 @@ def _is_numeric(rows: Sequence[Mapping[str, Cell]], name: str) -> bool:
 
 
 def _th(column: Column, right: bool) -> str:
-    about = f' title="{_escape(column.about)}"' if column.about else ""
-    return f'<th scope="col"{about}{" class=n" if right else ""}>{_escape(column.name)}</th>'
+    about = f' title="{escape(column.about)}"' if column.about else ""
+    return f'<th scope="col"{about}{" class=n" if right else ""}>{escape(column.name)}</th>'
 
 
 def _cells(columns: Sequence[Column], row: Mapping[str, Cell], numeric: set[str]) -> str:
     cells = []
     for i, column in enumerate(columns):
-        value, text = row[column.name], _escape(written(row[column.name], column.unit))
+        value, text = row[column.name], escape(written(row[column.name], column.unit))
         exact = f' title="{value:,} bytes"' if column.unit == "B" and isinstance(value, int) else ""
         if i == 0 and column.name not in numeric:
             cells.append(f'<th scope="row">{text}</th>')
@@ -262,25 +279,25 @@ def _cells(columns: Sequence[Column], row: Mapping[str, Cell], numeric: set[str]
 
 
 def _record_row(column: Column, value: Cell) -> str:
-    about = f' title="{_escape(column.about)}"' if column.about else ""
-    text = _escape(written(value, column.unit, exact=True))
-    return f'<tr><th scope="row"{about}>{_escape(column.name)}</th><td>{text}</td></tr>'
+    about = f' title="{escape(column.about)}"' if column.about else ""
+    text = escape(written(value, column.unit, exact=True))
+    return f'<tr><th scope="row"{about}>{escape(column.name)}</th><td>{text}</td></tr>'
 
 
 def _notes(table: Table) -> str:
     known = {k: v for k, v in table.meta.items() if k not in ("steelyard", "python")}
-    plain = [f"{_escape(k)}: {_escape(written(v))}" for k, v in known.items() if isinstance(v, (str, int, float))]
+    plain = [f"{escape(k)}: {escape(written(v))}" for k, v in known.items() if isinstance(v, (str, int, float))]
     return f'<p class="notes">{" · ".join(plain)}</p>' if plain else ""
 
 
-def _json(data: Any) -> str:
+def data(values: Any) -> str:
     """JSON that may stand inside a script element: no '<' in it can end the element or begin a comment."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for sign in ("<", ">", "&", "\u2028", "\u2029"):
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return text
 
 
-def _escape(text: object) -> str:
+def escape(text: object) -> str:
     """Text for HTML, quotes included; control characters become visible."""
     return html.escape("".join(c if c == "\n" else printable(c) for c in str(text)))

@@ -2,7 +2,6 @@
 (() => {
   "use strict";
   const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const plots = [...document.querySelectorAll(".plot")];
   const config = {
     displaylogo: false,
     displayModeBar: "hover",
@@ -79,10 +78,17 @@
     },
     { rootMargin: "600px 0px" },
   );
-  plots.forEach((plot) => near.observe(plot));
+  let plots = [];
+  const watch = () => {
+    plots = [...document.querySelectorAll(".plot")];
+    for (const plot of plots) {
+      near.observe(plot);
+      plot.addEventListener("figure", () => near.observe(plot)); // a live page has set other numbers
+    }
+  };
+  watch();
+  document.addEventListener("pictures", watch); // or other pictures
 
-  // a live page sets other numbers
-  plots.forEach((plot) => plot.addEventListener("figure", () => plot.dataset.drawn && draw(plot)));
   const again = () => plots.filter((plot) => plot.dataset.drawn).forEach(draw);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
   addEventListener("beforeprint", () => {

@@ -75,7 +75,7 @@ def _number(value: float, unit: str) -> str:
     if unit == "pp":
         return f"{value * 100:+.2f} pp"
     if unit == "x":
-        return f"{value:.3g}×" if 0 < abs(value) < 0.095 else f"{_digits(value)}×"
+        return f"{value:.2g}×" if 0 < abs(value) < 0.095 else f"{_digits(value)}×"
     if unit == "s":
         return _seconds(value)
     if unit == "bits":

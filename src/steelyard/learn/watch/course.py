@@ -15,7 +15,7 @@ import numpy as np
 
 from steelyard.core.table import Cell, Column, Table
 from steelyard.learn.watch.reading import LogFile, Row
-from steelyard.learn.watch.schema import TABLES, columns_of
+from steelyard.learn.watch.schema import ENDED, TABLES, columns_of
 
 BINS = 240
 ROWS = 48  # of a table of layers over time; more are put together by the modules that hold them
@@ -109,7 +109,8 @@ class Course:
     """What a log says over time; `update` reads on, the rest are tables of what was read so far."""
 
     def __init__(self, log: LogFile, bins: int = BINS):
-        self.log, self.meta, self._bins = log, log.meta, bins
+        self.log, self._bins = log, bins
+        self.meta = {name: value for name, value in log.meta.items() if not name.startswith("steelyard.")}
         self._read = dict.fromkeys(TABLES, 0)  # rows of each table
         self.notes: dict[str, Binned] = {}
         self.counts = {name: Binned(log=True, bins=bins) for name in COUNTS}
@@ -141,6 +142,11 @@ class Course:
                 self._read[name] += len(piece)
                 take(piece)
         return before != self._read
+
+    @property
+    def ended(self) -> bool:
+        """Whether the watch has ended; False for one whose process was killed."""
+        return ENDED in self.log.meta
 
     def _take_tensors(self, rows: Iterable[Row]) -> None:
         self._tensors |= {str(row[0]): row for row in rows}
@@ -263,7 +269,7 @@ class Course:
         return self._table(table.title, table.columns, [row for row in table.rows if row["layer"] in some])
 
     def _table(self, title: str, columns: Sequence[Column], rows: Iterable[Mapping[str, Any]]) -> Table:
-        return Table.of(title, columns, rows, {k: v for k, v in self.meta.items() if k != "steelyard.watch"})
+        return Table.of(title, columns, rows, self.meta)
 
 
 def grouped(names: Sequence[str], most: int = ROWS) -> dict[str, list[str]]:

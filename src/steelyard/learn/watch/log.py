@@ -16,7 +16,7 @@ from typing import Any
 from steelyard.core.table import Table
 from steelyard.errors import WeightsError
 from steelyard.learn.watch.reading import SqliteLog
-from steelyard.learn.watch.schema import INTEGER, TABLES, TEXT, VERSION, to_cell
+from steelyard.learn.watch.schema import ENDED, INTEGER, TABLES, TEXT, VERSION, to_cell
 
 SECONDS = 1.0  # between two writes
 ROWS = 20_000  # that wait at most
@@ -40,6 +40,7 @@ class Log:
         self._waiting: dict[str, list[tuple[Any, ...]]] = {name: [] for name in TABLES}
         self._written = time.monotonic()
         self.noted = 0  # the step to which a note belongs
+        self.url: str | None = None  # of its live page
         self.listener: Callable[[str, float], None] | None = None  # is told of each note
         _create(self._base, meta or {})
 
@@ -90,9 +91,18 @@ class Log:
     def close(self) -> None:
         """Write what waits and, if the log is a file, let go of it; a log in memory can still be read."""
         self.write()
+        with self._base:
+            self._base.execute("INSERT OR IGNORE INTO meta VALUES (?, '1')", (ENDED,))
         if self.path is not None:
             with suppress(sqlite3.OperationalError):  # who reads just now still needs the file beside it
                 self._base.execute("PRAGMA journal_mode = DELETE")  # one file again
+
+    def into_memory(self) -> None:
+        """Go on without the file, which its owner will remove."""
+        base = _connect(":memory:")
+        self._base.backup(base)
+        self._base.close()
+        self._base, self.path = base, None
 
 
 def _connect(where: str) -> sqlite3.Connection:

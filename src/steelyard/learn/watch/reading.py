@@ -48,7 +48,8 @@ class LogFile(ABC, Mapping[str, Table]):
                 raise UnknownNameError("tensor in the log", tensor, known)
         names = [c.name for c in columns]
         rows = (dict(zip(names, row, strict=True)) for piece in self.pieces(name, tensor=tensor) for row in piece)
-        return Table.of(f"watch, {name}", columns, rows, {**self.meta, "log": self.where})
+        meta = {name: value for name, value in self.meta.items() if not name.startswith("steelyard.")}
+        return Table.of(f"watch, {name}", columns, rows, {**meta, "log": self.where})
 
     def to_parquet(self, folder: str | Path) -> list[Path]:
         """Write every table to a file of its own in that folder: norms.parquet, steps.parquet, ...

@@ -10,6 +10,7 @@ from steelyard.core.table import Column
 from steelyard.errors import UnknownNameError
 
 VERSION = 1
+ENDED = "steelyard.ended"  # in the metadata of a log that was closed
 TEXT = ("tensor", "shape", "dtype", "what", "layer", "kind", "verdict")  # columns of words
 TEXT = (*TEXT, "fault", "where", "severity", "evidence", "remedy")
 INTEGER = ("step", "examples", "trainable")  # of whole numbers; all others hold fractions

@@ -21,6 +21,7 @@ from torch.nn.parameter import is_lazy
 from steelyard.errors import ModelError, WeightsError
 from steelyard.learn.gauges import plain_name
 from steelyard.learn.watch.faults import Fault, Faults
+from steelyard.learn.watch.livepage import LivePage
 from steelyard.learn.watch.log import Log
 from steelyard.learn.watch.looks import Noise, spread
 from steelyard.learn.watch.norms import Norms, Readings, gradient_of, is_sharded
@@ -45,6 +46,7 @@ class Watch:
         every: int = 50,
         tell: Callable[[Fault], None] | None = None,
         to: Sequence[str | Sink] = (),
+        page: bool | int = False,
         run: Run | None = None,
     ):
         if every < 1:
@@ -57,7 +59,11 @@ class Watch:
         names = ", ".join(type(optimizer).__name__ for optimizer in optimizers)
         meta = {"model": type(model).__name__, "optimizer": names, "torch": str(torch.__version__)}
         self.sinks = [sink(one) for one in to]
+        self._page: LivePage | None = None
         try:
+            if page is not False:
+                self._page = LivePage(0 if page is True else page)
+                path = self._page.path if path is None else path
             self.log = Log(path, meta)
         except WeightsError:
             self._close_sinks()
@@ -72,6 +78,12 @@ class Watch:
     def __enter__(self) -> Log:
         self._start = time.perf_counter()
         self.log.add("tensors", [(name, *_described(p)) for name, p in self.norms.tensors.items()])
+        if self._page is not None:
+            try:
+                self._page.open(self.log)
+            except WeightsError:
+                self.__exit__(None, None, None)
+                raise
         self.log.listener = self._noted
         self._handles = [
             self.model.register_forward_pre_hook(_Hook(self._ran), with_kwargs=True),
@@ -98,6 +110,8 @@ class Watch:
         self._call = self._taps = self.noise.held = self.log.listener = None
         self.norms.close()
         self.log.close()
+        if self._page is not None:
+            self._page.close(self.log)
         self._close_sinks()
 
     def _close_sinks(self) -> None:
@@ -263,6 +277,7 @@ def watch(
     every: int = 50,
     tell: Callable[[Fault], None] | None = None,
     to: Sequence[str | Sink] = (),
+    page: bool | int = False,
 ) -> Watch:
     """Log what each step of the optimizer does to each tensor of the model, in any loop::
 
@@ -299,6 +314,9 @@ def watch(
         tell: called with each fault when it is found, ``print`` for one; the loop goes on.
         to: further places for the totals of every step, notes, faults, and the norms of each tensor at looks:
             "terminal" (a live view), "tensorboard:FOLDER", "wandb:PROJECT", "mlflow:EXPERIMENT", or your own `Sink`.
+        page: True shows the course of the training in a browser on this machine, as pictures that are renewed while it
+            goes on; the address is on standard error and is `log.url`. A number is the port. It takes 1 % of a core at
+            most while somebody looks, and nothing else; `steelyard watch LOG --live` does it in another process.
 
     Entering gives the `Log`: `log.table("norms")`, "steps", "values", "layers", "noise", "faults" and "notes", then
     and later; a file is read by `read_log`, and `log.to_parquet` hands it on. Examples are counted along the first axis
@@ -321,7 +339,7 @@ def watch(
     if given is None:
         raise ModelError("watch: expected an optimizer beside the model: sy.watch(model, optimizer)")
     optimizers = tuple(given) if isinstance(given, (list, tuple)) else (given,)
-    return Watch(module, optimizers, path=path, every=every, tell=tell, to=to, run=run)
+    return Watch(module, optimizers, path=path, every=every, tell=tell, to=to, page=page, run=run)
 
 
 def _tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> Mapping[str, Tensor]:
