@@ -91,6 +91,8 @@ _EXPORTS: dict[str, str] = {
     "importance_weights": "learn.examples:importance_weights",
     "effective_sample_size": "learn.examples:effective_sample_size",
     "BalancedSampler": "learn.balance:BalancedSampler",
+    "weigh_classes": "learn.classes:weigh_classes",
+    "balance_classes": "learn.classes:balance_classes",
     "Examples": "learn.data:Examples",
     "by_group": "learn.groups:by_group",
     "group_dro": "learn.groups:group_dro",
@@ -197,6 +199,8 @@ if TYPE_CHECKING:
     from steelyard.learn.average import Swa as Swa
     from steelyard.learn.average import greedy_soup as greedy_soup
     from steelyard.learn.balance import BalancedSampler as BalancedSampler
+    from steelyard.learn.classes import balance_classes as balance_classes
+    from steelyard.learn.classes import weigh_classes as weigh_classes
     from steelyard.learn.coordinates import coordinate_check as coordinate_check
     from steelyard.learn.corrupt import corrupted as corrupted
     from steelyard.learn.data import Examples as Examples

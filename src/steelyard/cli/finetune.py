@@ -8,6 +8,7 @@ import click
 
 from steelyard.cli.models import keeping_options, model_option, target_argument, task_argument
 from steelyard.cli.options import Number, Output, output, show
+from steelyard.cli.training import Training, training_options
 from steelyard.core.where import where
 from steelyard.life.recipe import Named
 
@@ -22,6 +23,7 @@ from steelyard.life.recipe import Named
 @click.option("--start", default="he", show_default=True, help="The scheme of what starts anew.")
 @click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True, help="Passes over the data.")
 @click.option("--rate", type=Number(), default=1e-3, show_default=True, help="The highest learning rate.")
+@training_options
 @keeping_options
 @output
 def verb(
@@ -35,10 +37,13 @@ def verb(
     start: str,
     epochs: int,
     rate: float,
+    training: Training,
     keeping: dict[str, Any],
     output: Output,
 ) -> None:
     """Load what fits of WEIGHTS into the model of TASK, train it there, and write TARGET.
+
+    --penalty l2-sp=0.1 keeps the weights near those that were loaded; --watch LOG and --live show the training.
 
     The account says of every tensor on either side whether it was loaded, is new, or did not fit.
 
@@ -50,14 +55,17 @@ def verb(
     from steelyard.formats.module import from_module
     from steelyard.learn.evaluate import evaluate
     from steelyard.learn.finetune import finetune
+    from steelyard.learn.record import objective_table
     from steelyard.life.record import fresh_start, make_task
 
-    made = make_task(task, model, seed)
+    made, options = training.of(make_task(task, model, seed)), training.options()
     run, account = finetune(
         made, formats.open(weights), fresh_start(made, start, seed), rate=rate, epochs=epochs, seed=seed,
         head=head if head in ("new", "keep") else where(head),
         freeze=None if freeze is None else "body" if freeze == "body" else where(freeze),
-        **keeping,
+        **options, **keeping,
     )  # fmt: skip
     formats.write(from_module(run.model).with_meta(task=made.name, seed=str(seed)), target)
-    show([evaluate(run.model, made), account, run.history()], output)
+    objective = objective_table(run.table())
+    tables = [evaluate(run.model, made), account, run.history()]
+    show(tables if objective is None else [*tables, objective], output)

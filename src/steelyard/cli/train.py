@@ -10,11 +10,15 @@ import click
 
 from steelyard.cli.models import keeping_options, model_option, target_argument, task_argument
 from steelyard.cli.options import Number, Output, output, show
+from steelyard.cli.training import Training, training_options
 from steelyard.life.recipe import Named
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from steelyard.core.table import Table
     from steelyard.learn.run import Gauge
+    from steelyard.learn.task import Task
     from steelyard.report.html import Page
     from steelyard.report.plots import Picture
 
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 )
 @click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True, help="Passes over the data.")
 @click.option("--rate", type=Number(), default=3e-3, show_default=True, help="The highest learning rate.")
+@click.option("--find-lr", is_flag=True, help="Find the rate by short runs first: about three runs more.")
 @click.option("--optimizer", default="adamw", show_default=True, help="adamw, adam, sgd, ...")
 @click.option(
     "--schedule", default="one-cycle", show_default=True, help="one-cycle, cosine, warm-up-cosine, plateau, ..."
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
               help="bfloat16 runs the model in it; weights and updates stay as they are.")  # fmt: skip
 @click.option("--trajectory", is_flag=True, help="Also the way of each layer, and what it knew in between.")
 @click.option("--folds", type=click.IntRange(min=2), help="Also the gap between seen and unseen, over so many folds.")
+@training_options
 @keeping_options
 @output
 def verb(
@@ -50,6 +56,7 @@ def verb(
     start: str | None,
     epochs: int,
     rate: float,
+    find_lr: bool,
     optimizer: str,
     schedule: str,
     weight_decay: float,
@@ -59,6 +66,7 @@ def verb(
     precision: Literal["full", "bfloat16"],
     trajectory: bool,
     folds: int | None,
+    training: Training,
     keeping: dict[str, Any],
     output: Output,
 ) -> None:
@@ -68,6 +76,9 @@ def verb(
     copying:LENGTH or module:task. The weights with the lowest validation loss are kept, and measured on examples
     that training has not seen. What goes wrong in the first steps is said on standard error, with the layer, the
     cause and the cure. Several processes, started by torchrun -m steelyard train ..., share each batch.
+
+    --penalty l1=1e-4@*.weight adds to the loss, and the table of the objective says what: data term + each penalty.
+    --watch LOG and --live show every tensor at every step, and faults are said on standard error as they are found.
 
     --trajectory says, of each layer, how long its way was and how far it led, after which step it stayed within a
     tenth of that from where it ended, and how well a linear probe reads the targets off it; --html draws both.
@@ -85,23 +96,29 @@ def verb(
     from steelyard.learn.gauges import alarm
     from steelyard.learn.generalization import generalization
     from steelyard.learn.processes import first
+    from steelyard.learn.record import objective_table
     from steelyard.learn.run import train
     from steelyard.learn.trajectory import Trajectory
     from steelyard.life.record import fresh_start, make_task
 
-    made = make_task(task, model, seed)
+    if folds is not None and training.balanced:
+        raise click.UsageError("--folds divides the rows that --balanced serves: use --class-weights balanced")
+    made, options = training.of(make_task(task, model, seed)), training.options()
+    net = fresh_start(made, start, seed)
+    told: Any = {"optimizer": optimizer, "epochs": epochs, "schedule": schedule, "weight_decay": weight_decay}
+    rates = _rates(net, made, told | {"seed": seed}) if find_lr else None
+    told |= {"rate": rate if rates is None else rates.meta["rate"], "patience": patience, "accumulate": accumulate}
+    told |= {"clip": clip, "precision": precision, "penalties": options["penalties"], "average": options["average"]}
     way, knows = Trajectory(), Probes(made)
-    gauges: list[Gauge] = [alarm(say=lambda found: click.echo(f"alarm, {found}", err=True))]
-    gauges += [way, knows] if trajectory else []
-    told: Any = {
-        "optimizer": optimizer, "rate": rate, "epochs": epochs, "schedule": schedule, "weight_decay": weight_decay,
-        "patience": patience, "accumulate": accumulate, "clip": clip, "precision": precision,
-    }  # fmt: skip
-    run = train(made, fresh_start(made, start, seed), seed=seed, gauges=gauges, **told, **keeping)
+    gauges: list[Gauge] = [way, knows] if trajectory else []
+    if not training.watched:  # a watch says the same, and more
+        gauges.append(alarm(say=lambda found: click.echo(f"alarm, {found}", err=True)))
+    run = train(made, net, seed=seed, gauges=gauges, within=options["within"], **told, **keeping)
     tables, pictures = [evaluate(run.model, made), run.history()], {}
+    tables += [table for table in (objective_table(run.table()), rates) if table is not None]
     if trajectory:
         tables += [way.table(), knows.table()]
-        pictures = {tables[2].title: _way(way.history()), tables[3].title: _known(tables[3])}
+        pictures = {tables[-2].title: _way(way.history()), tables[-1].title: _known(tables[-1])}
     if folds is not None:  # by all processes
         tables.append(generalization(run.model, made))
         tables.append(cross_validate(made, folds, model=fresh_start(made, start, seed), seed=seed, **told))
@@ -109,6 +126,15 @@ def verb(
         return
     formats.write(from_module(run.model).with_meta(task=made.name, seed=str(seed)), target)
     show(tables, output, _page(tables, pictures))
+
+
+def _rates(net: nn.Module, task: Task, options: dict[str, Any]) -> Table:
+    """The rates that were tried, and the best of them, which is said on standard error."""
+    from steelyard.learn.rate import find_lr
+
+    found = find_lr(net, task, effort="quick", **options)
+    click.echo(f"learning rate {found.meta['rate']:.3g}, found by {len(found.rows)} short runs", err=True)
+    return found
 
 
 def _page(tables: list[Table], pictures: Mapping[str, Picture]) -> Page:

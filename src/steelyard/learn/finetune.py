@@ -6,6 +6,7 @@ Decides what counts as the head and accounts for every name. Knows nothing of fi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Literal, Unpack
 
@@ -105,13 +106,14 @@ def finetune(
     freeze: Literal["body"] | Where | None = None,
     rename: Mapping[str, str] | None = None,
     progress: bool | Callable[[Run], None] = True,
+    within: Callable[[Run], AbstractContextManager[Any]] | None = None,
     **options: Unpack[RunOptions],
 ) -> tuple[Run, Table]:
     """Carry ``weights`` over to the task's model and train it there; the finished run and the account of `transfer`.
 
     head: "new" starts the last layer anew, "keep" loads it if it fits, or what chooses the weights to start anew.
     freeze: what is not trained; "body" is all but the head. The other keywords are those of Run; the rate is 1e-3
-    unless told.
+    unless told; within: as for `train`.
     """
     options.setdefault("rate", 1e-3)
     found = build_seeded(task, options.get("seed", 0)) if model is None else model
@@ -119,7 +121,7 @@ def finetune(
     account = transfer(weights, found, head=None if head == "keep" else last, rename=rename)
     if freeze is not None:
         _freeze(found, ~last if freeze == "body" else freeze)
-    run = train(task, found, progress=progress, **options)
+    run = train(task, found, progress=progress, within=within, **options)
     return run, account
 
 

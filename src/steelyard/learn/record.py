@@ -26,3 +26,23 @@ def epochs_table(task: Task, rows: Sequence[Mapping[str, Any]], meta: Mapping[st
         Column("seconds", "s", "spent on updates so far"),
     ]
     return Table.of(f"training on {task.name}, by epoch", columns, rows, meta)
+
+
+def objective_table(steps: Table) -> Table | None:
+    """From the table of all steps, what was lowered at the last one of each epoch: data term + each penalty.
+
+    None if nothing was penalised.
+    """
+    names = [c.name for c in steps.columns]
+    if "objective" not in names:
+        return None
+    penalties = names[names.index("seconds") + 1 : names.index("objective")]
+    columns = [
+        Column("epoch"),
+        Column("step"),
+        Column("data term", "", "the mean loss of the batch, before its update"),
+    ]
+    columns += [*map(Column, penalties), Column("objective", "", "data term + each penalty")]
+    last = {row["epoch"]: {**row, "epoch": row["epoch"] + 1, "data term": row["loss"]} for row in steps.rows}
+    rows = [{c.name: row[c.name] for c in columns} for row in last.values()]
+    return Table.of("objective at the last step of each epoch", columns, rows, steps.meta)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -377,9 +378,12 @@ def train(
     model: nn.Module | None = None,
     *,
     progress: bool | Callable[[Run], None] = True,
+    within: Callable[[Run], AbstractContextManager[Any]] | None = None,
     **options: Unpack[RunOptions],
 ) -> Run:
     """A Run, run to its end; the keywords are those of Run. ``progress``: True shows a bar on a terminal only.
+
+    within: makes, of the run, a context in which it runs: ``lambda run: sy.watch(run, path="run.sqlite")``.
 
     >>> from steelyard.learn.tasks import task
     >>> run = train(task("breast-cancer"), epochs=20, progress=False)
@@ -388,7 +392,7 @@ def train(
     """
     with progress_bar(f"training on {task.name}", progress) as shown:
         run = Run(task, model, progress=shown, **options)
-        with run:
+        with nullcontext() if within is None else within(run), run:
             for _ in run:
                 pass
     return run

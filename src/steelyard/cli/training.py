@@ -1,0 +1,101 @@
+"""What the verbs that train share: what is penalised, averaged, weighed and watched."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from steelyard.learn.run import Run
+    from steelyard.learn.task import Task
+    from steelyard.learn.watch.session import Watch
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Training:
+    """The options as the user gave them."""
+
+    penalties: tuple[str, ...]
+    average: str | None
+    class_weights: str | None
+    balanced: bool
+    log: Path | None
+    live: bool
+
+    @property
+    def watched(self) -> bool:
+        """Whether a watch is wanted."""
+        return self.log is not None or self.live
+
+    def of(self, task: Task) -> Task:
+        """The task, with its classes weighed or balanced if that was asked for."""
+        from steelyard.learn.classes import balance_classes, weigh_classes
+
+        if self.class_weights is not None:
+            words = self.class_weights.split(",")
+            task = weigh_classes(task, "balanced" if words == ["balanced"] else [_number(word) for word in words])
+        return balance_classes(task) if self.balanced else task
+
+    def options(self) -> dict[str, Any]:
+        """The keywords of `train`."""
+        from steelyard.learn.named import average, penalty
+        from steelyard.learn.processes import first
+
+        return {
+            "penalties": [penalty(text) for text in self.penalties],
+            "average": None if self.average is None else average(self.average),
+            "within": self._watch if self.watched and first() else None,
+        }
+
+    def _watch(self, run: Run) -> Watch:
+        from steelyard.learn.watch.session import watch
+
+        return watch(run, path=self.log, page=self.live, tell=lambda fault: click.echo(f"fault, {fault}", err=True))
+
+
+def training_options(function: F) -> F:
+    """Add ``--penalty``, ``--average``, ``--class-weights``, ``--balanced``, ``--watch`` and ``--live``.
+
+    The verb receives ``training: Training``.
+    """
+
+    @click.option("--penalty", "penalties", metavar="NAME=STRENGTH[@GLOB]", multiple=True,
+                  help="l1, l2, elastic-net, group-l1 (neurons, filters), group-l1-inputs, group-l1-heads, l2-sp, "
+                       "spectral or decay, on matrices or on the tensors that match; repeatable.")  # fmt: skip
+    @click.option("--average", metavar="ema[=DECAY]|swa[=START]", help="End with an average of the weights.")
+    @click.option("--class-weights", metavar="balanced|W,W,...",
+                  help="How much each class counts in training; balanced makes up for how rare it is.")  # fmt: skip
+    @click.option("--balanced", is_flag=True, help="Serve every class as often as every other in training.")
+    @click.option("--watch", "log", type=click.Path(path_type=Path), metavar="LOG",
+                  help="Log what each step does to each tensor; steelyard watch LOG shows it.")  # fmt: skip
+    @click.option("--live", is_flag=True, help="Watch it in a browser on this machine while it runs.")
+    @functools.wraps(function)
+    def wrapped(
+        *args: Any,
+        penalties: tuple[str, ...],
+        average: str | None,
+        class_weights: str | None,
+        balanced: bool,
+        log: Path | None,
+        live: bool,
+        **options: Any,
+    ) -> Any:
+        training = Training(penalties, average, class_weights, balanced, log, live)
+        return function(*args, training=training, **options)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def _number(word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        text = f"--class-weights: {word!r} is no number; expected balanced, or a number for each class: 1,1,5"
+        raise click.UsageError(text, click.get_current_context()) from None
