@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -105,6 +109,35 @@ def test_costs_are_those_of_the_stream_and_zero_is_cheaper() -> None:
     numbers[i, j] -= np.sign(numbers[i, j])
     multiples._run(numbers, True, 4, room, decoding=False, costs=after)
     assert after[at, 0] == pytest.approx(before[at, 1], abs=1e-9)
+
+
+DENSE = """
+import sys
+import numpy as np
+from steelyard.codecs.multiples import Multiples
+random = np.random.default_rng(3)
+for shape in [(7, 30), (30, 7), (5,), (3, 4, 2, 2)]:
+    for keep in (1.0, 0.9, 0.2):
+        for most in (1, 255):
+            x = random.integers(-most, most + 1, shape) * (random.random(shape) < keep)
+            stream = Multiples().encode(x.astype(np.float32) * np.float32(0.5))["stream"]
+            sys.stdout.write(stream.tobytes().hex() + chr(10))
+"""
+
+
+def test_dense_numbers_survive_and_compiled_code_does_what_is_written() -> None:
+    """Compiled, an index beyond an array reads whatever lies there; interpreted, it is an error."""
+    interpreted, compiled = (
+        subprocess.run(
+            [sys.executable, "-c", DENSE], env={**os.environ, **more}, capture_output=True, text=True, check=True
+        )
+        for more in ({"NUMBA_DISABLE_JIT": "1"}, {})
+    )
+    assert interpreted.stdout == compiled.stdout
+    assert compiled.stdout.count("\n") == 24
+    for shape in [(7, 30), (30, 7), (5,), (3, 4, 2, 2), (40, 56)]:
+        for most in (1, 13, 255):
+            assert coded(RNG.integers(-most, most + 1, shape) * np.float32(0.5))
 
 
 def test_damage_never_hangs_or_crashes() -> None:

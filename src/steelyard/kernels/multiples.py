@@ -101,7 +101,7 @@ def foresee(numbers, i, j, r, period, columns, known, kinds, stretch, inputs):
     inputs[0] = stretch[everywhere >> 2]
     inputs[1] = share(known[2], known[3], everywhere, 12, stretch)
     inputs[2] = share(columns[j], r, everywhere, 6, stretch)
-    inputs[3] = share(wide, r * 6, everywhere, 12, stretch)
+    inputs[3] = share(wide, r * 6 + 2, everywhere, 12, stretch)  # two of the columns have counted this row
     at = near * 3 + min(columns[j], 2)
     inputs[4] = stretch[kinds[at] >> 24]
     inputs[5] = stretch[kinds[96 + far] >> 24]
