@@ -45,9 +45,12 @@ _EXPORTS: dict[str, str] = {
     "Gptq": "edit.gptq:Gptq",
     "Awq": "edit.awq:Awq",
     "Hqq": "edit.hqq:Hqq",
+    "Factorize": "edit.lowrank:Factorize",
     "Share": "edit.share:Share",
     "Pack": "edit.pack:Pack",
     "Affine": "codecs.affine:Affine",
+    "FloatGrid": "codecs.floatgrid:FloatGrid",
+    "LowRank": "codecs.lowrank:LowRank",
     "Scaled": "codecs.scaled:Scaled",
     "Palette": "codecs.palette:Palette",
     "Bitmask": "codecs.bitmask:Bitmask",
@@ -104,6 +107,10 @@ _EXPORTS: dict[str, str] = {
     "coordinate_check": "learn.coordinates:coordinate_check",
     "evaluate": "learn.evaluate:evaluate",
     "score": "learn.evidence:score",
+    "blockwise": "learn.blockwise:blockwise",
+    "stepped": "learn.stepped:stepped",
+    "rounded_weights": "learn.stepped:rounded_weights",
+    "release": "learn.constrain:release",
     "compare": "learn.evaluate:compare",
     "generalization": "learn.generalization:generalization",
     "robustness": "learn.generalization:robustness",
@@ -144,6 +151,8 @@ if TYPE_CHECKING:
     from steelyard.codecs.bits import Bits as Bits
     from steelyard.codecs.delta import Delta as Delta
     from steelyard.codecs.entropy import Entropy as Entropy
+    from steelyard.codecs.floatgrid import FloatGrid as FloatGrid
+    from steelyard.codecs.lowrank import LowRank as LowRank
     from steelyard.codecs.multiples import Multiples as Multiples
     from steelyard.codecs.palette import Palette as Palette
     from steelyard.codecs.scaled import Scaled as Scaled
@@ -166,6 +175,7 @@ if TYPE_CHECKING:
     from steelyard.edit.cast import Cast as Cast
     from steelyard.edit.gptq import Gptq as Gptq
     from steelyard.edit.hqq import Hqq as Hqq
+    from steelyard.edit.lowrank import Factorize as Factorize
     from steelyard.edit.pack import Pack as Pack
     from steelyard.edit.prune import Prune as Prune
     from steelyard.edit.quantize import Quantize as Quantize
@@ -199,8 +209,10 @@ if TYPE_CHECKING:
     from steelyard.learn.average import Swa as Swa
     from steelyard.learn.average import greedy_soup as greedy_soup
     from steelyard.learn.balance import BalancedSampler as BalancedSampler
+    from steelyard.learn.blockwise import blockwise as blockwise
     from steelyard.learn.classes import balance_classes as balance_classes
     from steelyard.learn.classes import weigh_classes as weigh_classes
+    from steelyard.learn.constrain import release as release
     from steelyard.learn.coordinates import coordinate_check as coordinate_check
     from steelyard.learn.corrupt import corrupted as corrupted
     from steelyard.learn.data import Examples as Examples
@@ -245,6 +257,8 @@ if TYPE_CHECKING:
     from steelyard.learn.run import train as train
     from steelyard.learn.schedules import Scheduler as Scheduler
     from steelyard.learn.start import init_ as init_
+    from steelyard.learn.stepped import rounded_weights as rounded_weights
+    from steelyard.learn.stepped import stepped as stepped
     from steelyard.learn.structured import prune_structured_ as prune_structured_
     from steelyard.learn.task import Batch as Batch
     from steelyard.learn.task import Interface as Interface

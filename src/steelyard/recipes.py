@@ -16,6 +16,27 @@ def coded_sparse(k: int = 16) -> Scheme:
     return nest(Bitmask(), mask=Entropy(), values=nest(Palette(k), codes=Entropy()))
 
 
+def nf4(block: int = 64) -> Scheme:
+    """Hold a tensor by the 16 quantiles of a normal distribution: Dettmers et al., QLoRA, NeurIPS 2023."""
+    from steelyard.codecs.floatgrid import FloatGrid
+
+    return nest(FloatGrid("nf4", block))
+
+
+def mxfp4() -> Scheme:
+    """Hold a tensor in floats of 4 bits, 32 by a power of two: OCP Microscaling Formats 1.0, 2023."""
+    from steelyard.codecs.floatgrid import FloatGrid
+
+    return nest(FloatGrid("e2m1", 32, "e8m0"))
+
+
+def nvfp4() -> Scheme:
+    """Hold a tensor in floats of 4 bits, 16 by a float of 8: NVIDIA, 2025."""
+    from steelyard.codecs.floatgrid import FloatGrid
+
+    return nest(FloatGrid("e2m1", 16, "e4m3"))
+
+
 def deep_compression(sparsity: float = 0.9, k: int = 16) -> Chain:
     """Prune, share and entropy-code every weight matrix: Han, Mao and Dally, "Deep Compression", ICLR 2016.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from steelyard.claims import (
     c_beginnings,
     d_discipline,
     e_architectures,
+    f_levels,
     f_small,
     g_moving,
     weighting,
@@ -26,6 +28,9 @@ from steelyard.claims import (
 from steelyard.claims.check import Check, Outcome, run_check
 from steelyard.claims.material import digits
 from steelyard.core.weights import Weights
+from steelyard.edit import gptq
+from steelyard.edit.evidence import hessian_of
+from steelyard.edit.quantize import Quantize
 from steelyard.edit.share import Share
 from steelyard.explain import address, affine, counts, gradients, probes, recurrent, signal, signed, tangent
 from steelyard.explain.linear import fit_logistic
@@ -288,6 +293,29 @@ def _other_penalty(patch: Patch) -> None:
 def _rounded_return(patch: Patch) -> None:
     honest = e_architectures.from_sklearn
     patch.setattr(e_architectures, "from_sklearn", lambda estimator: honest(estimator).float().double())
+
+
+def _scales_for_each_four(patch: Patch) -> None:
+    """Eight times the scales that were stated."""
+    patch.setattr(f_levels, "Quantize", lambda bits, group: Quantize(bits, group=group // 8))
+
+
+def _two_bits_for_all(patch: Patch) -> None:
+    patch.setattr(f_levels, "Quantize", lambda bits, group: Quantize(min(bits, 2), group=group))
+
+
+def _no_evidence(patch: Patch) -> None:
+    patch.setattr(f_levels, "Gptq", lambda bits, group, by: Quantize(bits, group=group))
+
+
+def _no_compensation(patch: Patch) -> None:
+    patch.setattr(gptq, "hessian_of", _no_hessian)
+
+
+def _no_hessian(by: Weights, item: Any) -> Any:
+    """The evidence of inputs that are all alike and independent."""
+    rows, h = hessian_of(by, item)
+    return rows, np.eye(h.shape[1])[None]
 
 
 def _one_value_too_many(patch: Patch) -> None:
@@ -634,6 +662,10 @@ MUTATIONS: list[tuple[str, Callable[[Patch], None], str]] = [
     ("D6", _factors_inverted, "difference of weights"),
     ("E1", _other_penalty, "coefficient difference"),
     ("E1", _rounded_return, "round trip difference"),
+    ("F3", _scales_for_each_four, "bytes beyond those stated"),
+    ("F3", _two_bits_for_all, "lost, 8 bits, nearest"),
+    ("F3", _no_evidence, "lost, 2 bits, data"),
+    ("F3", _no_compensation, "logits moved by data, 2 bits"),
     ("F4", _one_value_too_many, "tensors without k distinct values"),
     ("F4", _loosened_ties, "ties broken"),
     ("F4", _changed_bit, "tied logit difference"),

@@ -54,6 +54,7 @@ CLAIMS: Registry[Any] = Registry(
         "D5": Row("steelyard.claims.d_discipline:D5", "upweighting examples", "learn"),
         "D6": Row("steelyard.claims.d_discipline:D6", "upweighting features", "learn"),
         "E1": Row("steelyard.claims.e_architectures:E1", "in linear models weights are coefficients", "learn"),
+        "F3": Row("steelyard.claims.f_levels:F3", "fewer bits are enough", "learn"),
         "F4": Row("steelyard.claims.f_small:F4", "weights can be shared", "learn"),
         "F5": Row("steelyard.claims.f_small:F5", "less memory without much accuracy", "learn"),
         "G1": Row("steelyard.claims.g_moving:G1", "the count of weights is a measure of scale", "learn"),

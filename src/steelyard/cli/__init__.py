@@ -31,6 +31,7 @@ VERBS: Registry[click.Command] = Registry(
         "score": Row("steelyard.cli.score:verb", "what data say about weights: evidence for the verbs below", "learn"),
         "prune": Row("steelyard.cli.prune:verb", "set the smallest weights to zero, and store the zeros cheaply"),
         "quantize": Row("steelyard.cli.quantize:verb", "round weights to uniform levels of 1 to 8 bits"),
+        "lowrank": Row("steelyard.cli.lowrank:verb", "matrices as products of two thin ones, by rank, bytes or error"),
         "share": Row("steelyard.cli.share:verb", "few distinct values for each tensor: a codebook and indices"),
         "claims": Row("steelyard.cli.claims:verb", "every claim of the field about weights, measured here", "learn"),
     },

@@ -10,6 +10,8 @@ CODECS: Registry[type[Codec]] = Registry(
     "codecs",
     {
         "affine": Row("steelyard.codecs.affine:Affine", "uniform levels: scale and zero point, 1 to 8 bits"),
+        "floatgrid": Row("steelyard.codecs.floatgrid:FloatGrid", "levels of a small float: nf4, fp8, mxfp4, nvfp4"),
+        "lowrank": Row("steelyard.codecs.lowrank:LowRank", "a matrix as the product of two thin ones"),
         "scaled": Row("steelyard.codecs.scaled:Scaled", "a factor for each index of an axis, and the other values"),
         "palette": Row("steelyard.codecs.palette:Palette", "a codebook of k values and an index for each element"),
         "bitmask": Row("steelyard.codecs.bitmask:Bitmask", "zeros as one bit each, and the other values"),

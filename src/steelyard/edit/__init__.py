@@ -23,6 +23,7 @@ STEPS: Registry[type[Step]] = Registry(
         "gptq": Row("steelyard.edit.gptq:Gptq", "round column by column, each making up for those before"),
         "awq": Row("steelyard.edit.awq:Awq", "round with the inputs that matter scaled up"),
         "hqq": Row("steelyard.edit.hqq:Hqq", "round with zero points that make the error sparse, without data"),
+        "lowrank": Row("steelyard.edit.lowrank:Factorize", "matrices as products of thin ones, by bytes or error"),
         "share": Row("steelyard.edit.share:Share", "few distinct values: the codebook with the least squared error"),
         "pack": Row("steelyard.edit.pack:Pack", "hold tensors as a plan of codecs says"),
         "untie": Row("steelyard.edit.untie:Untie", "each further name of a tensor becomes a tensor of its own"),

@@ -21,7 +21,7 @@ from steelyard.errors import CodecError, RecipeError, quoted
 SIGNIFICANT = 8  # bits of a scale: more would cost bytes and gain nothing
 CANDIDATES = 24  # scales that are tried for each group
 REFINED = 4  # times that the best one is fitted to its own codes
-CHUNK = 1 << 19  # numbers that are searched at a time
+_LEAST = {1: 0.25, 2: 0.25, 3: 0.35, 4: 0.45}  # bits -> the narrowest span that is tried, as a share of the widest
 
 
 @dataclass(frozen=True)
@@ -74,63 +74,16 @@ class Levels:
 
         `mass` broadcasts against x. Scales have 8 significant bits, zero points a few more.
         """
-        each = max(1, CHUNK // max(1, x.shape[1]))
-        found = []
-        for at in range(0, len(x), each):
-            own = None if mass is None else mass[at : at + each] if len(mass) == len(x) else mass
-            found.append(self._search(x[at : at + each].astype(np.float32), own, power))
-        scales, zeros = zip(*found, strict=True) if found else ([np.zeros(0)], [np.zeros(0)])
-        return np.concatenate(scales).astype(np.float64), np.concatenate(zeros).astype(np.float64)
+        from steelyard.kernels.scales import search_scales
 
-    def _search(self, x: np.ndarray, mass: np.ndarray | None, power: float) -> tuple[np.ndarray, np.ndarray]:
-        mass = np.ones((1, 1), np.float32) if mass is None else np.maximum(mass, 1e-30).astype(np.float32)
-        low, high = (np.min(x, axis=1, initial=np.inf), np.max(x, axis=1, initial=-np.inf))
-        if not x.shape[1]:
-            low = high = np.zeros(len(x), np.float32)
-        most = np.maximum(np.abs(low), np.abs(high))
-        best = np.full(len(x), np.inf)
-        kept = np.zeros((2, len(x)), np.float32)
-        least = 0.25 if self.bits <= 2 else 0.35 if self.bits == 3 else 0.45 if self.bits == 4 else 0.6
-        for share in np.linspace(1.0, least, CANDIDATES, dtype=np.float32):
-            if self.symmetric:
-                scale, zero = most * share / max(self.top // 2, 1), np.zeros_like(most)
-            else:
-                middle = (low + high) / 2
-                zero = middle - (middle - low) * share
-                scale = (high - low) * share / self.top
-            self._keep(x, mass, power, self.stored(scale, zero), best, kept)
-        for _ in range(REFINED if power == 2 else 0):
-            self._keep(x, mass, power, self.stored(*self._fitted(x, mass, *kept)), best, kept)
-        return kept[0], kept[1]
-
-    def _keep(
-        self, x: np.ndarray, mass: np.ndarray, power: float, tried: tuple[np.ndarray, np.ndarray], best: np.ndarray,
-        kept: np.ndarray,
-    ) -> None:  # fmt: skip
-        """Keep the scales that are tried where they lose less."""
-        scale, zero = tried[0][:, None], tried[1][:, None]
-        away = x - self.values(self.round(x, scale, zero), scale, zero)
-        loss = (mass * (away * away if power == 2 else np.abs(away) ** np.float32(power))).sum(axis=1)
-        better = loss < best
-        best[better] = loss[better]
-        kept[0, better], kept[1, better] = tried[0][better], tried[1][better]
-
-    def _fitted(self, x: np.ndarray, mass: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> list[np.ndarray]:
-        """The scale (and zero point) with the least squared error for the codes of the present ones."""
-        codes = self.round(x, scale[:, None], zero[:, None])
-        mass = np.broadcast_to(mass, x.shape)
-        if self.symmetric:
-            c = codes - self.top // 2
-            below = (mass * c * c).sum(axis=1)
-            new = (mass * c * x).sum(axis=1) / np.where(below > 0, below, 1)
-            return [np.where((below > 0) & (new > 0), new, scale), zero]
-        total = mass.sum(axis=1)
-        mean_c, mean_x = (mass * codes).sum(axis=1) / total, (mass * x).sum(axis=1) / total
-        c = codes - mean_c[:, None]
-        below = (mass * c * c).sum(axis=1)
-        new = (mass * c * (x - mean_x[:, None])).sum(axis=1) / np.where(below > 0, below, 1)
-        new = np.where((below > 0) & (new > 0), new, scale)
-        return [new, mean_x - mean_c * new]
+        own = np.ones((1, 1), np.float32) if mass is None else np.maximum(mass, 1e-30).astype(np.float32)
+        scales, zeros = np.zeros(len(x)), np.zeros(len(x))
+        shares = np.linspace(1.0, _LEAST.get(self.bits, 0.6), CANDIDATES)
+        if x.shape[1]:
+            wide = np.ascontiguousarray(x, np.float32)
+            bits = SIGNIFICANT, SIGNIFICANT + self.bits // 2
+            search_scales(wide, own, shares, self.top, self.symmetric, float(power), *bits, REFINED, scales, zeros)
+        return scales, zeros
 
     def stored(self, scale: np.ndarray, zero: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Scale and zero point with as many bits as are stored."""
@@ -149,6 +102,12 @@ class Levels:
             parts["zero"] = zero.astype(spec.dtype.numpy).reshape(shape)
         every = {**codec.inner, **plans}
         return Packed(spec, codec, {name: pack(value, every.get(name)) for name, value in parts.items()})
+
+
+def plans_of(codes: Plan, scale: Plan, symmetric: bool) -> dict[str, Plan]:
+    """How the parts of the affine codec are held, where anything is said: zero points as scales are."""
+    given = {"codes": codes, "scale": scale, "zero": None if symmetric else scale}
+    return {name: plan for name, plan in given.items() if plan is not None}
 
 
 def short(x: np.ndarray, bits: int) -> np.ndarray:

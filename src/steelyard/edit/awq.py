@@ -17,12 +17,13 @@ from steelyard.core.packed import Packed, Plan, Scheme, pack
 from steelyard.core.spec import Spec
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
-from steelyard.edit._levels import Levels, finite, short
+from steelyard.edit._levels import Levels, finite, plans_of, short
 from steelyard.edit.evidence import About, Rows, check_same, hessian_of
 from steelyard.edit.prune import in_scope
 from steelyard.edit.quantize import held_so
 
 TRIED = 20  # exponents between 0 and 1
+ROWS = 256  # outputs, spread over all, on which exponents are tried
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,7 @@ class Awq(Step):
         Levels(self.bits, self.symmetric, self.group)
 
     def __call__(self, weights: Weights) -> Weights:
-        plans = {n: p for n, p in (("codes", self.codes), ("scale", self.scale), ("zero", self.scale)) if p is not None}
-        if self.symmetric:
-            plans.pop("zero", None)
+        plans = plans_of(self.codes, self.scale, self.symmetric)
         about = About() if self.by is None else About.of(self.by)
         levels = Levels(self.bits, self.symmetric, self.group)
 
@@ -108,6 +107,7 @@ def _best(w: np.ndarray, h: np.ndarray, levels: Levels, group: int) -> np.ndarra
     norms = np.sqrt(np.diag(h))
     norms = np.maximum(norms, 1e-4 * (norms.max() or 1.0))
     best, kept = np.inf, np.ones(len(h), np.float32)
+    w = w[:: max(1, len(w) // ROWS)]
     for exponent in np.linspace(0, 1, TRIED + 1):
         s = norms**exponent
         factor = short((np.sqrt(s.max() * s.min()) / s).astype(np.float32), 8)

@@ -14,7 +14,7 @@ import numpy as np
 from steelyard.core.packed import Packed, Plan, Scheme, pack
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
-from steelyard.edit._levels import Levels, finite
+from steelyard.edit._levels import Levels, finite, plans_of
 from steelyard.edit.evidence import About, Rows, check_same, hessian_of
 from steelyard.edit.prune import in_scope
 from steelyard.edit.quantize import held_so
@@ -45,7 +45,7 @@ class Gptq(Step):
         damping: what is added to the diagonal of H, as a share of its mean.
         step: the scale of a row as a multiple of the root mean square of its weights, instead of a search. With
             many bits and entropy-coded `codes`, a wide grid of coarse steps takes fewer bytes than a narrow one.
-        codes, scale: how the codes and scales are held: by `Bits` and plain unless said.
+        codes, scale: how the codes, and the scales and zero points, are held: by `Bits` and plain unless said.
 
     Raises RecipeError for settings out of range, WeightsError for evidence that is missing, of another kind or of
     other weights, CodecError for NaN or infinite weights.
@@ -82,7 +82,7 @@ class Gptq(Step):
             raise RecipeError("step is a positive number, for symmetric levels without groups")
 
     def __call__(self, weights: Weights) -> Weights:
-        plans = {name: plan for name, plan in (("codes", self.codes), ("scale", self.scale)) if plan is not None}
+        plans = plans_of(self.codes, self.scale, self.symmetric)
         about = About() if self.by is None else About.of(self.by)
         levels = Levels(self.bits, self.symmetric, self.group)
 

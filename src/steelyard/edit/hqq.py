@@ -14,7 +14,7 @@ import numpy as np
 from steelyard.core.packed import Packed, Plan, Scheme, pack
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
-from steelyard.edit._levels import Levels, finite, short
+from steelyard.edit._levels import Levels, finite, plans_of, short
 from steelyard.edit.evidence import Rows
 from steelyard.edit.prune import in_scope
 from steelyard.edit.quantize import held_so
@@ -59,7 +59,7 @@ class Hqq(Step):
             raise RecipeError(f"the number of rounds is 0 or more, not {self.rounds}")
 
     def __call__(self, weights: Weights) -> Weights:
-        plans = {n: p for n, p in (("codes", self.codes), ("scale", self.scale), ("zero", self.scale)) if p is not None}
+        plans = plans_of(self.codes, self.scale, symmetric=False)
         levels = Levels(self.bits, symmetric=False, group=self.group)
 
         def one(item: Weight) -> Weight:

@@ -13,7 +13,7 @@ from steelyard.codecs.affine import Affine
 from steelyard.core.packed import Codec, Packed, Plan, Scheme, pack
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
-from steelyard.edit._levels import Levels, finite
+from steelyard.edit._levels import Levels, finite, plans_of
 from steelyard.edit.evidence import About, check_same, importance_of
 from steelyard.edit.pack import hold
 from steelyard.edit.prune import in_scope
@@ -35,7 +35,7 @@ class Quantize(Step):
 
     Args:
         codes: how the numbers of the levels are held: `Bits` unless said; ``Entropy()`` is smaller.
-        scale: how the scales are held; plain unless said.
+        scale: how the scales and zero points are held; plain unless said.
 
     Raises CodecError for settings that contradict each other and, naming the tensor, for NaN or infinite
     weights and shapes that do not fit; WeightsError for evidence that is missing or of other weights.
@@ -76,7 +76,7 @@ class Quantize(Step):
 
     def __call__(self, weights: Weights) -> Weights:
         codec = self.codec()
-        plans = {name: plan for name, plan in (("codes", self.codes), ("scale", self.scale)) if plan is not None}
+        plans = plans_of(self.codes, self.scale, self.symmetric)
         scheme = Scheme(codec, plans)
 
         def one(item: Weight) -> Weight:

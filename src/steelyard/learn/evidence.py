@@ -148,7 +148,7 @@ def of_inputs(
     inputs = Inputs({n.name: n.parameter for n in chosen}, full=kind == "hessian", dtype=dtype)
     with watching_inputs(model, inputs):
         for batch in served:
-            (call or _call)(model, batch)
+            (call or call_with)(model, batch)
     unseen = [site.name for site in inputs.sites if not site.seen]
     if (strict and unseen) or len(unseen) == len(inputs.sites):
         raise ModelError(
@@ -185,7 +185,8 @@ def _examples(batch: Any) -> int:
     return next((len(x) if x.ndim else 1 for x in parts if isinstance(x, Tensor)), 0)
 
 
-def _call(model: nn.Module, batch: Any) -> object:
+def call_with(model: nn.Module, batch: Any) -> object:
+    """The model called with a batch of any kind; a ModelError if it fails."""
     with calling(f"{type(model).__name__}, called with a batch,"):
         if isinstance(batch, Mapping):
             return model(**batch)
