@@ -40,7 +40,7 @@ def verb(
     \b
     Example:
       steelyard lowrank model.safetensors thin.safetensors --keep 0.5
-      steelyard lowrank model.safetensors thin.safetensors --error 0.01 --by evidence.safetensors
+      steelyard lowrank model.safetensors fitted.safetensors --error 0.01 --by evidence.safetensors
     """
     from steelyard.edit.lowrank import Factorize
     from steelyard.explain.rewrite import rewrite
