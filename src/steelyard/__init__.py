@@ -137,6 +137,8 @@ _EXPORTS: dict[str, str] = {
     "coefficients": "explain.coefficients:coefficients",
     "filters": "explain.filters:filters",
     "connection": "explain.address:connection",
+    "capacity": "explain.capacity:capacity",
+    "rank_gaps": "explain.capacity:rank_gaps",
     "probe": "explain.probes:probe",
     "Probes": "explain.probes:Probes",
     "memory": "explain.memory:memory",
@@ -183,6 +185,8 @@ if TYPE_CHECKING:
     from steelyard.edit.share import Share as Share
     from steelyard.errors import SteelyardError as SteelyardError
     from steelyard.explain.address import connection as connection
+    from steelyard.explain.capacity import capacity as capacity
+    from steelyard.explain.capacity import rank_gaps as rank_gaps
     from steelyard.explain.coefficients import coefficients as coefficients
     from steelyard.explain.contributions import contributions as contributions
     from steelyard.explain.diff import diff as diff

@@ -32,7 +32,19 @@ from steelyard.edit import gptq
 from steelyard.edit.evidence import hessian_of
 from steelyard.edit.quantize import Quantize
 from steelyard.edit.share import Share
-from steelyard.explain import address, affine, counts, gradients, probes, recurrent, signal, signed, tangent
+from steelyard.explain import (
+    address,
+    affine,
+    capacity,
+    counts,
+    gradients,
+    probes,
+    recurrent,
+    sharpness,
+    signal,
+    signed,
+    tangent,
+)
 from steelyard.explain.linear import fit_logistic
 from steelyard.init.he import He
 from steelyard.learn import (
@@ -588,6 +600,23 @@ def _unweighted_second(patch: Patch) -> None:
     patch.setattr(d_discipline, "just_train_twice", lambda *a, **kw: honest(*a, **{**kw, "upweight": 1.0}))
 
 
+def _wrong_way(patch: Patch) -> None:
+    turned = replace(capacity.MEASURES["spectral product"], more=False)
+    patch.setitem(capacity.MEASURES, "spectral product", turned)
+
+
+def _multiplied_margins(patch: Patch) -> None:
+    honest = capacity._margins
+    patch.setattr(capacity, "_margins", lambda land, spectral, ratios: honest(land, -spectral, ratios))
+
+
+def _by_size(patch: Patch) -> None:
+    def errors(land: Any, sigma: float, *_: Any) -> float:
+        return sigma * sum(weight.numel() for weight in land.weights) / 1e4
+
+    patch.setattr(sharpness, "_errors", errors)
+
+
 def _factors_inverted(patch: Patch) -> None:
     honest = penalties.factors_of
     patch.setattr(penalties, "factors_of", lambda *a: [None if f is None else 1 / f for f in honest(*a)])
@@ -660,6 +689,9 @@ MUTATIONS: list[tuple[str, Callable[[Patch], None], str]] = [
     ("D5", _weights_squared, "gradient of weight k - of k copies"),
     ("D5", _unweighted_second, "least gain over ERM"),
     ("D6", _factors_inverted, "difference of weights"),
+    ("D7", _wrong_way, "norm: low"),
+    ("D7", _multiplied_margins, "margin: low"),
+    ("D7", _by_size, "sharpness: low"),
     ("E1", _other_penalty, "coefficient difference"),
     ("E1", _rounded_return, "round trip difference"),
     ("F3", _scales_for_each_four, "bytes beyond those stated"),

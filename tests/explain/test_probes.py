@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import steelyard as sy
 from steelyard.errors import ModelError, UnknownNameError
 from steelyard.explain import probes as module
+from steelyard.explain.layers import differentiable
 from steelyard.explain.ridge import STRENGTHS, fit_ridge
 from steelyard.learn.data import Examples
 from steelyard.learn.measures import cross_entropy, squared_error
@@ -70,7 +71,7 @@ class Block(nn.Module):
 def test_a_layer_hands_on_what_the_next_is_given(frozen: bool) -> None:
     torch.manual_seed(0)
     model, x = Block().requires_grad_(not frozen), torch.randn(7, 5)
-    with module._looked_into(model):
+    with differentiable(model):
         found = module._handed_on(model, [Batch(x, torch.zeros(7, dtype=torch.long))], 100).features
     with torch.no_grad():
         stem = torch.relu(model.stem(x))

@@ -106,6 +106,17 @@ def test_a_task_of_several_inputs_served_by_a_function_is_pooled() -> None:
     assert table.column("test examples") == [6, 6, 5]
 
 
+def test_a_text_is_divided_in_blocks_and_not_where_state_is_carried(tmp_path: Any) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("abcabcabd" * 300, encoding="utf-8")
+    task = sy.task(f"text:{path}", context=16, batch_size=8, carry=False)
+    sizes = [fold.about["examples"]["test"] for fold in sy.folds(task, 3)]
+    assert max(sizes) - min(sizes) <= 1
+    assert sy.cross_validate(task, 3, epochs=1).meta["division"] == "blocks"
+    with pytest.raises(ModelError, match="carry=False"):
+        sy.folds(sy.task(f"text:{path}", context=16, batch_size=8, carry=True))
+
+
 def test_weights_follow_their_examples() -> None:
     task = numbered(torch.arange(30) % 3)
     data: Any = task.batches

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("design", "files", "mup")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("design", "files", "generalization", "mup")),
 ]
 
 
@@ -54,6 +54,21 @@ def test_the_examples_of_the_page_on_width_run(capsys):
     for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "mup.md").read_text(), re.S):
         exec(compile(code, "docs/mup.md", "exec"), seen)
     assert re.fullmatch(r"mup flat \[.*\]\nstandard grows \[.*\]\n", capsys.readouterr().out)
+
+
+def test_the_examples_of_the_page_on_generalization_run(capsys):
+    seen: dict[str, object] = {}
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "generalization.md").read_text(), re.S):
+        exec(compile(code, "docs/generalization.md", "exec"), seen)
+    way, known, gap, folds, spoilt, families = capsys.readouterr().out.splitlines()
+    assert way == "['fc1', 'fc2', 'head', 'all'] True"
+    assert known == "30"
+    assert re.fullmatch(
+        r"\{'train': 1\.0, 'valid': 0\.\d+, 'test': 0\.\d+, 'gap, valid': 0\.\d+, 'gap, test': 0\.\d+\}", gap
+    )
+    assert float(folds.split()[0]) > 0.9
+    assert folds.endswith("True")
+    assert (spoilt, families) == ("True", "True")
 
 
 def test_the_example_in_docs_files_is_a_layout():

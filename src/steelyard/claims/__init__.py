@@ -53,6 +53,7 @@ CLAIMS: Registry[Any] = Registry(
         "D4": Row("steelyard.claims.d_discipline:D4", "weight decay", "learn"),
         "D5": Row("steelyard.claims.d_discipline:D5", "upweighting examples", "learn"),
         "D6": Row("steelyard.claims.d_discipline:D6", "upweighting features", "learn"),
+        "D7": Row("steelyard.claims.d_capacity:D7", "weights determine the capacity to generalise", "learn"),
         "E1": Row("steelyard.claims.e_architectures:E1", "in linear models weights are coefficients", "learn"),
         "F3": Row("steelyard.claims.f_levels:F3", "fewer bits are enough", "learn"),
         "F4": Row("steelyard.claims.f_small:F4", "weights can be shared", "learn"),

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from steelyard.errors import ModelError, UnknownNameError
 from steelyard.learn.evaluate import evaluating, unfused
 from steelyard.learn.matrices import outermost
+from steelyard.learn.passage import check_values
 from steelyard.learn.task import Split, Task, apply, called, first_batch
+from steelyard.learn.unharmed import unmoved
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,25 @@ def watching(model: nn.Module, hooks: Mapping[str, Callable[..., Any]]) -> Itera
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def differentiable(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode with gradients for every parameter, frozen or not; after it the model is as it was.
+
+    Raises ModelError for parameters without values.
+    """
+    check_values(model)
+    frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
+    with unmoved(model), unfused(), torch.enable_grad():
+        model.eval()
+        for p in frozen:
+            p.requires_grad_()
+        try:
+            yield
+        finally:
+            for p in frozen:
+                p.requires_grad_(False)
 
 
 def record(model: nn.Module, inputs: Any, names: Iterable[str]) -> dict[str, Call]:

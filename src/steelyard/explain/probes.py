@@ -18,19 +18,19 @@ from torch import Tensor, nn
 
 from steelyard.core.table import Column, Table
 from steelyard.errors import ModelError, UnknownNameError
+from steelyard.explain.layers import differentiable
 from steelyard.explain.ridge import fit_ridge
 from steelyard.kernels.sketch import sketch
-from steelyard.learn.evaluate import unfused
 from steelyard.learn.gauges import plain_name
 from steelyard.learn.intervals import student, wilson
 from steelyard.learn.matrices import outermost
+from steelyard.learn.measures import IGNORED
 from steelyard.learn.options import check_whole
-from steelyard.learn.passage import Call, Passage, check_values, tensors_of
+from steelyard.learn.passage import Call, Passage, tensors_of
 from steelyard.learn.run import Step
 from steelyard.learn.seeding import derive
 from steelyard.learn.state import unwrapped
-from steelyard.learn.task import Batch, Split, Task, apply, device_of
-from steelyard.learn.unharmed import unmoved
+from steelyard.learn.task import Batch, Split, Task, apply, device_of, first_examples
 
 INPUTS = "inputs"  # the row of what the model is given
 SAMPLE = 256  # numbers of a tensor that the passage looks at: its scales are not used here
@@ -186,9 +186,9 @@ class Probes:
 
     def _measured(self, model: nn.Module) -> list[dict[str, Any]]:
         s = self.settings
-        with _looked_into(model):
+        with differentiable(model):
             if not self._data:
-                self._data = {split: _first(self.task, split, s.examples) for split in (s.fit, s.on)}
+                self._data = {split: first_examples(self.task, split, s.examples) for split in (s.fit, s.on)}
             fitted, judged = (_handed_on(model, self._data[split], s.width) for split in (s.fit, s.on))
         x, y = fitted.features, _targets(self._data[s.fit])
         held, truth = judged.features, _targets(self._data[s.on])
@@ -247,7 +247,8 @@ def _by_example(x: Tensor, batch: Batch, layer: str) -> Tensor:
             f"{layer!r} hands on {list(x.shape)} for targets {list(positions)}: expected the same first axes; "
             "choose other layers (layers=)"
         )
-    return x.reshape(positions.numel(), -1).float().cpu()
+    rows = x.reshape(positions.numel(), -1)
+    return rows[_counted(batch.targets)].float().cpu()
 
 
 def _narrow(rows: Tensor, width: int) -> Tensor:
@@ -280,42 +281,16 @@ def _known(x: Tensor, y: Tensor, held: Tensor, truth: Tensor, *, classes: bool) 
     return known | {"strength": ridge.strength}
 
 
-def _first(task: Task, split: Split, examples: int) -> list[Batch]:
-    """The first batches of a split, with so many targets at most; raises ModelError for an empty one."""
-    found, count = [], 0
-    for batch in task.batches(split, 0):
-        each = batch.targets[0].numel() if len(batch) and not batch.targets.is_floating_point() else 1
-        rows = min(len(batch), max(1, (examples - count) // each))
-        inputs = tuple(x[:rows] for x in batch.arguments)
-        if rows:
-            found.append(Batch(inputs if isinstance(batch.inputs, tuple) else inputs[0], batch.targets[:rows]))
-        count += rows * each
-        if count >= examples:
-            break
-    if not found:
-        raise ModelError(f"the {split} split of the task {task.name!r} is empty: there is nothing to probe on")
-    return found
-
-
 def _targets(batches: Sequence[Batch]) -> Tensor:
-    whole = torch.cat([batch.targets for batch in batches]).cpu()
-    return whole if whole.is_floating_point() else whole.reshape(-1)
+    return torch.cat([batch.targets.reshape(len(_counted(batch.targets)), -1)[_counted(batch.targets)].squeeze(-1)
+                      for batch in batches]).cpu()  # fmt: skip
 
 
-@contextmanager
-def _looked_into(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, with the graph that tells which layer feeds which, also where all weights are frozen."""
-    check_values(model)
-    frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
-    with unmoved(model), unfused(), torch.enable_grad():
-        model.eval()
-        for p in frozen:
-            p.requires_grad_()
-        try:
-            yield
-        finally:
-            for p in frozen:
-                p.requires_grad_(False)
+def _counted(targets: Tensor) -> Tensor:
+    """Which rows of `_by_example` count: those of a position that is left out do not."""
+    if targets.is_floating_point():
+        return torch.ones(len(targets), dtype=torch.bool, device=targets.device)
+    return (targets != IGNORED).reshape(-1)
 
 
 @contextmanager

@@ -21,11 +21,15 @@ from steelyard.learn.task import SPLITS, Split, Task
 def in_memory(task: Task) -> Task:
     """The same task with its batches of epoch 0 held in memory as `Examples`; a task that holds them is as it is.
 
-    The training examples of another task are those of its first epoch, with whatever varies them in it; its batches
-    are as large as the first one. Raises ModelError for a task without training examples.
+    The training examples of another task are those of its first epoch, with whatever varies them in it; batches are as
+    large as the largest of it. Raises ModelError for a task without training examples, or one whose batches go on from
+    one another.
     """
     if isinstance(task.batches, Examples):
         return task
+    if task.interface is not None and task.interface.carried:
+        raise ModelError(f"each batch of the task {task.name!r} goes on where the last one ended, so that its examples "
+                         "cannot be divided anew: make it with carry=False")  # fmt: skip
     inputs: dict[Split, Inputs] = {}
     targets: dict[Split, Tensor] = {}
     extra: dict[str, dict[Split, Tensor]] = {"weight": {}, "groups": {}}
@@ -47,7 +51,8 @@ def in_memory(task: Task) -> Task:
     for split in SPLITS:
         inputs.setdefault(split, chosen(inputs["train"], torch.zeros(0, dtype=torch.long)))
         targets.setdefault(split, targets["train"][:0])
-    return replace(task, batches=Examples(inputs, targets, size, 0, weight=extra["weight"], groups=extra["groups"]))
+    data = Examples(inputs, targets, size, 0, weight=extra["weight"], groups=extra["groups"])
+    return replace(task, batches=data)
 
 
 @dataclass(frozen=True)

@@ -227,6 +227,26 @@ def first_batch(task: Task, split: Split) -> Batch:
     raise ModelError(f"the {split} split of the task {task.name!r} is empty")
 
 
+def first_examples(task: Task, split: Split, count: int) -> list[Batch]:
+    """The first batches of a split, with so many targets at most (of positions, where there are targets for those).
+
+    Weights and groups of examples are left out. Raises ModelError for an empty split.
+    """
+    found, seen = [], 0
+    for batch in task.batches(split, 0):
+        each = batch.targets[0].numel() if len(batch) and not batch.targets.is_floating_point() else 1
+        rows = min(len(batch), max(1, (count - seen) // each))
+        inputs = tuple(x[:rows] for x in batch.arguments)
+        if rows:
+            found.append(Batch(inputs if isinstance(batch.inputs, tuple) else inputs[0], batch.targets[:rows]))
+        seen += rows * each
+        if seen >= count:
+            break
+    if not found:
+        raise ModelError(f"the {split} split of the task {task.name!r} is empty")
+    return found
+
+
 def apply(model: nn.Module, batch: Batch) -> Tensor:
     """The outputs of the model for a batch; raises ModelError if the model fails, or returns anything but a tensor."""
     with calling(f"{type(model).__name__}, called with {_shapes(batch.arguments)},"):
