@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from steelyard.claims.architectures import noise
+from steelyard.learn.added import SHARE
+from steelyard.learn.auto import STREAM
 from steelyard.learn.start import init_
 
 X = noise(16, 6, 8)  # (samples, places, features)
@@ -65,9 +67,9 @@ def test_what_is_added_gets_the_scale_of_the_signal(way: str, scheme: str) -> No
         model.body.weight.zero_(), model.body.bias.zero_()
         added = joined(model, torch.zeros_like(signal)) if "token" not in way else together[:, :1]
         added = added[:, :2] if way == "in the place of some" else added
-    assert float(added.std(unbiased=False)) == pytest.approx(float(signal.std(unbiased=False)), rel=0.03)
+    assert float(added.std(unbiased=False)) == pytest.approx(SHARE * float(signal.std(unbiased=False)), rel=0.03)
     assert found["pos"]["kind"] == "Parameter"
-    assert found["pos"]["std"] == pytest.approx(1.0, rel=1e-3)
+    assert found["pos"]["std"] == pytest.approx(SHARE, rel=1e-3)
     assert found["head"]["std"] == pytest.approx(1.0, rel=1e-4)  # what comes after meets it with its new scale
     assert "kept" not in found["meta"]
     assert scheme == "data" or (found["meta"]["proved"] and found["pos"]["target"] == found["pos"]["std"])
@@ -161,10 +163,12 @@ def test_a_recurrent_signal_and_embedded_tokens_are_signals() -> None:
     model = Words()
     x = torch.randint(0, 9, (16, 6), generator=torch.Generator().manual_seed(0))
     found = rows(model, "auto", x)
-    assert found["before"]["std"] == pytest.approx(1.0, rel=1e-3)
+    assert found["before"]["std"] == pytest.approx(SHARE, rel=1e-3)
     with torch.no_grad():
         states = model.rnn(model.embed(x) + model.before)[0]
-    assert float(model.after.detach().std(unbiased=False)) == pytest.approx(float(states.std(unbiased=False)), rel=1e-3)
+    assert float(model.after.detach().std(unbiased=False)) == pytest.approx(
+        SHARE * float(states.std(unbiased=False)), rel=1e-3
+    )
 
 
 def test_a_start_that_fails_after_the_sum_leaves_the_parameter_as_it_was() -> None:
@@ -176,3 +180,49 @@ def test_a_start_that_fails_after_the_sum_leaves_the_parameter_as_it_was() -> No
     with pytest.raises(Exception, match="after"):
         init_(model, "data", X)
     assert not model.pos.any()
+
+
+class Stream(nn.Module):
+    """Words, positions, and two residual branches; what else happens to the stream is `otherwise`."""
+
+    def __init__(self, otherwise: str = "") -> None:
+        super().__init__()
+        self.otherwise = otherwise
+        self.embed, self.places = nn.Embedding(9, 8), nn.Embedding(6, 8)
+        self.norms = nn.ModuleList(nn.LayerNorm(8) for _ in range(3))
+        self.up, self.down = (nn.ModuleList(nn.Linear(8, 8) for _ in range(2)) for _ in range(2))
+        self.head = nn.Linear(8, 9)
+        self.register_buffer("waves", torch.sin(torch.arange(48.0)).view(6, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x) + self.places(torch.arange(x.shape[1]))
+        h = h + self.waves if self.otherwise == "a buffer" else h
+        h = torch.tanh(h) if self.otherwise == "an activation" else h
+        for norm, up, down in zip(self.norms, self.up, self.down, strict=False):
+            h = h + down(functional.gelu(up(h if self.otherwise == "a layer" else norm(h))))
+        return self.head(h if self.otherwise == "the head" else self.norms[2](h))
+
+
+@pytest.mark.parametrize("otherwise", ["", "a buffer", "an activation", "a layer", "the head"])
+def test_a_stream_that_norms_alone_read_starts_smaller_and_gives_the_same(otherwise: str) -> None:
+    model = Stream(otherwise)
+    x = torch.randint(0, 9, (16, 6), generator=torch.Generator().manual_seed(0))
+    found = rows(model, "auto", x)
+    scale = 1.0 if otherwise else STREAM
+    assert found["meta"]["proved"]
+    assert found["embed"]["target"] == pytest.approx(scale)
+    assert found["places"]["target"] == pytest.approx(SHARE * scale)
+    assert found["down.0"]["target"] == pytest.approx(scale * 2**-0.5)
+    assert found["up.0"]["target"] == 1
+    assert ("norms alone read this stream" in found["down.0"]["why"]) == (not otherwise)
+    before = model(x).detach()
+    with torch.no_grad():
+        for layer in (model.embed, model.places, *model.down):
+            layer.weight *= 1 / STREAM
+    assert torch.allclose(model(x), before, atol=1e-3) == (not otherwise)
+
+
+def test_a_stream_that_begins_with_the_inputs_has_their_scale() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
+    model = nn.TransformerEncoder(layer, 2, norm=nn.LayerNorm(8), enable_nested_tensor=False)
+    assert rows(model)["layers.0.linear2"]["target"] == pytest.approx(4**-0.5)

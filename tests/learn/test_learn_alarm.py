@@ -371,7 +371,7 @@ def test_the_alarm_is_a_warning_in_one_line() -> None:
     assert [w.category for w in said] == [TrainingWarning]
     assert len(said) == len(alarm.found) == 1
     text = str(said[0].message)
-    assert text.startswith(f"step 2: vanishing signal, first at the layer {alarm.found[0].layer!r}: each layer shrinks")
+    assert text.startswith(f"step 1: vanishing signal, first at the layer {alarm.found[0].layer!r}: each layer shrinks")
     assert "; start with He" in text
     assert "\n" not in text
 

@@ -52,7 +52,7 @@ def signal(model: nn.Module, batch: Any, loss: Callable[[Any, Any], Tensor], *, 
     descent, and rate / rms(W) for Adam and its kin, whose first step is the rate times the sign of the gradient.
 
     A layer is flagged when what it passes on is 1000 times smaller or larger than what came in, and the loss reaches
-    the end of the model (where the gradient shrinks, too: 5000 times both together, each 30 times); when its dL/da is
+    the end of the model (where the gradient shrinks, too: 25,000 times both together, each 30 times); when its dL/da is
     1000 times below or above that of the layers it feeds, and the loss reaches the layers that see the data; when half
     of its units are dead or half of its activations are saturated; and when all of its units have the same weights and
     get the same gradient. A branch, a gate or a head that starts at zero is healthy, and so is what a normalisation

@@ -24,14 +24,13 @@ from steelyard.errors import ModelError, TrainingWarning
 from steelyard.learn.matrices import is_started, outermost, weights_of
 from steelyard.learn.passage import Call, Passage, check_values, length
 from steelyard.learn.symmetry import same_weights, symmetric
-from steelyard.learn.verdicts import HEALTHY, blamed, judged, sentence
+from steelyard.learn.verdicts import HEALTHY, blamed, fades, judged, sentence
 
 SAMPLE = 2**16  # numbers that are read of a tensor
 MOST = 4096  # calls that are recorded for a step
 IN_A_ROW = {
     **dict.fromkeys(("inputs not finite", "not finite", "frozen"), 1),
     **dict.fromkeys(("exploding signal", "exploding gradient", "symmetric"), 2),
-    "vanishing signal": 2,  # long steps bring it back soon, though not what was lost of it
 }
 USUALLY = 3  # steps in a row, for everything else
 EVERY = 5  # steps: how often weights are looked at for whether they moved
@@ -64,8 +63,9 @@ class Alarm:
     In the forward and backward passes of training it sees a signal or a gradient that vanishes or explodes on the way
     through the layers, layers whose units are all dead or all the same, numbers that are not finite, and trainable
     weights that do not move while others do. Each is said once, when it has lasted: numbers that are not finite at
-    once, explosions, symmetry and a signal that vanishes for 2 steps, frozen weights for 10, the others for 3. After
-    `steps` steps all hooks are gone; nothing of the training is changed, to the last bit.
+    once, explosions and symmetry for 2 steps, frozen weights for 10, the others for 3. Where signal and gradient both
+    vanish at the first step, which shows the start alone, that is said at once: long steps soon bring the scales back,
+    but not what was lost. After `steps` steps all hooks are gone; nothing of the training is changed, to the last bit.
 
     Args:
         model: the module that is trained.
@@ -170,7 +170,8 @@ class Alarm:
         verdict, first = blamed([(words, set()) for words in found.values()])
         before, times = self._row
         self._row = (verdict, times + 1 if verdict == before else 1)
-        due = self._row[1] >= IN_A_ROW.get(verdict, USUALLY)
+        at_once = self.step == 1 and verdict == "vanishing signal" and fades(calls)  # later, long steps have hidden it
+        due = at_once or self._row[1] >= IN_A_ROW.get(verdict, USUALLY)
         known = {f.verdict for f in self.found}
         if "inputs not finite" in known:  # and so are the weights ever since
             known.add("not finite")

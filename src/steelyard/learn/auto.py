@@ -15,12 +15,14 @@ from torch import nn
 
 from steelyard.core.table import Column, Table
 from steelyard.init import scheme_of
+from steelyard.learn.added import SHARE
 from steelyard.learn.datadriven import COLUMNS, floats, mean_cosine, scale_by_data
 from steelyard.learn.depth import Function, calm, is_deep, odd_part
 from steelyard.learn.flow import Flow, Place, flow_of
 from steelyard.learn.matrices import ATTENTION, is_started, matrices
 from steelyard.learn.pairs import Halves, is_plain, pairs, reached
 from steelyard.learn.start import draw
+from steelyard.learn.streams import normed_streams, position_tables
 from steelyard.learn.task import batch_arguments
 from steelyard.learn.tracing import Graph, Operation, record
 
@@ -29,6 +31,7 @@ STEEP = 30.0  # the largest norm of a gradient over the smallest one
 ABSURD = 1e4  # a factor of a scale that only layers without a start, or broken data, can ask for
 SAME = 1 - 1e-5  # the mean cosine of inputs
 LOST = 100.0  # times less than the inputs (by 1 - cosine) the outputs may differ: a class token starts with 20 to 60
+STREAM = 0.3  # of the scale of a residual stream that norms alone read; see bench/positions
 HEARD = "no layer makes it; much less than what it is added to is not heard, and takes long to grow"
 
 
@@ -92,6 +95,13 @@ def chosen(model: nn.Module, found: Mapping[str, nn.Module], graph: Graph, argum
         target, choice.why[name] = _target(place, flow, choice, deep.get(name))
         if name not in shared:
             choice.targets[name] = target
+    ends = {name for name, place in flow.layers.items() if place.ends_branch and not place.branch_norm}
+    sooner = f"{STREAM:g} of it, as norms alone read this stream, so that it learns sooner"
+    streams = normed_streams(model, graph, ends)
+    for names, factor, why in ((position_tables(graph), SHARE, HEARD), (streams, STREAM, sooner)):
+        for name in names & set(choice.targets):
+            choice.targets[name] *= factor
+            choice.why[name] += f"; {why}"
     for name, layer in found.items():  # what attention adds to the stream is its output projection
         if isinstance(layer, ATTENTION) and f"{name}.out_proj" in choice.targets:
             choice.targets[name] = choice.targets[f"{name}.out_proj"]

@@ -85,7 +85,7 @@ def scale_by_data(
     a bias of 0 that is exact in one pass. A layer with several calls has one scale c for all of them: the exponents
     e = d log s / d log c of its calls come from automatic differentiation, c solves mean(s^2 c^2e) = 1, and the next
     pass is run with it. A parameter that an embedding shares with a linear layer gets the scale of the linear layer.
-    A parameter of no layer that is added to the signal, or put beside it (positions, a class token), gets the standard
+    A parameter of no layer that is added to the signal, or put beside it (positions, a class token), gets half of the standard
     deviation of that signal; see `steelyard.learn.added`. Dropout is off, norms use the batch, and everything but the
     weights is as before afterwards.
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from steelyard.learn.passage import Call, Scale
 
 LIMIT = 1e3  # so many times smaller or larger than where it came from is lost
-BOTH = 5e3  # the same of signal and gradient together, where both shrink: what a weight learns from is their product
+BOTH = 2.5e4  # the same of signal and gradient together, where both shrink: what a weight learns from is their product
 LEAST = 30.0  # and each of them at least so many times
 UNIT = 10.0  # and so many times away from 1: losses, norms and rates are made for numbers of that size
 
@@ -92,12 +92,23 @@ def depends_on_data(calls: Sequence[Call]) -> bool:
     return any(_dependent(calls))
 
 
-def judged(calls: Sequence[Call]) -> list[str]:
-    """The verdict of each call, by its scales alone; `calls` in their order, with or without gradients."""
+def fades(calls: Sequence[Call]) -> bool:
+    """Whether the gradient shrinks so much on its way back that with it a signal may be lost that is not by itself."""
+    return _gradient_left(calls, _feeds(calls)) * LEAST < 1
+
+
+def _feeds(calls: Sequence[Call]) -> list[list[int]]:
+    """Of each call those that it feeds."""
     feeds: list[list[int]] = [[] for _ in calls]
     for call in calls:
         for before in call.fed_by:
             feeds[before].append(call.order)
+    return feeds
+
+
+def judged(calls: Sequence[Call]) -> list[str]:
+    """The verdict of each call, by its scales alone; `calls` in their order, with or without gradients."""
+    feeds = _feeds(calls)
     verdicts = [HEALTHY] * len(calls)
     for words in (_forwards(calls, feeds, _limit(calls, feeds)), _backwards(calls, feeds)):
         verdicts = [old if old != HEALTHY else new for old, new in zip(verdicts, words, strict=True)]
@@ -118,9 +129,14 @@ def _not_finite(calls: Sequence[Call]) -> dict[int, str]:
 
 def _limit(calls: Sequence[Call], feeds: Sequence[Sequence[int]]) -> float:
     """How many times smaller a signal may become, given what becomes of the gradient on its way back."""
+    left = _gradient_left(calls, feeds)
+    return min(LIMIT, max(LEAST, BOTH * left)) if math.isfinite(left) else LIMIT
+
+
+def _gradient_left(calls: Sequence[Call], feeds: Sequence[Sequence[int]]) -> float:
+    """What is left of the gradient where it reaches the layers that see the data; one way is enough to learn."""
     below, sources = _against_the_end(calls, feeds, _low), _first_to_see_data(calls)
-    weakest = max((below[order] for order in sources), default=1.0)  # one way is enough to learn
-    return min(LIMIT, max(LEAST, BOTH * weakest)) if math.isfinite(weakest) else LIMIT
+    return max((below[order] for order in sources), default=1.0)
 
 
 def _forwards(calls: Sequence[Call], feeds: Sequence[Sequence[int]], limit: float) -> list[str]:
