@@ -5,10 +5,10 @@ class token or a mean at the end; text is read letter by letter, 32 at a time. P
 0.02, as is usual, or an embedding. AdamW, a rate that rises over the first tenth and falls by a cosine; 15 epochs of
 digits, 400 batches of 32 texts. Each seed gives all starts the same batches; differences are taken within seeds.
 
-'auto, positions at 0.02' is auto with the share of the positions as it was left before; other shares by --shares, on
-seeds of their own, are how the share was chosen.
+'auto before' leaves positions at 0.02 and streams at 1, as auto did. --share and --stream try other values, on seeds of
+their own: so the two constants were chosen. Runs that today's result has are kept with --missing.
 
-    python bench/positions/run.py --text moby-dick.txt [--seeds 5] [--shares 0.1 0.3 1 2]
+    python bench/positions/run.py --text moby-dick.txt [--seeds 5] [--starts auto] [--missing] [--share 1 --stream 0.1]
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import steelyard as sy
-from steelyard.learn import added
+from steelyard.learn import added, auto
 from steelyard.learn.intervals import student
 
 HERE = Path(__file__).parent
@@ -39,6 +39,7 @@ SMALL = 0.02
 CHOOSING = 100  # the first seed by which the share was chosen
 EPOCHS, STEPS = 15, 400
 MODELS = ("digits, class token", "digits, mean", "text, parameter", "text, embedding")
+STARTS = ("torch default", "by hand", "auto before", "auto")
 RATES = {"digits": (3e-3,), "text": (3e-3,)}
 
 
@@ -109,12 +110,14 @@ def started(model: nn.Module, start: str, x: Tensor, seed: int) -> str:
     if start == "by hand":
         by_hand(model)
     elif start.startswith("auto"):
-        share = float(start.rpartition(" ")[2]) if " " in start else added.SHARE
-        before, added.SHARE = added.SHARE, share
+        kept = added.SHARE, auto.STREAM
+        words = start.split()
+        share, stream = (SMALL, 1.0) if start == "auto before" else map(float, words[1:]) if words[1:] else kept
+        added.SHARE, auto.SHARE, auto.STREAM = share, share, stream
         try:
             return str(sy.init_(model, "auto", x, seed=seed).meta.get("not proved because", ""))
         finally:
-            added.SHARE = before
+            added.SHARE, auto.SHARE, auto.STREAM = kept[0], *kept
     return ""
 
 
@@ -208,32 +211,38 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--shares", nargs="+", default=[], help="only these, on other seeds")
+    parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
+    parser.add_argument("--missing", action="store_true", help="only the runs that today's result lacks")
+    parser.add_argument("--share", type=float, help="of positions: on other seeds, beside torch's default")
+    parser.add_argument("--stream", type=float, help="the same of the scale of streams")
     told = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     data: dict[str, Digits | Text] = {"digits": Digits(), "text": Text(told.text)}
-    starts = ["torch default", "by hand", f"auto, positions at {SMALL}", "auto"]
-    first = CHOOSING if told.shares else 0
-    if told.shares:
-        starts = ["torch default", *(f"auto, positions at {share}" for share in told.shares)]
-    rows: list[dict[str, Any]] = []
+    starts, first, trying = told.starts, 0, told.share is not None or told.stream is not None
+    if trying:
+        values = [given if given is not None else ours
+                  for given, ours in ((told.share, added.SHARE), (told.stream, auto.STREAM))]  # fmt: skip
+        starts, first = ["torch default", "auto {} {}".format(*values)], CHOOSING
     machine = {"cpus": os.cpu_count(), "python": platform.python_version(), "torch": str(torch.__version__)}
     result: dict[str, Any] = {"date": datetime.date.today().isoformat(), "machine": machine}
-    path = HERE / "results" / f"{result['date']}{'-shares' if told.shares else ''}.json"
+    path = HERE / "results" / f"{result['date']}{'-chosen' if trying else ''}.json"
     path.parent.mkdir(exist_ok=True)
-    kept = json.loads(path.read_text())["rows"] if path.exists() else []
-    rows = [row for row in kept if row["model"] not in told.models]
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
     run: Callable[..., tuple[float, str]]
     for model in told.models:
         run = data[model.split(",")[0]].run
         for rate in RATES[model.split(",")[0]]:
             for seed in range(first, first + told.seeds):
                 for start in starts:
+                    key = {"model": model, "rate": rate, "seed": seed, "start": start}
+                    old = [row for row in rows if key.items() <= row.items()]
+                    if old and told.missing:
+                        continue
                     value, unproved = run(model, start, rate, seed)
-                    row = {"model": model, "rate": rate, "seed": seed, "start": start, "result": round(value, 4)}
-                    rows.append({**row, "not proved": unproved})
-                    print(row, unproved, flush=True)
+                    rows = [row for row in rows if row not in old]
+                    rows.append({**key, "result": round(value, 4), "not proved": unproved})
+                    print(rows[-1], flush=True)
                     lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
                     head = json.dumps(result | {"figures": figures(rows)}, indent=1)[:-2]
                     path.write_text(f'{head},\n "rows": [\n{lines}\n ]\n}}\n')

@@ -24,7 +24,7 @@ from steelyard.learn.kinds import KINDS, SUMS
 from steelyard.learn.matrices import is_started
 from steelyard.learn.tracing import is_fresh, plain, swap, tensors
 
-SHARE = 0.5  # of the standard deviation of what it is added to; see bench/positions
+SHARE = 0.3  # of the standard deviation of what it is added to; see bench/positions
 FAINT = 0.1  # of it: what is kept and has less takes long to be heard
 JOINS = (*SUMS, *KINDS["concatenate"], "where")
 SCORES = ("matmul", "rmatmul", "bmm", "baddbmm", "einsum")  # of two signals: queries and keys
@@ -63,10 +63,7 @@ class Part:
         """Of the table of a start."""
         done = "drawn normal" if self.drawn else "its pattern kept"
         row: dict[str, Any] = {"layer": self.name, "kind": "Parameter", "calls": self.calls, "std": self.std}
-        return row | {
-            "factor": self.factor,
-            "done": f"{done}, at {SHARE:g} of the scale of what it is added to or put beside",
-        }
+        return row | {"factor": self.factor, "done": f"{done}, at {SHARE:g} of the scale of what it is added to"}
 
 
 @dataclass

@@ -31,7 +31,7 @@ STEEP = 30.0  # the largest norm of a gradient over the smallest one
 ABSURD = 1e4  # a factor of a scale that only layers without a start, or broken data, can ask for
 SAME = 1 - 1e-5  # the mean cosine of inputs
 LOST = 100.0  # times less than the inputs (by 1 - cosine) the outputs may differ: a class token starts with 20 to 60
-STREAM = 0.3  # of the scale of a residual stream that norms alone read; see bench/positions
+STREAM = 0.2  # of the scale of a residual stream that norms alone read; see bench/positions
 HEARD = "no layer makes it; much less than what it is added to is not heard, and takes long to grow"
 
 

@@ -85,9 +85,9 @@ def scale_by_data(
     a bias of 0 that is exact in one pass. A layer with several calls has one scale c for all of them: the exponents
     e = d log s / d log c of its calls come from automatic differentiation, c solves mean(s^2 c^2e) = 1, and the next
     pass is run with it. A parameter that an embedding shares with a linear layer gets the scale of the linear layer.
-    A parameter of no layer that is added to the signal, or put beside it (positions, a class token), gets half of the standard
-    deviation of that signal; see `steelyard.learn.added`. Dropout is off, norms use the batch, and everything but the
-    weights is as before afterwards.
+    A parameter of no layer that is added to the signal, or put beside it (positions, a class token), gets 0.3 of the
+    standard deviation of that signal; see `steelyard.learn.added`. Dropout is off, norms use the batch, and everything
+    but the weights is as before afterwards.
 
     Returns a table with a row for each layer; ``meta`` has the passes taken, the largest distance of a standard
     deviation from its target (not counting look-ups of a shared embedding), which layers are off it and why, and the
@@ -287,7 +287,7 @@ class _Run:
         rows += [part.row() for part in self.added.scaled()]
         away = [_away(use) for use in self.uses.values() if use.calls]
         scales = [row["gradient"] for row in rows if row.get("gradient")]
-        norms = list(self.norms.values())
+        norms = [norm * self.targets.get(name, 1.0) for name, norm in self.norms.items()]  # of outputs at scale 1
         meta = {
             "passes": passes,
             "furthest from target": max(away, default=None),

@@ -67,7 +67,7 @@ def init_(
     multiplies is drawn as what multiplies, and the padding row of an embedding stays 0. Frozen parameters
     (``requires_grad`` off), whole numbers and parameters of other layers keep their values, and are listed; but
     where a start by data meets such a parameter as it is added to the signal, or put beside it (positions, a class
-    token), it gets half of the scale of the signal, with the pattern that it has.
+    token), it gets 0.3 of the scale of the signal, with the pattern that it has.
 
     With ``gain=auto``, as in 'lecun(gain=auto)' or 'orthogonal(gain=auto)', each layer has the gain of the activation
     that follows it, whatever that is (`steelyard.gain`); it is found by the batch, or without one by torch.fx.
