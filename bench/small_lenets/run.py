@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import nn
 
 import steelyard as sy
@@ -88,6 +89,21 @@ def nets(told: argparse.Namespace, fold: int) -> Iterator[tuple[str, str, Any, f
             yield f"tight, {stage.name}", stage.note, stage.weights, time.process_time() - clock
 
 
+def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """For each method the means over folds, and how far its error is from that of the fold's own uncompressed net."""
+    own = {row["fold"]: row for row in rows if row["method"] == "uncompressed"}
+    for method in dict.fromkeys(row["method"] for row in rows):
+        found = [row for row in rows if row["method"] == method and row["fold"] in own]
+        sizes = [row["bytes"] for row in found]
+        line = f"{method}: {len(found)} folds, {np.mean(sizes):,.0f} bytes ({min(sizes):,} to {max(sizes):,})"
+        for split in ("validation error", "test error"):
+            apart = [row[split] - own[row["fold"]][split] for row in found]
+            half = stats.t.ppf(0.975, len(apart) - 1) * stats.sem(apart) if len(apart) > 1 else np.nan
+            mean = np.mean([row[split] for row in found])
+            line += f"; {split} {mean:.2f} %, {np.mean(apart):+.2f} +- {half:.2f} beside its own"
+        yield line + f"; 1/{own[found[0]['fold']]['bytes'] / np.mean(sizes):.0f}"
+
+
 def main() -> None:
     """Train, write, measure, note."""
     parser = argparse.ArgumentParser()
@@ -104,6 +120,7 @@ def main() -> None:
     parser.add_argument("--tolerance", type=float, default=0.02)
     parser.add_argument("--still", action="store_true")
     parser.add_argument("--deep", action="store_true")
+    parser.add_argument("--summary", action="store_true", help="of the rows that are there")
     parser.add_argument("--measure", type=Path, nargs="+")
     told = parser.parse_args()
     torch.set_num_threads(1)
@@ -115,6 +132,9 @@ def main() -> None:
             sys.stdout.write(json.dumps([error(model, task, split) for split in ("valid", "test")]) + "\n")
         return
     results = Path(__file__).parent / "results" / f"{date.today():%Y-%m-%d}-{told.task}-{told.model}.json"
+    if told.summary:
+        sys.stdout.write("\n".join(summary(json.loads(results.read_text()))) + "\n")
+        return
     for fold in told.folds:
         with tempfile.TemporaryDirectory() as folder:
             made, files = [], []

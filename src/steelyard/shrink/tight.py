@@ -64,7 +64,8 @@ def tighten(model: nn.Module, task: Task, settings: Tight | None = None, seed: i
     The headline metric on the validation split is compared with the original's. Prices rise until more than
     ``settings.tolerance`` is lost there; the last that lost no more is gone on with (the first in any case; the notes
     say what each lost). 'weighed' moves numbers towards zero where price * bits saved is more than the loss expected
-    of it; 'coded' has trained the steps once more. All are held by `Multiples`. The test split is never looked at.
+    of it; 'coded' has trained the steps once more, if that helps there. All are held by `Multiples`. The test split is
+    never looked at.
     Raises ModelError if there is nothing to round.
 
     ::
@@ -96,8 +97,12 @@ def tighten(model: nn.Module, task: Task, settings: Tight | None = None, seed: i
         student.load_state_dict(best)
         moved = 0
     yield _stage("weighed", student, task, f"of price {price:g}, {moved:,} numbers moved, {loss():.4f} lost")
+    before, best = loss(), copy.deepcopy(student)
     _tune(student, lesson, settings, seed)
-    yield _stage("coded", student, task, f"steps trained, {loss():.4f} lost")
+    if loss() > before:
+        student = best
+    steps = "as they were" if student is best else "trained"
+    yield _stage("coded", student, task, f"steps {steps}, {loss():.4f} lost")
 
 
 def _train(student: nn.Module, lesson: Task, epochs: int, rate: float, penalty: EntropyRate | None, seed: int) -> None:
