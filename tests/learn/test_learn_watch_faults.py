@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from torch.nn import functional
 import steelyard as sy
 from steelyard.learn.watch import faults as rules
 from steelyard.learn.watch.looks import Noise, spread
+from steelyard.learn.watch.taps import Layer
 
 
 def mlp(depth=3, width=16, act=nn.ReLU, seed=0):
@@ -61,7 +63,7 @@ def train(model, optimizer=None, steps=20, data=None, event=None, **options):
             if event:
                 event(step)
             optimizer.zero_grad()
-            x = x.to(model[0].weight.dtype) if x.is_floating_point() else x
+            x = x.to(next(model.parameters()).dtype) if x.is_floating_point() else x
             loss = functional.cross_entropy(model(x).flatten(0, -2).float(), y.flatten())
             loss.backward()
             optimizer.step()
@@ -163,14 +165,29 @@ def test_nan_of_inputs_of_a_loss_and_of_a_function_on_the_way_back():
     assert named(train(mlp(), data=data)) == [("NaN", "inputs")]
 
     class Root(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(16))
+
         def forward(self, x):
-            return torch.sqrt(x * 0)
+            return self.gain * torch.sqrt(x * 0)
 
     model = mlp()
-    model.insert(3, Root())
+    model.insert(3, Root())  # its own gradient is finite: it breaks those before it
+    model.insert(4, nn.Dropout(0.1, inplace=True))
     log = train(model, steps=2)
-    assert named(log) == [("NaN", "2")]
+    assert named(log) == [("NaN", "3")]
     assert "on the way back" in log.table("faults").rows[0]["evidence"]
+
+    class Between(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.second(torch.sqrt(self.first(x) * 0))  # a function of no layer
+
+    assert named(train(Between(), steps=2)) == [("NaN", "first")]
 
     model = nn.Sequential(nn.Linear(8, 4))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -216,6 +233,57 @@ def test_shuffled_labels():
     with torch.no_grad():
         model[-1].weight *= 0.1
     assert named(train(model, data=data)) == [("loss as of shuffled labels", "model")]
+
+
+def regression(pairs, steps=160, start=None, rate=2e-3):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+    if start is not None:
+        model.load_state_dict(start)
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    with sy.watch(model, optimizer) as log:
+        for _, (x, y) in zip(range(steps), pairs, strict=False):
+            optimizer.zero_grad()
+            loss = functional.mse_loss(model(x), y)
+            loss.backward()
+            optimizer.step()
+            log.note(loss=loss)
+    return log, model
+
+
+def test_shuffled_targets_of_a_regression_and_one_that_has_converged():
+    random = torch.Generator().manual_seed(9)
+    mean = torch.randn(8, generator=random)
+    pairs = []
+    for _ in range(500):
+        x = torch.randn(16, 8, generator=random)
+        pairs.append((x, (x @ mean).unsqueeze(1) + 0.3 * torch.randn(16, 1, generator=random)))
+    shuffled = [(x, y[torch.randperm(16, generator=random)]) for x, y in pairs]
+    log, _ = regression(shuffled)
+    assert named(log) == [("loss as of shuffled labels", "model")]
+    assert "the outputs vary by" in log.table("faults").rows[0]["evidence"]
+    log, model = regression(pairs, steps=500, rate=1e-2)
+    assert named(log) == []
+    log, _ = regression(pairs, start=model.state_dict(), rate=1e-2)  # the loss does not fall any more
+    losses = log.table("notes").column("value")
+    assert sum(losses[-25:]) > 0.9 * sum(losses[:25])
+    assert named(log) == []
+
+
+def test_units_are_dead_at_several_looks_and_not_by_half():
+    layers = [Layer("a", "Linear", dead=frozenset(dead), units=10) for dead in
+              (range(7), range(3, 10), range(7), range(7), range(7), range(1, 7))]  # fmt: skip
+    faults = rules.Faults(["a.weight"], ["a"], np.array([True]))
+    told = [bool(list(faults.looked(step, [layer]))) for step, layer in enumerate(layers)]
+    assert told == [
+        False,
+        False,
+        False,
+        False,
+        True,
+        False,
+    ]  # four are dead at the first three looks, seven at three more
+    assert faults.found[0].evidence.startswith("7 of 10 units")
 
 
 def test_updates_lost_in_bfloat16():
@@ -307,6 +375,21 @@ def test_rows_that_are_never_looked_up():
     assert (row["fault"], row["where"]) == ("dead embedding rows", "embed")
     assert "3 of 12 rows were never looked up" in row["evidence"]
     assert row["evidence"].endswith("9, 10, 11")
+
+
+def test_rare_rows_are_no_fault():
+    faults = rules.Faults(["a.weight"], ["a"], np.array([True]))
+    assert not faults.unseen(9, "a", range(7), 75, 5000)
+    assert faults.unseen(9, "a", range(8), 75, 5000)
+
+
+def test_other_faults_beside_do_not_hide_shuffled_labels():
+    random = torch.Generator().manual_seed(9)
+    data = [(x, y.flatten()[torch.randperm(y.numel(), generator=random)].view(y.shape)) for x, y in words(160, known=9)]
+    torch.manual_seed(0)
+    model = Attention(vocabulary=12)
+    log = train(model, data=data)
+    assert [fault for fault, _ in named(log)] == ["dead embedding rows", "loss as of shuffled labels"]
 
 
 def test_every_fault_has_a_remedy():

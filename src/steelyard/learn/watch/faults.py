@@ -17,8 +17,9 @@ import numpy as np
 from steelyard.learn.verdicts import WORDS
 from steelyard.learn.watch.taps import Layer
 
-DEAD = 0.5  # of a layer's units; fewer are no rarity in healthy ReLU nets
-SATURATED = 0.8  # of the activations at their limits, or of attention's queries at a single key
+DEAD = 0.6  # of a layer's units, at each of the last looks; up to half are no rarity in healthy ReLU nets
+SATURATED = 0.8  # of the activations at their limits
+PEAKED = 0.5  # of attention's queries at a single key; 2 % at most in healthy trainings
 DRIFT = 0.5  # nats: the mean off by a standard deviation, or the variance by a factor of 3.5; healthy are 0.1 at most
 LOST = 0.8  # of the elements that have a gradient and do not move
 SETTLED = 32  # steps after which running statistics with momentum 0.1 have forgotten their start (0.9^32 = 3 %)
@@ -28,11 +29,13 @@ HIGH = 0.3  # update ratio: weights that are replaced within three steps cannot 
 TRIED = 150  # steps after which a loss should have moved
 PATH = 0.1  # sum of update ratios over those steps: weights that go no further learn little of what is new
 LEARNED = 0.3  # of the first loss: below that it has learned, however short the way
-FALLEN = 0.1  # share of the loss: less than that is no progress
+FALLEN = 0.13  # share of the loss: less than that is no progress; slow healthy trainings make 16 % at least
 GUESSED = 0.6  # of the logarithm of the number of outputs: a loss above that is about that of guessing
-LOOKUPS, UNSEEN = 50, 0.05  # look-ups for each row after which so large a share should have been met
+LOOKUPS, UNSEEN = 50, 0.1  # look-ups for each row after which no more than that share, rare ones, is still unmet
 AGREED = 0.1  # of a gradient's square is common to two batches in a row while there is a common way to go ...
 SINGLE = 0.5  # ... and more than that while it is the same way, and slow
+CROSS = 0.5  # how far the first loss may be off the logarithm of the number of outputs, relatively, for a cross-entropy
+SPREAD = 0.5  # of a squared loss: outputs whose variance is less than that say little of each example
 COMMON = 16  # steps in which what is common is the mean of the targets
 
 SIGNAL = ("exploding signal", "vanishing signal", "exploding gradient", "vanishing gradient")  # see learn/verdicts
@@ -52,6 +55,7 @@ REMEDIES: Mapping[str, str] = {
     "loss as of shuffled labels": "check that inputs and labels belong together, and how they are shuffled",
 }
 ERRORS = ("NaN", "exploding signal", "exploding gradient", "frozen", "untied")  # the others are warnings
+BESIDE = ("untied", "batch-norm drift", "dead embedding rows")  # those that do not explain why a loss does not fall
 MODEL = "model"  # where a fault is of no single layer
 
 
@@ -89,7 +93,8 @@ class Faults:
     found: list[Fault] = field(default_factory=list)
     _told: set[tuple[str, str]] = field(default_factory=set)
     _streaks: dict[tuple[str, str], int] = field(default_factory=dict)
-    _dead: dict[str, frozenset[int]] = field(default_factory=dict)
+    _dead: dict[str, deque[frozenset[int]]] = field(default_factory=dict)  # at the last looks
+    _spread: float = math.inf  # of the outputs over the examples, at the last look
     _still: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
     _ratios: deque[float] = field(default_factory=lambda: deque(maxlen=TRIED))  # median over the matrices, by step
     _losses: deque[float] = field(default_factory=lambda: deque(maxlen=TRIED))
@@ -153,7 +158,9 @@ class Faults:
                 yield from self.tell(step, "frozen", self.layers[i], text, _cure(why[first]))
 
     def looked(self, step: int, layers: Sequence[Layer]) -> Iterator[Fault]:
-        """What the layers did at a look."""
+        """What the layers did at a look, in the order in which they ran."""
+        spreads = [layer.spread for layer in layers if layer.spread is not None]
+        self._spread = spreads[-1] if spreads else math.inf
         for layer in layers:
             for word in SIGNAL:
                 evidence = _scales(layer) if layer.verdict == word else ""
@@ -162,18 +169,19 @@ class Faults:
 
     def _limits(self, step: int, layer: Layer) -> Iterator[Fault]:
         if layer.dead is not None:
-            both = layer.dead & self._dead.get(layer.name, layer.dead)
-            self._dead[layer.name] = layer.dead
-            text = f"{len(both)} of {layer.units} units are zero for every example of {LOOKS} batches"
-            bad = layer.units > 1 and len(both) >= DEAD * layer.units
-            yield from self._again(step, "dead ReLU", layer.name, text, bad=bad)
-        for word, share, what in (
-            ("saturated activation", layer.saturated, "activations are at their limits"),
-            ("saturated softmax", layer.peaked, "of the queries attend to a single key"),
+            looks = self._dead.setdefault(layer.name, deque(maxlen=LOOKS))
+            looks.append(layer.dead)
+            always = frozenset.intersection(*looks)
+            text = f"{len(always)} of {layer.units} units are zero for every example of {LOOKS} batches"
+            if len(looks) == LOOKS and layer.units > 1 and len(always) >= DEAD * layer.units:
+                yield from self.tell(step, "dead ReLU", layer.name, text)
+        for word, share, most, what in (
+            ("saturated activation", layer.saturated, SATURATED, "activations are at their limits"),
+            ("saturated softmax", layer.peaked, PEAKED, "of the queries attend to a single key"),
         ):
             if share is not None:
                 text = f"{100 * share:.0f} % {what}"
-                yield from self._again(step, word, layer.name, text, bad=share >= SATURATED)
+                yield from self._again(step, word, layer.name, text, bad=share >= most)
         if layer.drift is not None and step >= SETTLED:
             text = f"the batch is {layer.drift:.2g} nats from the running statistics, median over the channels"
             yield from self._again(step, "batch-norm drift", layer.name, text, bad=layer.drift >= DRIFT)
@@ -223,17 +231,30 @@ class Faults:
     def _stuck(self, step: int, losses: Sequence[float]) -> Iterator[Fault]:
         """What is told once, after so many steps at a rate that does not rise."""
         first, last, path = _mean(losses[:5]), _mean(losses[-25:]), sum(self._ratios)
-        best, guess = min(first, _mean(losses[5:30])), math.log(self.outputs) if self.outputs > 1 else math.inf
         common, square = (sum(part) for part in zip(*self._agreement, strict=True)) if self._agreement else (0.0, 0.0)
         share = common / square if square else 0.0
         text = f"the loss went from {first:.4g} to {last:.4g} in {TRIED} steps, gradients of two batches have "
         text += f"{100 * share:.0f} % in common, and the matrices moved by {path:.2g} of their size in all (median)"
         blamed = any(f.fault == "rate too high" or (f.where != MODEL and f.severity == "error") for f in self.found)
+        explained = any(f.fault not in BESIDE for f in self.found)
         if path < PATH and share >= AGREED and last > LEARNED * first and not blamed:
             yield from self.tell(step, "rate too low", MODEL, text)
-        elif path >= PATH and share < SINGLE and last > max((1 - FALLEN) * best, GUESSED * guess) and not self.found:
-            text += f"; guessing among {self.outputs} would cost {guess:.3g}"
-            yield from self.tell(step, "loss as of shuffled labels", MODEL, text)
+        elif path >= PATH and share < SINGLE and not explained and (why := self._guessing(losses, last)):
+            yield from self.tell(step, "loss as of shuffled labels", MODEL, f"{text}; {why}")
+
+    def _guessing(self, losses: Sequence[float], last: float) -> str:
+        """What shows that nothing was learned of single examples; '' if nothing does.
+
+        A cross-entropy stays near that of guessing. Of a squared error, the outputs vary less than they are off.
+        """
+        first = _mean(losses[:5])
+        if last <= (1 - FALLEN) * min(first, _mean(losses[5:30])):
+            return ""
+        guess = math.log(self.outputs) if self.outputs > 1 else math.inf
+        if abs(first - guess) < CROSS * guess < math.inf:
+            return f"guessing among {self.outputs} would cost {guess:.3g}" if last > GUESSED * guess else ""
+        varied = self._spread**2
+        return f"the outputs vary by {varied:.2g} over the examples" if varied < SPREAD * last else ""
 
 
 def _scales(layer: Layer) -> str:

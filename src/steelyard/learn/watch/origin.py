@@ -6,7 +6,7 @@ before afterwards. Knows nothing of logs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,9 +48,45 @@ def origin(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     broken = {layer for layer, module in _layers(model) if not all(map(_finite, _gradients(module)))}
     last = next((name for name in reversed(calls.order) if name in broken), None)
     learning = [name for name in calls.order if any(True for _ in _gradients(dict(_layers(model))[name]))]
+    after = calls.order[len(calls.order) - calls.order[::-1].index(last) :] if last is not None else calls.order
+    breaking = _breaking(model, args, kwargs, after)
+    if breaking is not None:
+        return breaking, "its derivative is the first that is not finite on the way back; its inputs and outputs are"
     if last is None or last == learning[-1]:
         return "loss", "all outputs of the model are finite, and the gradient of the loss is not"
     return last, "its gradient is the first that is not finite on the way back, after finite outputs of every layer"
+
+
+def _breaking(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], layers: Sequence[str]) -> str | None:
+    """The last of these layers whose own derivative, with respect to its inputs, is not finite; None if all are.
+
+    It may be finite for the weights behind it, and break those before it: the root of zero, say.
+    """
+    found: list[str] = []
+
+    def watcher(name: str) -> Any:
+        def hook(module: nn.Module, given: Any, _output: Any) -> None:
+            inputs = [x.detach().requires_grad_() for x in given if isinstance(x, Tensor) and x.is_floating_point()]
+            if not inputs or len(inputs) != len(given):
+                return
+            with torch.enable_grad():  # + 0: a module that works in place may not do so on a leaf
+                outputs = [x for x in tensors_of(module.forward(*(x + 0 for x in inputs))) if x.requires_grad]
+                total = sum(x.sum() for x in outputs)
+                slopes = torch.autograd.grad(total, inputs, allow_unused=True) if outputs else ()
+            if not all(_finite(slope) for slope in slopes if slope is not None):
+                found.append(name)
+
+        return hook
+
+    wanted = set(layers)
+    handles = [m.register_forward_hook(watcher(name)) for name, m in _layers(model) if name in wanted]
+    try:
+        with _untouched(model):
+            model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[-1] if found else None
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
