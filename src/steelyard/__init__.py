@@ -51,6 +51,7 @@ _EXPORTS: dict[str, str] = {
     "Affine": "codecs.affine:Affine",
     "FloatGrid": "codecs.floatgrid:FloatGrid",
     "LowRank": "codecs.lowrank:LowRank",
+    "Vectors": "codecs.vectors:Vectors",
     "Scaled": "codecs.scaled:Scaled",
     "Palette": "codecs.palette:Palette",
     "Bitmask": "codecs.bitmask:Bitmask",
@@ -158,6 +159,7 @@ if TYPE_CHECKING:
     from steelyard.codecs.multiples import Multiples as Multiples
     from steelyard.codecs.palette import Palette as Palette
     from steelyard.codecs.scaled import Scaled as Scaled
+    from steelyard.codecs.vectors import Vectors as Vectors
     from steelyard.core.packed import Codec as Codec
     from steelyard.core.packed import Packed as Packed
     from steelyard.core.packed import nest as nest

@@ -41,6 +41,7 @@ CONFIGURATIONS = {
         "floatgrid(grid='e3m2', scales='e4m3')",
         "floatgrid(grid='e2m3', block=1)",
     ],
+    "vectors": ["vectors(k=2, width=3)", "vectors(k=4, width=2, product=True)", "vectors(k=65536, width=1)"],
     "lowrank": ["lowrank(rank=1)", "lowrank(rank=3)"],
     "scaled": ["scaled(axis=0)"],
     "palette": ["palette(k=1)", "palette(k=3)", "palette(k=65536)"],

@@ -14,6 +14,7 @@ CODECS: Registry[type[Codec]] = Registry(
         "lowrank": Row("steelyard.codecs.lowrank:LowRank", "a matrix as the product of two thin ones"),
         "scaled": Row("steelyard.codecs.scaled:Scaled", "a factor for each index of an axis, and the other values"),
         "palette": Row("steelyard.codecs.palette:Palette", "a codebook of k values and an index for each element"),
+        "vectors": Row("steelyard.codecs.vectors:Vectors", "a codebook of short runs, and an index for each run"),
         "bitmask": Row("steelyard.codecs.bitmask:Bitmask", "zeros as one bit each, and the other values"),
         "delta": Row("steelyard.codecs.delta:Delta", "zeros as the distances between the other values"),
         "bits": Row("steelyard.codecs.bits:Bits", "lossless: whole numbers and booleans in as few bits as they need"),
