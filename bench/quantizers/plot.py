@@ -48,7 +48,7 @@ def picture(rows: dict[str, dict[str, float]], title: str) -> str:
         return round(x, 1), round(y, 1)
 
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-size="12">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/><text x="{LEFT}" y="18">{title}</text>',
     ]
     for bits in range(math.ceil(low), math.floor(high) + 1):
@@ -68,7 +68,7 @@ def picture(rows: dict[str, dict[str, float]], title: str) -> str:
         y = at(low, before)[1]
         out.append(f'<path d="M{LEFT} {y}H{WIDTH - RIGHT}" stroke="black" stroke-dasharray="4"/>')
         out.append(f'<text x="{WIDTH - RIGHT + 10}" y="{y + 4}">as it was: {before:.4g}</text>')
-    for colour, (name, line) in zip(COLOURS, lines.items(), strict=False):
+    for colour, line in zip(COLOURS, lines.values(), strict=False):
         points = [at(*p) for p in sorted(line)]
         path = "L".join(f"{x} {y}" for x, y in points)
         out.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
