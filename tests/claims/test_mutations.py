@@ -296,6 +296,7 @@ def _half_variance(patch: Patch) -> None:
 
 def _no_verdict(patch: Patch) -> None:
     patch.setattr(verdicts, "LIMIT", 1e30)
+    patch.setattr(verdicts, "BOTH", 1e30)
 
 
 def _other_penalty(patch: Patch) -> None:
