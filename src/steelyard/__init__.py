@@ -41,6 +41,8 @@ _EXPORTS: dict[str, str] = {
     "Cast": "edit.cast:Cast",
     "Rename": "edit.rename:Rename",
     "Prune": "edit.prune:Prune",
+    "PruneNM": "edit.nm:PruneNM",
+    "SparseGPT": "edit.sparsegpt:SparseGPT",
     "Quantize": "edit.quantize:Quantize",
     "Gptq": "edit.gptq:Gptq",
     "Awq": "edit.awq:Awq",
@@ -55,6 +57,7 @@ _EXPORTS: dict[str, str] = {
     "Scaled": "codecs.scaled:Scaled",
     "Palette": "codecs.palette:Palette",
     "Bitmask": "codecs.bitmask:Bitmask",
+    "NM": "codecs.nm:NM",
     "Delta": "codecs.delta:Delta",
     "Bits": "codecs.bits:Bits",
     "Entropy": "codecs.entropy:Entropy",
@@ -121,6 +124,9 @@ _EXPORTS: dict[str, str] = {
     "cross_validate": "learn.folds:cross_validate",
     "finetune": "learn.finetune:finetune",
     "Trajectory": "learn.trajectory:Trajectory",
+    "Gradual": "learn.sparse:Gradual",
+    "Scores": "learn.sparse:Scores",
+    "train_sparse": "learn.sparse:train_sparse",
     "prune_structured_": "learn.structured:prune_structured_",
     "watch": "learn.watch.session:watch",
     "watched": "learn.watch.reading:watched",
@@ -157,6 +163,7 @@ if TYPE_CHECKING:
     from steelyard.codecs.floatgrid import FloatGrid as FloatGrid
     from steelyard.codecs.lowrank import LowRank as LowRank
     from steelyard.codecs.multiples import Multiples as Multiples
+    from steelyard.codecs.nm import NM as NM
     from steelyard.codecs.palette import Palette as Palette
     from steelyard.codecs.scaled import Scaled as Scaled
     from steelyard.codecs.vectors import Vectors as Vectors
@@ -180,11 +187,13 @@ if TYPE_CHECKING:
     from steelyard.edit.gptq import Gptq as Gptq
     from steelyard.edit.hqq import Hqq as Hqq
     from steelyard.edit.lowrank import Factorize as Factorize
+    from steelyard.edit.nm import PruneNM as PruneNM
     from steelyard.edit.pack import Pack as Pack
     from steelyard.edit.prune import Prune as Prune
     from steelyard.edit.quantize import Quantize as Quantize
     from steelyard.edit.rename import Rename as Rename
     from steelyard.edit.share import Share as Share
+    from steelyard.edit.sparsegpt import SparseGPT as SparseGPT
     from steelyard.errors import SteelyardError as SteelyardError
     from steelyard.explain.address import connection as connection
     from steelyard.explain.capacity import capacity as capacity
@@ -262,6 +271,9 @@ if TYPE_CHECKING:
     from steelyard.learn.run import Step as Step
     from steelyard.learn.run import train as train
     from steelyard.learn.schedules import Scheduler as Scheduler
+    from steelyard.learn.sparse import Gradual as Gradual
+    from steelyard.learn.sparse import Scores as Scores
+    from steelyard.learn.sparse import train_sparse as train_sparse
     from steelyard.learn.start import init_ as init_
     from steelyard.learn.stepped import rounded_weights as rounded_weights
     from steelyard.learn.stepped import stepped as stepped

@@ -184,6 +184,15 @@ def test_wrong_use_writes_nothing(steelyard, model, tmp_path, verb):
     [
         ("prune", ["--fraction", "2"], "between 0 and 1"),
         ("prune", [], "--fraction"),
+        ("prune", ["--fraction", "0.5", "--pattern", "2:4"], "one of them"),
+        ("prune", ["--pattern", "3:5"], "3:5 does not divide"),
+        ("prune", ["--pattern", "5:2"], "a pattern is N:M"),
+        ("prune", ["--fraction", "0.5", "--method", "wanda"], "--method wanda needs --by FILE"),
+        ("prune", ["--fraction", "0.5", "--bits", "4"], "--bits is for sparsegpt"),
+        ("prune", ["--fraction", "0.5", "--budget", "parameters"], "--budget is for structured"),
+        ("prune", ["--fraction", "1.5", "--structured", "digits"], "above 0 and below 1"),
+        ("prune", ["--fraction", "0.5", "--structured", "digits"], "do not match"),
+        ("prune", ["--fraction", "0.5", "--structured", "digits", "--method", "wanda"], "not by wanda"),
         ("prune", ["--fraction", "0.5", "--codec", "bitmsk"], "did you mean 'bitmask'?"),
         ("prune", ["--fraction", "0.5", "--codec", "bitmask(msk=plain)"], "there is no setting 'msk'"),
         ("prune", ["--fraction", "0.5", "--codec", "bitmask("], "was never closed\n"),
@@ -294,3 +303,44 @@ def test_pieces_in_order(steelyard, tmp_path):
     options = ["--join", "q,k,v=c@t.w@1", "--unstack", "*.w=*.#.w", "--stack", "s.#=s", "--rename", "*=l.*"]
     assert steelyard("convert", target, back, *options, "--where", "!c@t").status == 0
     assert back.read_bytes() == source.read_bytes()
+
+
+def test_pruning_by_evidence_does_what_the_steps_do(steelyard, model, tmp_path):
+    rng = np.random.default_rng(1)
+    inputs = {"model.embed.weight": 16, "model.layer.weight": 32}
+    hessian, norms = tmp_path / "hessian.safetensors", tmp_path / "norms.safetensors"
+    found = {name: rng.normal(size=(99, n)).astype(np.float32) for name, n in inputs.items()}
+    for path, kind, values in (
+        (hessian, "hessian", {name: (x.T @ x / 99)[None] for name, x in found.items()}),
+        (norms, "norms", {name: np.sqrt((x**2).mean(0, keepdims=True)) for name, x in found.items()}),
+    ):
+        about = {"kind": kind, "samples": {}, "inputs first": []}
+        sy.write(sy.Weights.of(values, meta={"evidence": json.dumps(about)}), path)
+    out, before = tmp_path / "out.safetensors", sy.open(model)
+    for options, step in (
+        (["--fraction", "0.5", "--method", "wanda", "--by", norms], sy.Prune(0.5, "row", sy.open(norms))),
+        (["--pattern", "2:4", "--method", "sparsegpt", "--by", hessian], sy.SparseGPT(0.5, sy.open(hessian), "2:4")),
+        (["--pattern", "2:4"], sy.PruneNM("2:4")),
+        (["--fraction", "0.5", "--scope", "erk"], sy.Prune(0.5, "erk")),
+    ):
+        assert steelyard("prune", model, out, *options, "--force").status == 0
+        expected = sy.on(sy.where(min_ndim=2, kind="float"), step)(before).arrays()
+        assert all(np.array_equal(x, expected[name]) for name, x in sy.open(out).arrays().items())
+        assert out.stat().st_size < 0.75 * model.stat().st_size
+
+
+def test_units_of_a_model_go_and_its_verbs_take_the_narrow_file(steelyard, tmp_path):
+    whole, narrow = tmp_path / "whole.safetensors", tmp_path / "narrow.safetensors"
+    assert steelyard("init", "digits", whole, "--model", "cnn", "--scheme", "he").status == 0
+    assert steelyard("signal", "digits", narrow, "--model", "cnn").status == 2
+    words = ("prune", whole, narrow, "--fraction", "0.6", "--structured", "digits", "--model", "cnn")
+    result = steelyard(*words, "--budget", "multiplications", "--json")
+    (table,) = map(json.loads, result.out.splitlines())
+    meta = table["meta"]
+    assert meta["multiplications"] <= 0.4 * meta["multiplications before"]
+    assert (meta["file before"], meta["file"]) == (whole.stat().st_size, narrow.stat().st_size)
+    assert [row["after"] for row in table["rows"]] == [
+        len(sy.open(narrow)[f"{layer}.weight"].array()) for layer in ("conv1", "conv2", "fc1")
+    ]
+    assert steelyard("signal", "digits", narrow, "--model", "cnn", "--json").status in (0, 1)
+    assert "exists already" in steelyard(*words).err

@@ -47,6 +47,7 @@ CONFIGURATIONS = {
     "palette": ["palette(k=1)", "palette(k=3)", "palette(k=65536)"],
     "delta": ["delta(bits=1)", "delta(bits=8)", "delta(bits=16)"],
     "trellis": ["trellis(step=0.3)", "trellis(states=1, lagrangian=0.0)", "trellis(states=32, turn=False)"],
+    "nm": ["nm(m=1)", "nm(m=8, axis=0)", "nm(m=16, axis=-1)"],
     "ggml": ["ggml(type='q8_1')", "ggml(type='nvfp4')"],
     "entropy": ["entropy(mode='static')", "entropy(mode='adaptive')", "entropy(mode='contexts')"],
 }

@@ -32,7 +32,14 @@ SETTINGS = {
     "join": [{"parts": ("e.0.w", "e.1.w"), "into": "e.w"}, {"parts": ("e.1.*", "e.0.*"), "into": "e.*", "axis": 1}],
     "stack": [{"pattern": "e.#.*", "into": "e.*"}],
     "unstack": [{"pattern": "conv.weight", "into": "conv.#.weight"}],
-    "prune": [{"fraction": 0.5}, {"fraction": 0.3, "scope": "tensor", "min_ndim": 1}],
+    "prune": [
+        {"fraction": 0.5},
+        {"fraction": 0.3, "scope": "tensor", "min_ndim": 1},
+        {"fraction": 0.4, "scope": "row"},
+        {"fraction": 0.6, "scope": "erk"},
+    ],
+    "prune_nm": [{"pattern": "1:2"}, {"pattern": "2:2", "min_ndim": 1}],
+    "sparsegpt": [{}, {"fraction": 0.3, "block": 2}, {"pattern": "1:2", "bits": 4}],
     "ratedistortion": [{"bits": 4.0, "min_ndim": 2}, {"error": 0.1, "states": 1, "min_ndim": 2}],
     "quantize": [
         {},

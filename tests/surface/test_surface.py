@@ -31,7 +31,7 @@ BESIDES = {  # files of a folder that are no entries of its table
     "formats": {"base", "config", "fileset", "layout", "manifest", "module", "ranges", "remote", "resuming", "source"},
     "codecs": set(),
     "init": {"base"},
-    "edit": {"evidence", "transfer"},
+    "edit": {"evidence", "importance", "transfer"},
     "cli": {"entry", "options", "models", "progress"},
 }
 HEAVY = ("torch", "numpy", "click", "numba", "rich", "plotly", "sklearn", "yaml", "ml_dtypes")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from steelyard.core.weights import Weights
     from steelyard.learn.task import Task
 
+WIDTHS = "widths"  # in metadata: "pruned" where layers are narrower than the model is built
 _FILES = ("text:", "csv:")  # what follows is a path, and may have brackets of its own
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,6 +41,11 @@ def model_option(function: F) -> F:
 def task_argument(function: F) -> F:
     """Add the argument TASK; the verb receives ``task: Named``."""
     return click.argument("task", callback=_named)(function)
+
+
+def task_option(name: str, about: str) -> Callable[[F], F]:
+    """Add an option that names a task; the verb receives it as a Named, or None."""
+    return click.option(name, metavar="TASK", callback=_named, help=about)
 
 
 def target_argument(function: F) -> F:
@@ -109,6 +115,7 @@ def _unreadable(text: str) -> RecipeError:
 def loaded(task: Named, model: Named | None, seed: int, weights: Weights | None) -> tuple[Task, nn.Module]:
     """The task, and its model with all its weights from `weights` (None: as it is built from the seed).
 
+    The weights of a structurally pruned model say so in their metadata: then its layers take their widths.
     Raises ModelError if they do not fit.
     """
     from steelyard.formats.module import into_module
@@ -118,5 +125,5 @@ def loaded(task: Named, model: Named | None, seed: int, weights: Weights | None)
     made = make_task(task, model, seed)
     module = build_seeded(made, seed)
     if weights is not None:
-        into_module(weights, module)
+        into_module(weights, module, resize=weights.meta.get(WIDTHS) == "pruned")
     return made, module

@@ -17,6 +17,7 @@ CODECS: Registry[type[Codec]] = Registry(
         "vectors": Row("steelyard.codecs.vectors:Vectors", "a codebook of short runs, and an index for each run"),
         "bitmask": Row("steelyard.codecs.bitmask:Bitmask", "zeros as one bit each, and the other values"),
         "delta": Row("steelyard.codecs.delta:Delta", "zeros as the distances between the other values"),
+        "nm": Row("steelyard.codecs.nm:NM", "n of each group of m elements, and where they stand"),
         "bits": Row("steelyard.codecs.bits:Bits", "lossless: whole numbers and booleans in as few bits as they need"),
         "trellis": Row("steelyard.codecs.trellis:Trellis", "levels along a trellis, for error and bits, entropy-coded"),
         "entropy": Row("steelyard.codecs.entropy:Entropy", "lossless: adaptive or static range coding"),

@@ -16,6 +16,8 @@ STEPS: Registry[type[Step]] = Registry(
         "stack": Row("steelyard.edit.stack:Stack", "numbered tensors, such as experts, along a new axis"),
         "unstack": Row("steelyard.edit.stack:Unstack", "a tensor into numbered ones: the inverse of stack"),
         "prune": Row("steelyard.edit.prune:Prune", "the least important weights become zero"),
+        "prune_nm": Row("steelyard.edit.nm:PruneNM", "n of every m inputs stay, such as 2:4"),
+        "sparsegpt": Row("steelyard.edit.sparsegpt:SparseGPT", "weights go, and those that are left make up for it"),
         "quantize": Row("steelyard.edit.quantize:Quantize", "round to uniform levels of few bits"),
         "ratedistortion": Row(
             "steelyard.edit.ratedistortion:RateDistortion", "round to a grid for each tensor: least error at the bits"

@@ -5,18 +5,21 @@ Knows nothing of where a score comes from: it is Weights with the same names.
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
-from steelyard.errors import RecipeError, WeightsError, quoted
+from steelyard.edit.importance import Importance, importance
+from steelyard.errors import RecipeError
 
+Scope = Literal["global", "tensor", "row", "erk"]
 DIGIT = 16  # bits of a rank that one pass over the tensors settles
 
 
@@ -25,14 +28,17 @@ class Prune(Step):
     """Set the `fraction` of the weights with the smallest score to zero: ``Prune(0.9)`` keeps a tenth.
 
     The score is the magnitude |w|, or `by`: Weights of the same names and shapes, of which the least go
-    first. Of the n elements in scope exactly round(fraction n) are chosen; equal scores go by position,
-    the first first, in the order of the tensors. Elements that are zero already count (their magnitude is
-    the least), so pruning by magnitude again to a larger fraction keeps the earlier zeros.
+    first, or evidence of the kinds norms (Wanda), fisher or taylor (`steelyard.score`). Of the n elements in
+    scope exactly round(fraction n) are chosen; equal scores go by position, the first first, in the order of
+    the tensors. Elements that are zero already count (their magnitude is the least), so pruning by magnitude
+    again to a larger fraction keeps the earlier zeros.
 
     Only floating-point tensors of at least `min_ndim` axes are in scope; the others pass untouched.
-    The scope 'tensor' prunes every tensor by itself. 'global' ranks all of them together; that takes a
-    pass or two (four for float64) over all tensors in scope at the first read of any, once, with one
-    tensor in memory at a time.
+    The scope 'tensor' prunes every tensor by itself, 'row' the inputs of every output by themselves (as
+    Wanda does); 'erk' gives every tensor a share to keep in proportion to the sum of its axes over their
+    product (Evci et al. 2020), so that `fraction` goes of all together and small layers keep more. 'global'
+    ranks all of them together; that takes a pass or two (four for float64) over all tensors in scope at the
+    first read of any, once, with one tensor in memory at a time.
 
     Raises RecipeError for a fraction outside 0 to 1, WeightsError for a score that is missing, has another
     shape, or is NaN.
@@ -41,30 +47,35 @@ class Prune(Step):
     >>> {name: x.tolist() for name, x in Prune(0.5)(w).arrays().items()}
     {'a': [[0.0, -4.0]], 'b': [[3.0, 0.0]]}
 
-    Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", 2015.
+    Sources: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", 2015; Sun et al., "A
+    Simple and Effective Pruning Approach for Large Language Models" (Wanda), 2023; Evci et al., "Rigging the Lottery",
+    2020.
     """
 
     name: ClassVar[str] = "prune"
     fraction: float
-    scope: Literal["global", "tensor"] = "global"
+    scope: Scope = "global"
     by: Weights | None = None
     min_ndim: int = 2
 
     def __post_init__(self) -> None:
         if not 0 <= self.fraction <= 1:
             raise RecipeError(f"the fraction to prune is between 0 and 1, not {self.fraction}")
-        check_scope(self.scope)
+        check_scope(self.scope, get_args(Scope))
 
     def __call__(self, weights: Weights) -> Weights:
         chosen = [item for item in weights.values() if in_scope(item, self.min_ndim)]
-        scored = {item.name: _Scored(item, scores_of(self.by, item)) for item in chosen}
+        scored = {item.name: _Scored(importance(self.by, item)) for item in chosen}
         cut = _GlobalCut(tuple(scored.values()), self.fraction)
+        shares = erk({item.name: item.spec.shape for item in chosen}, self.fraction) if self.scope == "erk" else {}
 
         def prune(one: _Scored, x: np.ndarray) -> np.ndarray:
             if self.scope == "global":
                 return _zero(x, one, cut.digits, cut.find())
-            keys = one.keys(one.digits, x)
-            return _zero(x, one, one.digits, find_cut(lambda: [(one.name, keys)], x.size, self.fraction, one.digits))
+            if self.scope == "row":
+                return _zero_rows(x, one, self.fraction)
+            keys, fraction = one.keys(one.digits, x), shares.get(one.name, self.fraction)
+            return _zero(x, one, one.digits, find_cut(lambda: [(one.name, keys)], x.size, fraction, one.digits))
 
         return weights.with_items(
             item.then(partial(prune, scored[name])) if name in scored else item for name, item in weights.items()
@@ -86,10 +97,32 @@ def mask_of(weights: Weights, min_ndim: int = 2) -> Weights:
     )
 
 
-def check_scope(scope: str) -> None:
-    """Raise RecipeError for a scope that is neither 'global' nor 'tensor'."""
-    if scope not in ("global", "tensor"):
-        raise RecipeError(f"the scope is 'global' or 'tensor', not {scope!r}")
+def check_scope(scope: str, known: tuple[str, ...] = ("global", "tensor")) -> None:
+    """Raise RecipeError for a scope that is none of those."""
+    if scope not in known:
+        listed = ", ".join(map(repr, known[:-1]))
+        raise RecipeError(f"the scope is {listed} or {known[-1]!r}, not {scope!r}")
+
+
+def erk(shapes: Mapping[str, tuple[int, ...]], fraction: float) -> dict[str, float]:
+    """The fraction of each tensor that goes, by the rule of Erdos, Renyi and kernels: `fraction` of all together.
+
+    A tensor keeps in proportion to the sum of its axes over their product, and never more than all.
+
+    >>> {name: round(f, 3) for name, f in erk({"a": (100, 100), "b": (10, 100)}, 0.9).items()}
+    {'a': 0.929, 'b': 0.61}
+    """
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    dense: set[str] = {name for name, size in sizes.items() if not size}
+    while True:
+        rest = [name for name in shapes if name not in dense]
+        left = (1 - fraction) * sum(sizes.values()) - sum(sizes[name] for name in dense)
+        raw = {name: sum(shapes[name]) / sizes[name] for name in rest}
+        scale = left / sum(raw[name] * sizes[name] for name in rest) if rest else 0.0
+        full = {name for name in rest if raw[name] * scale > 1}
+        if not full:
+            return {name: 0.0 if name in dense else min(max(1 - raw[name] * scale, 0.0), 1.0) for name in shapes}
+        dense |= full
 
 
 def in_scope(weight: Weight, min_ndim: int) -> bool:
@@ -97,51 +130,26 @@ def in_scope(weight: Weight, min_ndim: int) -> bool:
     return weight.spec.dtype.kind == "float" and len(weight.spec.shape) >= min_ndim
 
 
-def scores_of(by: Weights | None, weight: Weight) -> Weight | None:
-    """The scores of `weight` in `by`; raises WeightsError if there are none or their shape is another."""
-    if by is None:
-        return None
-    found = by.get(weight.name)
-    if found is None:
-        raise WeightsError(
-            f"the scores have no tensor {quoted(weight.name)}; "
-            "give one for every weight in scope, or choose fewer weights (where, or --where)"
-        )
-    if found.spec.shape != weight.spec.shape:
-        raise WeightsError(
-            f"{found.origin}: the scores of {quoted(weight.name)} are {found.spec}, its weights {weight.spec}"
-        )
-    return found
-
-
 @dataclass(frozen=True)
 class _Scored:
-    """A weight and what ranks its elements."""
+    """A weight and what ranks its elements, as keys."""
 
-    weight: Weight
-    scores: Weight | None  # None: the magnitude
+    rank: Importance
 
     @property
     def name(self) -> str:
-        return self.weight.name
+        return self.rank.weight.name
 
     @property
     def digits(self) -> int:
         """How many passes rank its elements: float32 and narrower have half the bits of the rest."""
-        dtype = (self.scores or self.weight).spec.dtype
-        return 2 if dtype.kind == "float" and dtype.bits <= 32 else 4
+        return 4 if self.rank.wide else 2
 
     def keys(self, digits: int, values: np.ndarray | None = None) -> np.ndarray:
         """Whole numbers in the order of the scores, (size,) uint32 or uint64."""
-        if self.scores is not None:
-            values = self.scores.array()
-        elif values is None:
-            values = self.weight.array()
         float_type, key_type = (np.float32, np.uint32) if digits == 2 else (np.float64, np.uint64)
-        x: np.ndarray = values.ravel().astype(float_type)
-        if np.isnan(x).any():
-            raise WeightsError(f"{self.weight.origin}: {quoted(self.weight.name)} has NaN, which has no rank")
-        x = np.abs(x) if self.scores is None else np.add(x, 0, dtype=float_type)  # + 0 makes -0.0 equal to 0.0
+        # + 0 makes -0.0 equal to 0.0
+        x: np.ndarray = np.add(self.rank.of(values).ravel().astype(float_type), 0, dtype=float_type)
         # As sign-magnitude integers floats are in order; flip the negative ones, lift the others above them.
         bits = x.view(key_type)
         top = key_type(1) << key_type(DIGIT * digits - 1)
@@ -203,7 +211,7 @@ class _GlobalCut:
 
     @cached_property
     def _found(self) -> _Cut | None:
-        size = sum(one.weight.spec.size for one in self.scored)
+        size = sum(one.rank.weight.spec.size for one in self.scored)
         digits = self.digits
         return find_cut(lambda: ((one.name, one.keys(digits)) for one in self.scored), size, self.fraction, digits)
 
@@ -226,3 +234,15 @@ def _zero(x: np.ndarray, one: _Scored, digits: int, cut: _Cut | None) -> np.ndar
     gone = keys < cut.key
     gone[equal if cut.ties is None else equal[: cut.ties[one.name]]] = True
     return np.where(gone.reshape(x.shape), x.dtype.type(0), x)
+
+
+def _zero_rows(x: np.ndarray, one: _Scored, fraction: float) -> np.ndarray:
+    """`x` with zeros for the least `fraction` of the inputs of every output; of equal ones the first go first."""
+    if not x.size:
+        return x
+    rows = one.rank.rows
+    scores = rows.matrix(one.rank.of(x))
+    gone = np.zeros(scores.shape, bool)
+    count = round(fraction * scores.shape[1])
+    np.put_along_axis(gone, np.argsort(scores, axis=1, kind="stable")[:, :count], True, axis=1)
+    return np.where(rows.tensor(gone), x.dtype.type(0), x)

@@ -18,7 +18,8 @@ from steelyard.codecs.trellis import Trellis
 from steelyard.core.packed import Packed, Scheme
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
-from steelyard.edit.prune import in_scope, scores_of
+from steelyard.edit.importance import scores_of
+from steelyard.edit.prune import in_scope
 from steelyard.errors import CodecError, RecipeError, WeightsError, quoted
 
 SAMPLE = 1 << 15  # elements by which the bits of a tensor are foreseen
