@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import steelyard as sy
-from steelyard.errors import FormatError, MissingExtraError, UnknownNameError
+from steelyard.errors import FormatError, MissingExtraError, UnknownNameError, WeightsError
 from steelyard.learn.watch.course import Binned, Course, grouped
 from steelyard.learn.watch.log import Log
 from steelyard.learn.watch.reading import SqliteLog
@@ -157,6 +157,12 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     with pytest.raises(MissingExtraError, match=r"a log in Parquet needs .*pip install 'steelyard\[parquet\]'"):
         written().to_parquet(tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
+
+
+def test_a_log_is_not_written_as_parquet(tmp_path):
+    with pytest.raises(WeightsError, match=r"a log that grows is SQLite; .* log\.to_parquet\(folder\)"):
+        Log(tmp_path / "run.parquet")
+    assert not (tmp_path / "run.parquet").exists()
 
 
 def test_reading_a_log_needs_no_torch(tmp_path):

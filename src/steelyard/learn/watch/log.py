@@ -33,6 +33,9 @@ class Log:
 
     def __init__(self, path: str | Path | None = None, meta: Mapping[str, str] | None = None):
         """A new log: in that file, which must not exist, or in memory."""
+        if path is not None and Path(path).suffix == ".parquet":
+            raise WeightsError(f"{path}: a log that grows is SQLite; name it run.sqlite, and make Parquet of it with "
+                               "log.to_parquet(folder)")  # fmt: skip
         if path is not None and Path(path).exists():
             raise WeightsError(f"{path} exists: choose another name for the log, or remove it")
         self.path = None if path is None else Path(path)
