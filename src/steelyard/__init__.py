@@ -110,6 +110,8 @@ _EXPORTS: dict[str, str] = {
     "mup": "learn.mup:mup",
     "coordinate_check": "learn.coordinates:coordinate_check",
     "evaluate": "learn.evaluate:evaluate",
+    "sample": "learn.sample:sample",
+    "shard": "learn.processes:shard",
     "score": "learn.evidence:score",
     "blockwise": "learn.blockwise:blockwise",
     "stepped": "learn.stepped:stepped",
@@ -266,10 +268,12 @@ if TYPE_CHECKING:
     from steelyard.learn.penalties import Spectral as Spectral
     from steelyard.learn.penalties import adaptive_factors as adaptive_factors
     from steelyard.learn.pool import label_noise as label_noise
+    from steelyard.learn.processes import shard as shard
     from steelyard.learn.rate import find_lr as find_lr
     from steelyard.learn.run import Run as Run
     from steelyard.learn.run import Step as Step
     from steelyard.learn.run import train as train
+    from steelyard.learn.sample import sample as sample
     from steelyard.learn.schedules import Scheduler as Scheduler
     from steelyard.learn.sparse import Gradual as Gradual
     from steelyard.learn.sparse import Scores as Scores

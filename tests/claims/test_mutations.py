@@ -38,6 +38,7 @@ from steelyard.explain import (
     capacity,
     counts,
     gradients,
+    memory,
     probes,
     recurrent,
     sharpness,
@@ -65,6 +66,7 @@ from steelyard.learn import (
     symmetry,
     verdicts,
 )
+from steelyard.learn import recurrent as recurrent_model
 from steelyard.learn.watch.norms import Norms
 from steelyard.shrink.settings import Settings
 
@@ -623,6 +625,16 @@ def _factors_inverted(patch: Patch) -> None:
     patch.setattr(penalties, "factors_of", lambda *a: [None if f is None else 1 / f for f in honest(*a)])
 
 
+def _chrono_ignored(patch: Patch) -> None:
+    patch.setattr(recurrent_model, "_chrono", lambda layers, memory: None)
+
+
+def _nothing_forgotten(patch: Patch) -> None:
+    """The gradient of each step instead of that of all of them together."""
+    honest = memory._curve
+    patch.setattr(memory, "_curve", lambda layer, inputs, *rest: honest(layer, inputs[-2:], *rest) * len(inputs))
+
+
 MUTATIONS: list[tuple[str, Callable[[Patch], None], str]] = [
     ("A1", _scaled_set, "error"),
     ("A1", _neighbour_set, "change elsewhere"),
@@ -699,6 +711,8 @@ MUTATIONS: list[tuple[str, Callable[[Patch], None], str]] = [
     ("F3", _two_bits_for_all, "lost, 8 bits, nearest"),
     ("F3", _no_evidence, "lost, 2 bits, data"),
     ("F3", _no_compensation, "logits moved by data, 2 bits"),
+    ("E4", _chrono_ignored, "least gradient that a good start keeps"),
+    ("E4", _nothing_forgotten, "most gradient that a bad start keeps"),
     ("F4", _one_value_too_many, "tensors without k distinct values"),
     ("F4", _loosened_ties, "ties broken"),
     ("F4", _changed_bit, "tied logit difference"),

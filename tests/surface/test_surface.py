@@ -24,6 +24,7 @@ from steelyard.core.registry import Registry
 from steelyard.edit import STEPS
 from steelyard.formats import FORMATS
 from steelyard.init import INITS
+from steelyard.learn.task import build_seeded
 from steelyard.learn.watch.log import Log
 
 TABLES: dict[str, Registry] = {"formats": FORMATS, "codecs": CODECS, "init": INITS, "edit": STEPS, "cli": VERBS}
@@ -145,6 +146,8 @@ def test_every_example_runs(name, tmp_path, monkeypatch, capsys):
         sy.Weights.of({n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}), "trained.safetensors"
     )
     Log("run.sqlite").close()
+    if name == "sample":
+        sy.write(sy.from_module(build_seeded(sy.task("text", model="rnn"))), "novel.safetensors")
     for command in examples(VERBS[name]):
         start = time.monotonic()
         assert main([*command, "--json"]) in (0, 1), command

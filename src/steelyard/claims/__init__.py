@@ -55,6 +55,7 @@ CLAIMS: Registry[Any] = Registry(
         "D6": Row("steelyard.claims.d_discipline:D6", "upweighting features", "learn"),
         "D7": Row("steelyard.claims.d_capacity:D7", "weights determine the capacity to generalise", "learn"),
         "E1": Row("steelyard.claims.e_architectures:E1", "in linear models weights are coefficients", "learn"),
+        "E4": Row("steelyard.claims.e_memory:E4", "recurrent networks keep memory across time steps", "learn"),
         "F3": Row("steelyard.claims.f_levels:F3", "fewer bits are enough", "learn"),
         "F4": Row("steelyard.claims.f_small:F4", "weights can be shared", "learn"),
         "F5": Row("steelyard.claims.f_small:F5", "less memory without much accuracy", "learn"),

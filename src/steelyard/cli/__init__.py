@@ -22,6 +22,7 @@ VERBS: Registry[click.Command] = Registry(
         "watch": Row("steelyard.cli.watch:verb", "what the log of a watched training says: its course and its faults"),
         "finetune": Row("steelyard.cli.finetune:verb", "carry trained weights to a new task", "learn"),
         "explain": Row("steelyard.cli.explain:verb", "what trained weights mean, checked by removal", "learn"),
+        "sample": Row("steelyard.cli.sample:verb", "text from a trained language model of characters", "learn"),
         "init": Row("steelyard.cli.init:verb", "start a model's weights, and say of each layer how", "learn"),
         "starts": Row("steelyard.cli.starts:verb", "which start of a model will train best, and why", "learn"),
         "signal": Row("steelyard.cli.signal:verb", "the scale of every layer, forwards and backwards", "learn"),

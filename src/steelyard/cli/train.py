@@ -45,6 +45,7 @@ if TYPE_CHECKING:
               help="bfloat16 runs the model in it; weights and updates stay as they are.")  # fmt: skip
 @click.option("--trajectory", is_flag=True, help="Also the way of each layer, and what it knew in between.")
 @click.option("--folds", type=click.IntRange(min=2), help="Also the gap between seen and unseen, over so many folds.")
+@click.option("--shard", "sharded", is_flag=True, help="Under torchrun: each process holds a share of the weights.")
 @training_options
 @keeping_options
 @output
@@ -66,6 +67,7 @@ def verb(
     precision: Literal["full", "bfloat16"],
     trajectory: bool,
     folds: int | None,
+    sharded: bool,
     training: Training,
     keeping: dict[str, Any],
     output: Output,
@@ -75,7 +77,8 @@ def verb(
     TASK is digits, breast-cancer, mnist, fashion-mnist, text, text:FILE, csv:FILE:COLUMN, adding:LENGTH,
     copying:LENGTH or module:task. The weights with the lowest validation loss are kept, and measured on examples
     that training has not seen. What goes wrong in the first steps is said on standard error, with the layer, the
-    cause and the cure. Several processes, started by torchrun -m steelyard train ..., share each batch.
+    cause and the cure. Several processes, started by torchrun -m steelyard train ..., share each batch, and with
+    --shard the weights as well (then no alarm is given).
 
     --penalty l1=1e-4@*.weight adds to the loss, and the table of the objective says what: data term + each penalty.
     --watch LOG and --live show every tensor at every step, and faults are said on standard error as they are found.
@@ -95,12 +98,14 @@ def verb(
     from steelyard.learn.folds import cross_validate
     from steelyard.learn.gauges import alarm
     from steelyard.learn.generalization import generalization
-    from steelyard.learn.processes import first
+    from steelyard.learn.processes import first, shard
     from steelyard.learn.record import objective_table
     from steelyard.learn.run import train
     from steelyard.learn.trajectory import Trajectory
     from steelyard.life.record import fresh_start, make_task
 
+    if sharded and (trajectory or folds is not None):
+        raise click.UsageError("--trajectory and --folds want whole weights: leave out --shard")
     if folds is not None and training.balanced:
         raise click.UsageError("--folds divides the rows that --balanced serves: use --class-weights balanced")
     made, options = training.of(make_task(task, model, seed)), training.options()
@@ -111,9 +116,12 @@ def verb(
     told |= {"clip": clip, "precision": precision, "penalties": options["penalties"], "average": options["average"]}
     way, knows = Trajectory(), Probes(made)
     gauges: list[Gauge] = [way, knows] if trajectory else []
-    if not training.watched:  # a watch says the same, and more
+    if not training.watched and not sharded:  # a watch says the same, and more; an alarm looks at whole tensors
         gauges.append(alarm(say=lambda found: click.echo(f"alarm, {found}", err=True)))
-    run = train(made, net, seed=seed, gauges=gauges, within=options["within"], **told, **keeping)
+    run = train(
+        made, shard(net) if sharded else net, seed=seed, gauges=gauges, within=options["within"], **told, **keeping
+    )
+    trained = from_module(run.model)  # every process has a part of what is sharded
     tables, pictures = [evaluate(run.model, made), run.history()], {}
     tables += [table for table in (objective_table(run.table()), rates) if table is not None]
     if trajectory:
@@ -124,7 +132,7 @@ def verb(
         tables.append(cross_validate(made, folds, model=fresh_start(made, start, seed), seed=seed, **told))
     if not first():
         return
-    formats.write(from_module(run.model).with_meta(task=made.name, seed=str(seed)), target)
+    formats.write(trained.with_meta(task=made.name, seed=str(seed)), target)
     show(tables, output, _page(tables, pictures))
 
 

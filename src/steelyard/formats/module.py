@@ -7,7 +7,7 @@ or of extra state that is not a tensor.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from steelyard.core.spec import dtype as find_dtype
 from steelyard.core.table import Table
 from steelyard.core.weights import Weight, Weights
 from steelyard.errors import ModelError, quoted
+from steelyard.formats._sharded import is_sharded, like, whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,16 +54,20 @@ class _Slot:
         tensor = self.tensor()
         return Spec(tuple(tensor.shape), find_dtype(str(tensor.dtype)))
 
-    def array(self) -> np.ndarray:
-        """A copy of the values as they are now."""
-        return to_array(self.tensor())
+    def reader(self) -> Callable[[], np.ndarray]:
+        """A copy of the values as they are when it is called; of a sharded tensor as they are now."""
+        if is_sharded(tensor := self.tensor()):
+            gathered = whole(tensor)
+            return lambda: to_array(gathered)
+        return lambda: to_array(self.tensor())
 
 
 def from_module(module: nn.Module, *, buffers: bool = True) -> Weights:
     """The parameters and, with `buffers`, the persistent buffers of a module, in the order of its state_dict.
 
     Nothing is copied before it is read; each read is a copy of the values at that time. A parameter with
-    several names exists under the first, and the others are ties. Raises ModelError for a module without
+    several names exists under the first, and the others are ties. What is sharded among processes is put together at
+    once, so that every process has to call this. Raises ModelError for a module without
     values (lazy layers that never ran, the meta device).
 
     >>> from torch import nn
@@ -74,7 +79,7 @@ def from_module(module: nn.Module, *, buffers: bool = True) -> Weights:
     for group in _groups(_slots(module, buffers)):
         first, *aliases = group
         origin = f"{type(module).__name__}.{first.name}"
-        items.append(Weight(first.name, first.spec(), first.array, origin=origin))
+        items.append(Weight(first.name, first.spec(), first.reader(), origin=origin))
         ties.update({alias.name: first.name for alias in aliases})
     return Weights(items, ties, {"format": "pt"})
 
@@ -343,4 +348,4 @@ def _copy(staged: list[tuple[Tensor, Tensor]]) -> None:
 
     with torch.no_grad():
         for target, values in staged:
-            target.copy_(values)
+            target.copy_(like(target, values))

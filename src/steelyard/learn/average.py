@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from steelyard.core.table import Column, Table
 from steelyard.core.weights import Weights
 from steelyard.errors import ModelError
+from steelyard.formats._sharded import like, local
 from steelyard.formats.module import into_module
 from steelyard.learn.evaluate import evaluating, mean_outcomes
 from steelyard.learn.state import State, copied, model_state, set_model_state, tensors_of
@@ -91,7 +92,8 @@ class Average:
             return
         share = self.kind.share(self.count)
         fractions = [name for name, tensor in now.items() if tensor.is_floating_point() or tensor.is_complex()]
-        torch._foreach_lerp_([self._tensors[n] for n in fractions], [_wide(now[n]) for n in fractions], share)
+        held, new = [local(self._tensors[n]) for n in fractions], [local(_wide(now[n])) for n in fractions]
+        torch._foreach_lerp_(held, new, share)
         for name in now.keys() - set(fractions):
             self._tensors[name].copy_(now[name])
 
@@ -122,7 +124,7 @@ class Average:
         """Go on from a `state`."""
         own = tensors_of(self.model)
         self.count = state["count"]
-        self._tensors = {name: tensor.to(own[name].device) for name, tensor in state["tensors"].items()}
+        self._tensors = {name: like(own[name], tensor) for name, tensor in state["tensors"].items()}
 
 
 def update_batch_norm(model: nn.Module, batches: Iterable[Batch]) -> int:

@@ -16,6 +16,7 @@ from steelyard.core.table import Column, Table
 from steelyard.errors import ModelError
 from steelyard.learn.intervals import blocks, paired_proportions, student, wilson
 from steelyard.learn.measures import IGNORED
+from steelyard.learn.processes import reshard
 from steelyard.learn.task import Split, Task, apply, device_of, per_example
 
 
@@ -128,6 +129,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             yield
     finally:
+        reshard(model)
         for module, training in modes:
             module.training = training
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from steelyard.errors import ModelError
+from steelyard.formats._sharded import is_sharded
 from steelyard.learn.calling import calling
 from steelyard.learn.examples import ExampleLoss
 from steelyard.learn.processes import Processes
@@ -72,7 +73,7 @@ class Gradients:
     def clipped(self) -> None:
         """Scale the gradients so that their norm over all parameters is at most ``clip``."""
         if self.clip is not None:
-            norm = nn.utils.clip_grad_norm_(self._parameters, self.clip)
+            norm = clip(self._parameters, self.clip)
             if not torch.isfinite(norm):
                 raise ModelError(f"the gradient has norm {float(norm)}: lower the learning rate")
 
@@ -102,6 +103,21 @@ class Gradients:
     def _unsynchronised(self) -> AbstractContextManager[Any]:
         wrapped = self._forward
         return wrapped.no_sync() if isinstance(wrapped, nn.parallel.DistributedDataParallel) else nullcontext()
+
+
+def clip(parameters: Sequence[nn.Parameter], most: float) -> Tensor:
+    """Scale the gradients so that their norm is at most `most`; the norm that they had.
+
+    Sharded ones are taken as the whole that they are parts of, together with those that every process has.
+    """
+    if not any(map(is_sharded, parameters)):
+        return nn.utils.clip_grad_norm_(parameters, most)
+    kinds = [[p for p in parameters if p.grad is not None and is_sharded(p) is sharded] for sharded in (True, False)]
+    norms = [nn.utils.get_total_norm([p.grad for p in kind]) for kind in kinds if kind]
+    total = torch.linalg.vector_norm(torch.stack([n.full_tensor() if is_sharded(n) else n for n in norms]))
+    for kind in filter(None, kinds):
+        nn.utils.clip_grads_with_norm_(kind, most, total)
+    return total
 
 
 class NotFiniteLoss(Exception):
@@ -150,7 +166,8 @@ def reason(model: nn.Module, batches: Sequence[Batch], index: int) -> str:
 
 def not_finite(x: Tensor) -> int:
     """How many elements are NaN or infinite."""
-    return int((~torch.isfinite(x.detach())).sum())
+    wrong = (~torch.isfinite(x.detach())).sum()
+    return int(wrong.full_tensor() if is_sharded(wrong) else wrong)
 
 
 def _weights(batch: Batch) -> tuple[Tensor, ...]:

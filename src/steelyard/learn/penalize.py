@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from steelyard.errors import ModelError, quoted
+from steelyard.formats._sharded import is_sharded
 from steelyard.learn.decay import Decay, Shrinking
 from steelyard.learn.parameters import named_parameters
-from steelyard.learn.penalties import Penalty, Term
+from steelyard.learn.penalties import L1, L2, ElasticNet, Penalty, Term
 from steelyard.learn.stepsize import check_optimizer, rate, step_size
 
 
@@ -190,10 +191,21 @@ def penalize(model: nn.Module, optimizer: Optimizer, *penalties: Penalty | Decay
         if isinstance(penalty, Decay):
             decays.append(penalty.bind(model, optimizer))
         elif isinstance(penalty, Penalty):
+            if any(map(is_sharded, model.parameters())):
+                _check_elementwise(penalty)
             terms.append(penalty.bind(model))
         else:
             raise ModelError(f"expected a penalty such as L1(1e-3), found a {type(penalty).__name__}")
     return Penalized(model, optimizer, terms, decays)
+
+
+def _check_elementwise(penalty: Penalty) -> None:
+    """Raise ModelError for a penalty that looks at more of a tensor than one element, as a process has a part."""
+    if not isinstance(penalty, (L1, L2, ElasticNet)) or getattr(penalty, "factors", None) is not None:
+        raise ModelError(
+            f"{type(penalty).__name__} on weights that are sharded among processes: only L1, L2 and ElasticNet without "
+            "factors, and Decay, take each element for itself; use these, or train without shards"
+        )
 
 
 _OPTIM = torch.optim

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from steelyard.core.table import Table
 from steelyard.errors import ModelError
+from steelyard.formats._sharded import whole
 from steelyard.learn.average import Ema, Swa
 from steelyard.learn.checkpoint import Checkpoint
 from steelyard.learn.decay import Decay
@@ -98,7 +99,8 @@ class Run:
     accumulate: so many batches make one update, exactly as if they were one batch (dropout and batch norm see each
     on its own). clip: the largest norm of the gradient over all parameters. precision: "bfloat16" runs the model
     under torch.autocast; weights, loss and updates stay as they are. compiled: run it through torch.compile, True or
-    its keywords. Under torchrun each process takes its share of every batch, with the gradients of one process alone.
+    its keywords. Under torchrun each process takes its share of every batch, with the gradients of one process alone;
+    a model that is sharded (`shard`, or FSDP2's fully_shard) stays so, and its checkpoint is that of the whole model.
 
     checkpoint: a folder that from the start holds the whole state of the run (weights, buffers, optimizer, the place
     in the data, generators of random numbers, the best weights, the log), renewed after each epoch, at Ctrl-C, and
@@ -298,7 +300,7 @@ class Run:
             return
         state, self.log = found
         check_same(state["settings"], self._identity(), "the run")
-        set_model_state(self.model, state["model"])
+        set_model_state(self.model, {**state["model"], "extra": self._processes.mine(state["extras"])})
         set_optimizer_state(self.optimizer, state["optimizer"])
         self._pace.load(state["schedule"])
         self._feed.load(state["feed"])
@@ -317,6 +319,8 @@ class Run:
         state = {"settings": self._identity(), "model": model_state(self.model), "feed": self._feed.state()}
         state |= {"optimizer": self.optimizer.state_dict(), "kept": self._kept.state(), "epochs": self.epoch_log}
         state |= {"done": self.done, "losses": self._losses, "schedule": self._pace.state()}
+        state["extras"] = self._processes.gathered(state["model"]["extra"])  # a carried state is each process's own
+        state = whole(state)
         if self._processes.rank == 0:
             self._checkpoint.save(state, self.log)
         self._processes.wait()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from steelyard.errors import ModelError, quoted
+from steelyard.formats._sharded import like
 
 State = dict[str, Any]
 
@@ -80,7 +81,7 @@ def set_model_state(model: nn.Module, state: State) -> None:
     modules = dict(unwrapped(model).named_modules())
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(state["tensors"][name])
+            tensor.copy_(like(tensor, state["tensors"][name]))
     for name, extra in state["extra"].items():
         modules[name].set_extra_state(extra)
 
@@ -89,7 +90,7 @@ def set_optimizer_state(optimizer: torch.optim.Optimizer, state: State) -> None:
     """Put a ``state_dict()`` back, with the dtypes that it has.
 
     torch's own load_state_dict rounds the state to the dtype of the parameter: float32 moments of bfloat16 weights
-    would not come back as they were.
+    would not come back as they were. What has the shape of a sharded parameter is sharded like it.
     """
     optimizer.load_state_dict(copied(state))
     saved = [number for group in state["param_groups"] for number in group["params"]]
@@ -98,7 +99,9 @@ def set_optimizer_state(optimizer: torch.optim.Optimizer, state: State) -> None:
         for key, value in state["state"].get(number, {}).items():
             held = optimizer.state[parameter][key]
             if isinstance(value, Tensor) and held.dtype != value.dtype:
-                optimizer.state[parameter][key] = value.to(held.device, copy=True)
+                held = optimizer.state[parameter][key] = value.to(held.device, copy=True)
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                optimizer.state[parameter][key] = like(parameter, held)
 
 
 def copied(tree: Any) -> Any:

@@ -7,7 +7,6 @@ Knows nothing of hooks or logs.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from steelyard.formats._sharded import is_sharded
 from steelyard.kernels import norms as loops
 
 PIECE = 1 << 19  # elements that one thread takes at a time
@@ -198,12 +198,6 @@ def _is_plain(x: Tensor) -> bool:
 def _wide(x: Tensor) -> torch.dtype:
     """What norms are taken in: float64 on the processor; elsewhere, where that may be slow or missing, float32."""
     return torch.float64 if x.device.type == "cpu" or x.dtype in (torch.float64, torch.complex128) else torch.float32
-
-
-def is_sharded(x: Tensor) -> bool:
-    """Whether it is a DTensor, of which each process holds a shard (FSDP2, tensor parallelism)."""
-    module = sys.modules.get("torch.distributed.tensor")  # not imported for those who have none
-    return module is not None and isinstance(x, module.DTensor)
 
 
 def _norm(x: Tensor) -> Tensor:
