@@ -52,7 +52,8 @@ def blockwise(
         model: one that calls the modules of one nn.ModuleList or nn.Sequential one after the other, each with what the
             one before gave as its first argument (or hidden_states), and the same other arguments. Run in
             evaluation mode, and left as it was.
-        batches: what the model is called with: see `score`.
+        batches: what the model is called with: see `score`. Each block is called several times with the same
+            arguments, so that a cache among them must be switched off (use_cache=False).
         method: such as ``lambda evidence: Gptq(3, group=64, by=evidence)``.
         blocks: the name of the list; None: the one with the most weights.
         kind: of the evidence: norms, moments or hessian.
