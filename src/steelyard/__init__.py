@@ -136,6 +136,7 @@ _EXPORTS: dict[str, str] = {
     # what weights mean
     "inventory": "explain.inventory:inventory",
     "spectra": "explain.spectra:spectra",
+    "redundancy": "explain.redundancy:redundancy",
     "diff": "explain.diff:diff",
     "health": "explain.health:health",
     "ancestor": "explain.diff.lineage:ancestor",
@@ -210,6 +211,7 @@ if TYPE_CHECKING:
     from steelyard.explain.memory import memory as memory
     from steelyard.explain.probes import Probes as Probes
     from steelyard.explain.probes import probe as probe
+    from steelyard.explain.redundancy import redundancy as redundancy
     from steelyard.explain.signal import signal as signal
     from steelyard.explain.spectra import spectra as spectra
     from steelyard.explain.starts import compare_starts as compare_starts

@@ -21,6 +21,7 @@ from steelyard.claims import (
     d_discipline,
     e_architectures,
     f_levels,
+    f_pruning,
     f_small,
     g_moving,
     weighting,
@@ -30,6 +31,7 @@ from steelyard.claims.material import digits
 from steelyard.core.weights import Weights
 from steelyard.edit import gptq
 from steelyard.edit.evidence import hessian_of
+from steelyard.edit.importance import Importance
 from steelyard.edit.quantize import Quantize
 from steelyard.edit.share import Share
 from steelyard.explain import (
@@ -67,6 +69,7 @@ from steelyard.learn import (
     verdicts,
 )
 from steelyard.learn import recurrent as recurrent_model
+from steelyard.learn.sparse import Gradual
 from steelyard.learn.watch.norms import Norms
 from steelyard.shrink.settings import Settings
 
@@ -635,6 +638,45 @@ def _nothing_forgotten(patch: Patch) -> None:
     patch.setattr(memory, "_curve", lambda layer, inputs, *rest: honest(layer, inputs[-2:], *rest) * len(inputs))
 
 
+def _half_the_rank(patch: Patch) -> None:
+    honest = f_pruning.truncated
+    patch.setattr(f_pruning, "truncated", lambda w, ranks, by: honest(w, {n: r // 2 for n, r in ranks.items()}, by))
+
+
+def _nothing_lost(patch: Patch) -> None:
+    honest = f_pruning.redundancy
+    patch.setattr(f_pruning, "redundancy", lambda weights, by, error: honest(weights, by, error=0.0))
+
+
+def _greatest_first(patch: Patch) -> None:
+    honest = Importance.of
+    patch.setattr(Importance, "of", lambda self, x=None: -honest(self, x))
+
+
+def _half_the_share(patch: Patch) -> None:
+    honest = Gradual.share
+    patch.setattr(Gradual, "share", lambda self, progress: honest(self, progress) / 2)
+
+
+def _no_repair(patch: Patch) -> None:
+    patch.setattr(f_pruning, "SparseGPT", lambda by, pattern: f_pruning.PruneNM(pattern))
+
+
+def _as_wide_as_before(patch: Patch) -> None:
+    patch.setattr(f_pruning, "prune_structured_", lambda model, batch, keep, budget: None)
+
+
+def _loaded_elsewhere(patch: Patch) -> None:
+    honest = f_pruning.into_module
+
+    def change(weights: Weights, module: torch.nn.Module, **options: Any) -> None:
+        honest(weights, module, **options)
+        if options:
+            next(module.parameters()).data[0] += 1e-3
+
+    patch.setattr(f_pruning, "into_module", change)
+
+
 MUTATIONS: list[tuple[str, Callable[[Patch], None], str]] = [
     ("A1", _scaled_set, "error"),
     ("A1", _neighbour_set, "change elsewhere"),
@@ -713,6 +755,13 @@ MUTATIONS: list[tuple[str, Callable[[Patch], None], str]] = [
     ("F3", _no_compensation, "logits moved by data, 2 bits"),
     ("E4", _chrono_ignored, "least gradient that a good start keeps"),
     ("E4", _nothing_forgotten, "most gradient that a bad start keeps"),
+    ("F1", _half_the_rank, "lost by cutting at the rank"),
+    ("F1", _nothing_lost, "redundant weights"),
+    ("F2", _greatest_first, "lost at 50 %"),
+    ("F2", _half_the_share, "zeros of the gradual net"),
+    ("F2", _no_repair, "2:4 error, data-aware over magnitude"),
+    ("F2", _as_wide_as_before, "structured: parameters left"),
+    ("F2", _loaded_elsewhere, "structured: difference after reload"),
     ("F4", _one_value_too_many, "tensors without k distinct values"),
     ("F4", _loosened_ties, "ties broken"),
     ("F4", _changed_bit, "tied logit difference"),

@@ -56,6 +56,8 @@ CLAIMS: Registry[Any] = Registry(
         "D7": Row("steelyard.claims.d_capacity:D7", "weights determine the capacity to generalise", "learn"),
         "E1": Row("steelyard.claims.e_architectures:E1", "in linear models weights are coefficients", "learn"),
         "E4": Row("steelyard.claims.e_memory:E4", "recurrent networks keep memory across time steps", "learn"),
+        "F1": Row("steelyard.claims.f_pruning:F1", "networks hold redundant parameters", "learn"),
+        "F2": Row("steelyard.claims.f_pruning:F2", "weights can be pruned", "learn"),
         "F3": Row("steelyard.claims.f_levels:F3", "fewer bits are enough", "learn"),
         "F4": Row("steelyard.claims.f_small:F4", "weights can be shared", "learn"),
         "F5": Row("steelyard.claims.f_small:F5", "less memory without much accuracy", "learn"),
