@@ -120,6 +120,11 @@ def adapted(m: Places, h: Tensor) -> Tensor:
 
 KEPT: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "frozen": (lambda: frozen(Places(lambda m, h: h + m.pos, pos=tiny(6, 12))), "pos", "frozen"),
+    "frozen and not to be written": (
+        lambda: frozen(Places(lambda m, h: h + m.pos, pos=tiny(6, 12)), tiny(6, 1).expand(6, 12)),
+        "pos",
+        "frozen",
+    ),
     "not linear": (lambda: Places(lambda m, h: h + torch.tanh(m.pos), pos=tiny(6, 12)), "pos", "changed before"),
     "also a factor": (lambda: Places(lambda m, h: h * (1 + m.pos) + m.pos, pos=tiny(6, 12)), "pos", "in another way"),
     "queries": (Latents, "queries", "in another way"),
@@ -131,8 +136,8 @@ KEPT: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
 }
 
 
-def frozen(model: nn.Module) -> nn.Module:
-    model.pos.requires_grad_(False)
+def frozen(model: nn.Module, values: Tensor | None = None) -> nn.Module:
+    model.pos = nn.Parameter(model.pos.detach() if values is None else values, requires_grad=False)
     return model
 
 

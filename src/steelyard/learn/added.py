@@ -168,7 +168,8 @@ class Added(TorchFunctionMode):
                 why = "it has no scale to change"
             ratio = 1.0 if why else SHARE * beside / std
             for part in found.parts:
-                part.parameter.data.mul_(ratio)  # not seen by automatic differentiation, which holds no value of it
+                if not why:
+                    part.parameter.data.mul_(ratio)  # not seen by automatic differentiation, which holds no value of it
                 part.factor *= ratio
                 part.std, part.beside, part.kept, part.settled = std * ratio, beside, why, True
 
