@@ -48,6 +48,7 @@ _EXPORTS: dict[str, str] = {
     "Awq": "edit.awq:Awq",
     "Hqq": "edit.hqq:Hqq",
     "Factorize": "edit.lowrank:Factorize",
+    "RateDistortion": "edit.ratedistortion:RateDistortion",
     "Share": "edit.share:Share",
     "Pack": "edit.pack:Pack",
     "Affine": "codecs.affine:Affine",
@@ -62,6 +63,7 @@ _EXPORTS: dict[str, str] = {
     "Bits": "codecs.bits:Bits",
     "Entropy": "codecs.entropy:Entropy",
     "Multiples": "codecs.multiples:Multiples",
+    "Trellis": "codecs.trellis:Trellis",
     # models and data
     "Task": "learn.task:Task",
     "Batch": "learn.task:Batch",
@@ -169,6 +171,7 @@ if TYPE_CHECKING:
     from steelyard.codecs.nm import NM as NM
     from steelyard.codecs.palette import Palette as Palette
     from steelyard.codecs.scaled import Scaled as Scaled
+    from steelyard.codecs.trellis import Trellis as Trellis
     from steelyard.codecs.vectors import Vectors as Vectors
     from steelyard.core.packed import Codec as Codec
     from steelyard.core.packed import Packed as Packed
@@ -194,6 +197,7 @@ if TYPE_CHECKING:
     from steelyard.edit.pack import Pack as Pack
     from steelyard.edit.prune import Prune as Prune
     from steelyard.edit.quantize import Quantize as Quantize
+    from steelyard.edit.ratedistortion import RateDistortion as RateDistortion
     from steelyard.edit.rename import Rename as Rename
     from steelyard.edit.share import Share as Share
     from steelyard.edit.sparsegpt import SparseGPT as SparseGPT

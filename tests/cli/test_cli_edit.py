@@ -144,6 +144,16 @@ def test_text_of_quantize(steelyard, model, golden):
     golden(steelyard("quantize", model, model.with_name("out.safetensors"), "--bits", "4").out)
 
 
+def test_quantize_by_entropy_takes_the_bits_that_it_is_given(steelyard, tmp_path):
+    x = np.random.default_rng(0).normal(size=(300, 200)).astype(np.float32)
+    sy.write(sy.Weights.of({"w": x, "b": x[0]}), tmp_path / "m.safetensors")
+    words = ["quantize", tmp_path / "m.safetensors", tmp_path / "o.safetensors", "--method", "entropy"]
+    assert steelyard(*words, "--bits", "2.5", "--states", "32", "--importance", "b=2").status == 0
+    assert sum(item.stored for item in sy.open(tmp_path / "o.safetensors").values()) * 8 / x.size == pytest.approx(
+        2.5, rel=0.05
+    )
+
+
 def wrong(folder, model):
     """Arguments that cannot work, and a word that the line must say."""
     (folder / "empty.safetensors").write_bytes(b"")
@@ -214,6 +224,11 @@ def test_wrong_use_writes_nothing(steelyard, model, tmp_path, verb):
         ("convert", ["--dtype", "int8"], "round fractions with quantize"),
         ("convert", ["--dtype", "bf16", "--where", "*.steps"], "there are none"),
         ("quantize", ["--bits", "9"], "--bits"),
+        ("quantize", ["--bits", "3.5"], "no whole number from 1 to 8"),
+        ("quantize", ["--method", "entropy", "--axis", "0"], "--axis is for the method nearest"),
+        ("quantize", ["--method", "entropy", "--importance", "x"], "GLOB=NUMBER"),
+        ("quantize", ["--method", "entropy", "--importance", "nothing*=2"], "no weight in scope matches 'nothing*'"),
+        ("quantize", ["--states", "8"], "--states is for the method entropy"),
         ("quantize", ["--group", "4", "--axis", "0"], "group"),
         ("share", ["-k", "0"], "-k"),
     ],

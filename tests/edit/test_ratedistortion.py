@@ -51,6 +51,15 @@ def test_importances_decide_the_steps() -> None:
     assert narrow / wide == pytest.approx(100, rel=0.2)
 
 
+def test_an_importance_by_glob_multiplies() -> None:
+    before = weights()
+    _, plain = cost(RateDistortion(error=0.03), before)
+    _, errors = cost(RateDistortion(error=0.03, importance={"narr*": 0.01, "*": 1.0}), before)
+    assert errors["narrow"] / errors["wide"] == pytest.approx(100 * plain["narrow"] / plain["wide"], rel=0.1)
+    with pytest.raises(WeightsError, match=r"'q\*'"):
+        RateDistortion(bits=3, importance={"q*": 0.1})(before)
+
+
 def test_of_no_importance_is_zero_and_zeros_stay() -> None:
     before = Weights.of({"a": np.ones((4, 4), np.float32), "b": np.ones((4, 4), np.float32), "c": np.zeros((3, 2))})
     by = Weights.of({"a": np.zeros((4, 4)), "b": np.ones((4, 4)), "c": np.ones((3, 2))})

@@ -16,9 +16,11 @@ import pytest
 
 import steelyard as sy
 from steelyard.cli import main
+from steelyard.codecs.affine import Affine
 from steelyard.core.transform import chain
 from steelyard.core.weights import Weight, Weights
 from steelyard.edit.prune import Prune
+from steelyard.edit.quantize import Quantize
 from steelyard.edit.transfer import transfer
 from steelyard.errors import FormatError, VerdictError, WeightsError
 from steelyard.formats import resuming
@@ -34,6 +36,7 @@ TARGETS = {
 SLOW = """
 import sys, time
 from steelyard.cli import main
+from steelyard.codecs.affine import Affine
 from steelyard.formats import base, resuming
 resuming.MARK, resuming.WORTH = 1 << 20, 1 << 18
 write = base.Sink.write
@@ -272,3 +275,53 @@ def test_a_job_that_ended_while_it_moved_its_files(source, tmp_path, moved, monk
 
 def count_of(target):
     return len(set(json.loads(target.read_text())["weight_map"].values()))
+
+
+def test_what_was_encoded_is_not_encoded_again(tmp_path, monkeypatch):
+    rng = np.random.default_rng(1)
+    arrays = {f"l.{i}.w": rng.normal(size=(400, 300)).astype(np.float32) for i in range(6)}
+    arrays["bias"] = np.ones(9, np.float32)
+    sy.write(Weights.of(arrays), tmp_path / "source.safetensors")
+    words = ["quantize", str(tmp_path / "source.safetensors"), "", "--bits", "8"]
+    encode, names = Affine.encode, []
+
+    def counted(self, x):
+        if len(names) == limit:
+            raise KeyboardInterrupt
+        names.append(x.shape)
+        return encode(self, x)
+
+    monkeypatch.setattr(Affine, "encode", counted)
+    limit = 99
+    assert main([*words[:2], str(tmp_path / "whole.safetensors"), *words[3:]]) == 0
+    names, limit = [], 4
+    words[2] = str(tmp_path / "broken.safetensors")
+    assert main(words) != 0
+    (folder,) = tmp_path.glob(".*")
+    assert len(list(folder.glob("encoded-*"))) == 4
+    names, limit = [], 99
+    assert main(words) == 0
+    assert len(names) == 2
+    assert not list(tmp_path.glob(".*"))
+    assert contents(tmp_path)["broken.safetensors"] == contents(tmp_path)["whole.safetensors"]
+
+
+def test_another_job_keeps_nothing_that_was_encoded(tmp_path, monkeypatch):
+    arrays = {f"l.{i}.w": np.random.default_rng(i).normal(size=(400, 300)).astype(np.float32) for i in range(3)}
+    source, target = tmp_path / "source.safetensors", tmp_path / "out.safetensors"
+    sy.write(Weights.of(arrays), source)
+    encode, left = Affine.encode, [2]
+
+    def counted(self, x):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return encode(self, x)
+
+    monkeypatch.setattr(Affine, "encode", counted)
+    with pytest.raises(KeyboardInterrupt):
+        transfer(source, target, Quantize(8), resumed=True)
+    monkeypatch.undo()
+    transfer(source, target, Quantize(3), resumed=True)
+    for item in sy.open(target).values():
+        assert item.read().codec == Affine(3)

@@ -40,7 +40,10 @@ SETTINGS = {
     ],
     "prune_nm": [{"pattern": "1:2"}, {"pattern": "2:2", "min_ndim": 1}],
     "sparsegpt": [{}, {"fraction": 0.3, "block": 2}, {"pattern": "1:2", "bits": 4}],
-    "ratedistortion": [{"bits": 4.0, "min_ndim": 2}, {"error": 0.1, "states": 1, "min_ndim": 2}],
+    "ratedistortion": [
+        {"bits": 4.0, "min_ndim": 2},
+        {"error": 0.1, "states": 1, "importance": {"*": 0.5}, "min_ndim": 2},
+    ],
     "quantize": [
         {},
         {"bits": 4, "symmetric": False, "axis": 0},

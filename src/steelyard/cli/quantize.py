@@ -15,23 +15,33 @@ from steelyard.core.where import Where
 
 _ONLY = {  # options that not every method knows -> those that do
     "axis": ("nearest",),
+    "group": ("nearest", "gptq", "awq", "hqq"),
     "error": ("nearest",),
     "asymmetric": ("nearest", "gptq"),
     "step": ("gptq",),
-    "by": ("nearest", "gptq", "awq"),
+    "by": ("nearest", "gptq", "awq", "entropy"),
+    "codes": ("nearest", "gptq", "awq", "hqq"),
+    "states": ("entropy",),
+    "importance": ("entropy",),
 }
 
 
 @click.command("quantize")
 @source_and_target
-@click.option("--method", type=click.Choice(["nearest", "gptq", "awq", "hqq"]), default="nearest", show_default=True,
-              help="nearest and hqq need no data; gptq and awq want --by a file of score --kind hessian.")  # fmt: skip
-@click.option("--bits", type=click.IntRange(1, 8), default=8, show_default=True, help="Bits for each weight.")
+@click.option("--method", type=click.Choice(["nearest", "gptq", "awq", "hqq", "entropy"]), default="nearest",
+              show_default=True, help="nearest, hqq and entropy need no data; gptq and awq want --by a file of "
+              "score --kind hessian.")  # fmt: skip
+@click.option("--bits", type=click.FloatRange(0, 24, min_open=True), default=8, show_default=True,
+              help="Bits for each weight, 1 to 8; entropy: the mean over all in the file, such as 3.5.")  # fmt: skip
 @click.option("--axis", type=int, help="nearest: a scale for each index along this axis; 0 is each output channel.")
 @click.option("--group", type=click.IntRange(min=1), help="A scale for so many consecutive elements of the last axis.")
 @click.option("--asymmetric", is_flag=True, help="Levels between two ends, with a zero point; awq and hqq always do.")
 @click.option("--error", type=float, metavar="P", help="nearest: scales that lose least, as |error|^P; 2 is usual.")
 @click.option("--step", type=float, help="gptq: the scale of a row in units of its rms, for --codes entropy.")
+@click.option("--states", type=click.Choice(["1", "4", "8", "16", "32", "64"]),
+              help="entropy: of the trellis; more take less space and more time to write.  [default: 8]")  # fmt: skip
+@click.option("--importance", metavar="GLOB=NUMBER", multiple=True,
+              help="entropy: what squared errors of matching tensors count; 1 for others. Repeatable.")  # fmt: skip
 @by_option
 @plan_option("--codes", "How the numbers of the levels are held: entropy is smaller, and slower to read.")
 @where_option
@@ -46,11 +56,15 @@ def verb(
 ) -> None:
     """Round the weights of SOURCE to 2^bits uniform levels, and write TARGET.
 
-    Matrices and filters are quantized; biases and other vectors are copied.
+    Matrices and filters are quantized; biases and other vectors are copied. With --method entropy they take part, and
+    --bits are what the file takes: each tensor gets a grid of its own, such that a bit buys as much everywhere.
+
+    What is done of a job without --by that is broken off stays beside TARGET, and the same command goes on from there.
 
     \b
     Example:
       steelyard quantize model.safetensors int4.safetensors --bits 4 --axis 0
+      steelyard quantize model.safetensors small.safetensors --method entropy --bits 4
       steelyard quantize model.safetensors hqq.safetensors --method hqq --bits 3 --group 64
       steelyard quantize model.safetensors int3.safetensors --method gptq --bits 3 --by evidence.safetensors
     """
@@ -58,13 +72,13 @@ def verb(
 
     step = _step(**options)
     with watching() as watch:
-        tables = rewrite(source, target, step, where, force, watch=watch)
+        tables = rewrite(source, target, step, where, force, resumed=options["by"] is None, watch=watch)
     show(tables, output)
 
 
 def _step(
     method: str,
-    bits: int,
+    bits: float,
     axis: int | None,
     group: int | None,
     asymmetric: bool,
@@ -72,18 +86,29 @@ def _step(
     step: float | None,
     by: Weights | None,
     codes: Plan,
+    states: str | None,
+    importance: tuple[str, ...],
 ) -> Step:
     """The step that the options mean; a usage error for an option that the method does not know."""
     from steelyard.edit.awq import Awq
     from steelyard.edit.gptq import Gptq
     from steelyard.edit.hqq import Hqq
     from steelyard.edit.quantize import Quantize
+    from steelyard.edit.ratedistortion import RateDistortion
 
-    given = {"axis": axis, "error": error, "asymmetric": asymmetric or None, "step": step, "by": by}
+    given = {"axis": axis, "group": group, "error": error, "asymmetric": asymmetric or None, "step": step, "by": by}
+    given |= {"codes": codes, "states": states, "importance": importance or None}
     for name, methods in _ONLY.items():
         if given[name] is not None and method not in methods:
             known = " and ".join(methods)
             raise click.UsageError(f"--{name} is for the method {known}, not {method}", click.get_current_context())
+    if method == "entropy":
+        factors = dict(map(_factor, importance))
+        return RateDistortion(bits, states=int(states or 8), by=by, importance=factors)
+    if bits not in range(1, 9):
+        text = f"{bits:g} is no whole number from 1 to 8, which the method {method} needs"
+        raise click.BadParameter(text, click.get_current_context(), param_hint="--bits")
+    bits = int(bits)
     if method == "gptq":
         return Gptq(bits, symmetric=not asymmetric, group=group, by=by, step=step, codes=codes)
     if method == "awq":
@@ -93,3 +118,15 @@ def _step(
     if by is not None and error is None:
         error = 2.0
     return Quantize(bits, not asymmetric, axis, group, error=error, by=by, codes=codes)
+
+
+def _factor(text: str) -> tuple[str, float]:
+    glob, sign, number = text.rpartition("=")
+    try:
+        factor = float(number)
+    except ValueError:
+        factor = -1.0
+    if not sign or not glob or not 0 <= factor < float("inf"):
+        text = f"expected GLOB=NUMBER with a number of at least 0, such as '*.query.*=0.1', got {text!r}"
+        raise click.BadParameter(text, click.get_current_context(), param_hint="--importance")
+    return glob, factor

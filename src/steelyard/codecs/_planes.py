@@ -13,12 +13,13 @@ RAW, CONSTANT, ADAPTIVE, CONTEXTS, STATIC = range(5)
 FADING = ((1023, 1023), (255, 255), (255, 31), (60, 20))  # observations after which probabilities fade, by variant
 MIXING = ((1023, 14), (1023, 30), (255, 14), (1023, 3))  # fading and speed of learning, by variant
 THOROUGH = 1 << 20  # bits of symbols up to which every coder is tried
+COUNTED = 1 << 20  # symbols that are counted at a time
 SAMPLE = 1 << 17  # symbols by which the coder of a longer plane is chosen
 
 
 def encode(symbols: np.ndarray, width: int, mode: str) -> bytes:
     """The plane of uint8 `symbols` (at least one), which lie in rows of `width`."""
-    counts = np.bincount(symbols)
+    counts = _counts(symbols)
     top = counts.size - 1
     if counts[top] == symbols.size:
         return bytes([CONSTANT, top]) if top else bytes([CONSTANT])
@@ -77,6 +78,12 @@ def read_varint(stream: np.ndarray, at: int) -> tuple[int, int]:
     raise CodecError("entropy: the stream ends within a length")
 
 
+def _counts(symbols: np.ndarray) -> np.ndarray:
+    """How often each symbol occurs, up to the largest; in parts, because numpy widens what it counts."""
+    counts = sum(np.bincount(symbols[at : at + COUNTED], minlength=256) for at in range(0, symbols.size, COUNTED))
+    return np.trim_zeros(np.asarray(counts), "b")
+
+
 def _smallest(symbols: np.ndarray, depth: int, width: int, coders: tuple[int, ...], room: int) -> bytes | None:
     """The shortest plane of at most `room` bytes by the given coders; of one coder, variants until one is no gain."""
     best = None
@@ -111,7 +118,7 @@ def _run(
     if not buffer.size:
         return -1
     if not decoding:
-        buffer[0] = np.bincount(symbols).argmax()
+        buffer[0] = _counts(symbols).argmax()
     rest, usual = buffer[1:], int(buffer[0])
     used = int(kernels.code_contexts(symbols, width, rest, depth, usual, limit, rate, squash, stretch, rates, decoding))
     return used if used < 0 else used + 1

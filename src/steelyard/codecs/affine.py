@@ -8,8 +8,10 @@ Inference, CVPR 2018 (arXiv 1712.05877); one bit: M. Rastegari et al., XNOR-Net,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import ClassVar
 
 import numpy as np
@@ -20,6 +22,7 @@ from steelyard.core.packed import Codec
 from steelyard.core.spec import Spec
 from steelyard.errors import CodecError
 
+PART = 1 << 20  # elements that are wide at a time
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
 _FAINT = 2.0**-1000  # a float64 step below this would lose bits as a subnormal: such values become the zero point
 
@@ -109,13 +112,17 @@ class Affine(Codec):
         if sharing.one:  # one table of levels serves every element
             table = _placed(self._levels(np.arange(self._top + 1, dtype=np.uint8)), scale, zero, spec)
             return np.asarray(table[codes])
-        return _placed(self._levels(codes), sharing.spread(scale), None if zero is None else sharing.spread(zero), spec)
+        out = np.empty(spec.shape, spec.dtype.numpy)
+        for some in _parts(spec.shape):
+            start = None if zero is None else sharing.spread(zero, some)
+            out[some] = _placed(self._levels(codes[some]), sharing.spread(scale, some), start, spec)
+        return out
 
     def _symmetric(self, x: np.ndarray, spec: Spec) -> dict[str, np.ndarray]:
         sharing = _Sharing(self, spec)
-        size = np.abs(x.astype(np.float64))
-        most = _checked(sharing.reduce(np.maximum, size))
         if self.bits == 1:
+            size = np.abs(x.astype(np.float64))
+            most = _checked(sharing.reduce(np.maximum, size))
             least = sharing.reduce(np.minimum, size)
             mean = sharing.reduce(np.add, size / 2**12) / sharing.count * 2**12  # the sum must not overflow
             scale = np.where(least == most, most, np.minimum(mean, most))
@@ -123,11 +130,15 @@ class Affine(Codec):
                 _placed(1.0, scale, None, spec).astype(np.float64)
             )  # where it rounds to 0, -0.0 may not come
             return {"codes": ((x >= 0) | (sharing.spread(scale) == 0)).astype(np.uint8), "scale": scale}
+        most = _checked(sharing.largest(x))
         top = self._top // 2
         scale = _settled(most / top, lambda s: np.abs(_placed(float(top), s, None, spec)).astype(np.float64) / top)
-        step = sharing.spread(scale)
-        steps = np.rint(x.astype(np.float64) / np.where(step > 0, step, 1))
-        return {"codes": (np.clip(steps, -top, top) + top).astype(np.uint8), "scale": scale}
+        codes = np.empty(x.shape, np.uint8)
+        for some in _parts(x.shape):  # so that the memory for wide numbers does not grow with the tensor
+            step = sharing.spread(scale, some)
+            steps = np.rint(x[some].astype(np.float64) / np.where(step > 0, step, 1))
+            codes[some] = np.clip(steps, -top, top) + top
+        return {"codes": codes, "scale": scale}
 
     def _between(self, x: np.ndarray, spec: Spec) -> dict[str, np.ndarray]:
         sharing = _Sharing(self, spec)
@@ -192,16 +203,38 @@ class _Sharing:
             return np.asarray(by.reduce(rows, axis=1))
         return np.asarray(by.reduceat(x, np.arange(self.shape[-1]) * (self.codec.group or 1), axis=-1))
 
-    def spread(self, values: np.ndarray) -> np.ndarray:
-        """One number for each scale to an array that broadcasts against the tensor."""
+    def largest(self, x: np.ndarray) -> np.ndarray:
+        """The largest magnitude of each scale, float64."""
+        wide = np.float64 if x.dtype.itemsize > 2 else np.float32  # numpy compares short floats slowly
+        found = []
+        for some in _parts(x.shape):
+            part = x[some].astype(wide)
+            found.append(np.maximum(self.reduce(np.maximum, part), -self.reduce(np.minimum, part)))
+        apart = not self.one and x.ndim > 1 and (self.codec.axis is None or self.codec.axis % x.ndim == 0)
+        joined = np.concatenate(found) if apart else np.maximum.reduce(found)
+        return np.asarray(joined, np.float64)
+
+    def spread(self, values: np.ndarray, some: slice | EllipsisType = ...) -> np.ndarray:
+        """One number for each scale to an array that broadcasts against the tensor, or some of its first axis."""
         if self.one:
             return values
         if self.codec.axis is not None:
             place = [1] * len(self.spec.shape)
             place[self.codec.axis] = -1
-            return values.reshape(place)
+            values = values.reshape(place)
+            return values[some] if len(values) > 1 else values
+        if values.ndim > 1:
+            values = values[some]
         spread: np.ndarray = np.repeat(values, self.codec.group or 1, axis=-1)
         return np.asarray(spread[..., : self.spec.shape[-1]])
+
+
+def _parts(shape: tuple[int, ...]) -> list[slice] | list[EllipsisType]:
+    """What to look at together: some indices of the first axis; a tensor of fewer than two axes as a whole."""
+    if len(shape) < 2:
+        return [...]
+    rows = max(1, PART // max(1, math.prod(shape[1:])))
+    return [slice(at, at + rows) for at in range(0, shape[0], rows)]
 
 
 def _placed(levels: np.ndarray | float, scale: np.ndarray, zero: np.ndarray | None, spec: Spec) -> np.ndarray:

@@ -6,6 +6,7 @@ Weights, too. Nothing here reads a byte before somebody calls ``read()``.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
 from dataclasses import dataclass, replace
 from functools import partial
@@ -350,8 +351,16 @@ class Weights(Mapping[str, Weight]):
         return chosen
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Every tensor, read and decoded. The whole collection is in memory after this."""
-        return {name: item.array() for name, item in self.items()}
+        """Every tensor, read and decoded, by as many threads as there are processors where tensors are packed.
+
+        The whole collection is in memory after this.
+        """
+        if all(item.scheme is None for item in self.values()):
+            return {name: item.array() for name, item in self.items()}
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return dict(zip(self, pool.map(Weight.array, self.values()), strict=True))
 
     def settle(self) -> Weights:
         """Read everything once and keep it in memory: the transforms behind it run no more."""

@@ -12,19 +12,28 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
+from steelyard import formats
+from steelyard.core.packed import Packed
 from steelyard.core.recipe import to_data
 from steelyard.core.transform import Transform
-from steelyard.core.weights import Weights
+from steelyard.core.weights import Weight, Weights
 from steelyard.core.where import Where
 from steelyard.errors import CodecError, FormatError, VerdictError, printable, quoted
 from steelyard.formats.base import Writable, locked, writing
+from steelyard.formats.safetensors import Safetensors
+
+if TYPE_CHECKING:
+    import numpy as np
 
 JOB, LOCK, MOVING = "job.json", "lock", "moving.json"
 OWN = (JOB, f"{JOB}.new", LOCK, MOVING)
+ENCODED = "encoded-"  # tensors that were encoded, each in a file of its own whose name begins so
+WORTH = 1 << 16  # bytes of an encoded tensor that is kept
 
 
 def describe(
@@ -71,8 +80,28 @@ class Workplace:
 
     @property
     def kept(self) -> int:
-        """The bytes of what is there."""
-        return sum(path.stat().st_size for path in self.folder.iterdir() if path.name not in OWN)
+        """The bytes of what is there of the target."""
+        return sum(path.stat().st_size for path in self.folder.iterdir() if not _own(path.name))
+
+    @property
+    def encoded(self) -> list[Path]:
+        """The files of tensors that were encoded."""
+        return [path for path in self.folder.iterdir() if path.name.startswith(ENCODED)]
+
+    def keeping(self, weights: Weights) -> Weights:
+        """The same weights; what a step has encoded of them is kept here, and the next attempt reads it from here."""
+
+        def kept(number: int, item: Weight) -> Weight:
+            if item.scheme is None or item.stored is not None:  # plain, or encoded in the source already
+                return item
+            return replace(item, read=partial(_through, item, self.folder / f"{ENCODED}{number}.safetensors"))
+
+        return weights.with_items(kept(number, item) for number, item in enumerate(weights.values()))
+
+    def forget(self) -> None:
+        """Remove what `keeping` has kept."""
+        for path in self.encoded:
+            path.unlink()
 
     def named_as(self, error: FormatError, target: Path) -> FormatError:
         """The error, of the file that is to come about where it is of one here; `target` as the user names it."""
@@ -83,7 +112,7 @@ class Workplace:
 
     def announce(self) -> None:
         """Before the files of the target are moved to their place: write down which ones they are."""
-        data = {path.name: _inode(path) for path in self.folder.iterdir() if path.name not in OWN}
+        data = {path.name: _inode(path) for path in self.folder.iterdir() if not _own(path.name)}
         _write(self.folder / MOVING, json.dumps(data))
 
     def move_back(self) -> None:
@@ -109,7 +138,7 @@ def finished(target: Path, job: str) -> bool:
     folder = _folder(target)
     try:
         there = {path.name for path in folder.iterdir()}
-        done = {JOB, MOVING} <= there <= set(OWN) and (folder / JOB).read_text() == job
+        done = {JOB, MOVING} <= there and all(map(_own, there)) and (folder / JOB).read_text() == job
     except OSError:  # mostly: there is no such folder
         return False
     if done:
@@ -145,7 +174,7 @@ def workplace(target: Path, job: str | None) -> Iterator[Workplace]:
             yield place
         except BaseException as error:
             incurable = isinstance(error, (CodecError, VerdictError))  # the same command would fail the same way
-            if job is None or incurable or not place.kept:
+            if job is None or incurable or not (place.kept or place.encoded):
                 shutil.rmtree(place.folder, ignore_errors=True)
                 if isinstance(error, CodecError):
                     error.add_note("nothing was written; where a source is damaged, fetch a whole copy of it")
@@ -160,7 +189,7 @@ def _prepare(place: Workplace, job: str | None) -> None:
     """Keep what is of the same job, remove what is of another one; raises FormatError for what is of none."""
     there = {path.name for path in place.folder.iterdir()}
     found = (place.folder / JOB).read_text() if JOB in there else None
-    if found is None and there - set(OWN):
+    if found is None and not all(map(_own, there)):
         raise FormatError("is in the way, and not of an unfinished job; remove it", path=place.folder)
     if job is not None and found == job:
         place.move_back()
@@ -168,6 +197,21 @@ def _prepare(place: Workplace, job: str | None) -> None:
     for name in there - {LOCK}:
         (place.folder / name).unlink()
     _write(place.folder / JOB, job or "")  # an empty one is gone on from by none, and still says whose the folder is
+
+
+def _own(name: str) -> bool:
+    """Whether a file of the folder is none that the target consists of."""
+    return name in OWN or name.startswith(ENCODED)
+
+
+def _through(item: Weight, path: Path) -> np.ndarray | Packed:
+    """The value of `item`, from the file if it is there; else it is put there, if that is worth it."""
+    if path.exists():
+        return formats.open(path)[item.name].read()
+    value = item.read()
+    if isinstance(value, Packed) and value.nbytes >= WORTH:
+        Safetensors().write(Weights.of({item.name: value}), path)  # whole and on the disk before it has its name
+    return value
 
 
 def _claim(lock: IO[bytes], place: Workplace) -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from typing import ClassVar
 
@@ -37,14 +38,18 @@ class RateDistortion(Step):
     (a Fisher diagonal or what inputs contribute to a Hessian, say), the least ``sum by * error^2`` is sought instead:
     steps are inverse to the root of a tensor's mean importance, and levels are chosen by that of each element.
 
+    `importance` multiplies what the squared errors of tensors count, by globs of their names, of which the first
+    that matches decides: queries and keys, say, reach the output through a softmax alone, and may have more error:
+    ``{"*.query.*": 0.1, "*.key.*": 0.1}``.
+
     Give either `bits`, the mean number of bits a weight (foreseen by coding samples: a few per cent may be missing),
     or `error`, the root of the mean over all weights of their tensor's relative squared error. The tensors are read
     once before the first is written, one at a time. They are held by the `trellis` codec with `states` states.
 
     Only floating-point tensors of at least `min_ndim` axes take part; the others pass untouched.
 
-    Raises RecipeError for settings that contradict each other, WeightsError for importances that are missing or
-    have another shape, CodecError, naming the tensor, for NaN or infinite weights.
+    Raises RecipeError for settings that contradict each other, WeightsError for importances that are missing, have
+    another shape or a glob that matches no weight, CodecError, naming the tensor, for NaN or infinite weights.
 
     >>> x = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
     >>> w = RateDistortion(bits=3)(Weights.of({"a": x}))
@@ -61,6 +66,7 @@ class RateDistortion(Step):
     states: int = 8
     min_ndim: int = 1
     by: Weights | None = None
+    importance: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.bits is None) == (self.error is None):
@@ -69,6 +75,9 @@ class RateDistortion(Step):
             raise RecipeError(f"bits is {self.bits}, expected more than 0 and at most 24")
         if self.error is not None and not 0 < self.error < 1:
             raise RecipeError(f"error is {self.error}, expected between 0 and 1")
+        for glob, factor in self.importance.items():
+            if not 0 <= factor < math.inf:
+                raise RecipeError(f"the importance of {glob!r} is {factor}, expected a number of at least 0")
         self.codec()
 
     def codec(self) -> Trellis:
@@ -80,12 +89,20 @@ class RateDistortion(Step):
 
     def __call__(self, weights: Weights) -> Weights:
         chosen = [item for item in weights.values() if in_scope(item, self.min_ndim)]
+        for glob in self.importance:
+            if weights and not any(fnmatchcase(item.name, glob) for item in chosen):
+                raise WeightsError(f"no weight in scope matches {quoted(glob)}, to which an importance is given")
         codec = self.codec()
-        together = _Together(self, codec, tuple(_Part(item, scores_of(self.by, item)) for item in chosen))
+        parts = tuple(_Part(item, scores_of(self.by, item), self._factor(item.name)) for item in chosen)
+        together = _Together(self, codec, parts)
         return weights.with_items(
             item.then(partial(together.hold, name), scheme=Scheme(codec)) if name in together.parts else item
             for name, item in weights.items()
         )
+
+    def _factor(self, name: str) -> float:
+        """What multiplies the importance of a tensor."""
+        return next((factor for glob, factor in self.importance.items() if fnmatchcase(name, glob)), 1.0)
 
 
 @dataclass(frozen=True)
@@ -94,6 +111,7 @@ class _Part:
 
     weight: Weight
     importance: Weight | None
+    factor: float
 
     def important(self) -> np.ndarray | None:
         """The importance of each element, finite and not negative; None where none is given."""
@@ -119,7 +137,7 @@ class _Part:
         rows = x.reshape(x.shape[0] if x.ndim > 1 else 1, -1)
         few = max(1, SAMPLE // rows.shape[1])
         some = rows[:: max(1, -(-len(rows) // few))][:, :SAMPLE].astype(np.float64)
-        return _Look(x.size, squares, importance, some)
+        return _Look(x.size, squares, importance * self.factor, some)
 
 
 @dataclass(frozen=True)
@@ -162,7 +180,7 @@ class _Together:
         part, look = self.parts[name], looks[name]
         important = part.important()
         if important is not None and look.importance > 0:
-            important /= look.importance
+            important *= part.factor / look.importance
         step = factor * look.step or None
         if not look.step:  # of no importance, or zeros
             x, important = np.zeros_like(x), None

@@ -103,13 +103,15 @@ def transfer(
     with workplace(Path(os.path.realpath(target)), job) as place:
         tell(place.kept)
         put = writer.resume if job is not None and isinstance(writer, Resumable) else writer.write
+        kept = made if job is None else place.keeping(made)
         try:
-            count = put(told(made, tell), place.draft)
+            count = put(told(kept, tell), place.draft)
         except FormatError as error:
             raise place.named_as(error, target) from error
         number = None
         if verified:
             number = verify(formats.open(place.draft), made, target, watch("verifying", made.nbytes))
+        place.forget()
         place.announce()
         writer.move(place.draft, place.target)
     return Transferred(before, formats.open(target), (size, count), number)

@@ -138,7 +138,7 @@ def code_levels(levels, width, following, second, buffer, rates, limit, decoding
     for r in range(rows):
         if at > buffer.size + 4:
             return -1
-        rate = 65536 // min(r + 1, 96)
+        rate = 65536 // min(r + 1, 256)
         of = max(PRIOR * total // width, 1)
         row = of
         first = r * width
@@ -221,7 +221,7 @@ def sizes(levels, width, out):
     columns = np.full(width, 1 << FRACTION, np.int64)
     total = np.int64(width) << FRACTION
     for r in range((levels.size + width - 1) // width):
-        rate = 65536 // min(r + 1, 96)
+        rate = 65536 // min(r + 1, 256)
         of = max(PRIOR * total // width, 1)
         row = of
         for j in range(min(width, levels.size - r * width)):
