@@ -183,6 +183,13 @@ def test_targets_of_positions_are_examples(tmp_path) -> None:
     assert table.column("known")[-1] > table.meta["chance"]
 
 
+def test_some_layers_in_the_order_in_which_they_run() -> None:
+    task = blobs(lambda: nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)))
+    model = build_seeded(task)
+    every = {row["layer"]: row for row in sy.probe(model, task).rows}
+    assert list(sy.probe(model, task, ["4", "0"]).rows) == [every[name] for name in ("inputs", "0", "4")]
+
+
 def test_wrong_use_is_told() -> None:
     task = blobs(lambda: nn.Linear(5, 3))
     model = build_seeded(task)

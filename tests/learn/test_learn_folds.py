@@ -215,6 +215,8 @@ def test_wrong_use_is_told(blobs: Callable[..., Task]) -> None:
         sy.folds(task, valid=0)
     with pytest.raises(ModelError, match="repeats=0"):
         sy.cross_validate(task, repeats=0)
+    with pytest.raises(ModelError, match="leave checkpoint= out"):
+        sy.cross_validate(task, checkpoint="runs")
     with pytest.raises(ModelError, match=r"share=1\.5"):
         sy.label_noise(task, 1.5)
     data: Any = task.batches

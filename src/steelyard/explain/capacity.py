@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,7 +111,7 @@ def capacity(
         values |= _margins(land, values["spectral product"] or 0.0, values.pop("ratios") or 0.0)
         values |= ascent(land, loss) | random_weights(land, error, draws)
         values |= {"filter-normalised": along_filters(land, loss, draws), "Hessian trace": hessian_trace(land, draws)}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, measure in MEASURES.items():
         value = values[name]
         value = None if value is None or math.isnan(value) else value
@@ -118,8 +119,8 @@ def capacity(
         rows[-1] |= {"about": measure.about, "source": measure.source}
     for row in generalization(model, task).rows:
         if row["part"] == "gap, test":
-            gap = {"measure": f"gap in {row['metric']}", "family": GAP, "value": row["value"], "gap grows with": None}
-            rows.append({**gap, "about": "test split, worse than train", "source": ""})
+            rows.append({"measure": f"gap in {row['metric']}", "family": GAP, "value": row["value"]})
+            rows[-1] |= {"about": "test split, worse than train", "source": ""}
     columns = [
         Column("measure"),
         Column("family"),
@@ -156,7 +157,7 @@ def rank_gaps(tables: Sequence[Table], gap: str | None = None, *, confidence: fl
     rows = []
     for name, measure in MEASURES.items():
         known = [(column[name], column[gap]) for column in columns if column.get(name) is not None]
-        row = {"measure": name, "family": measure.family, "models": len(known)}
+        row: dict[str, Any] = {"measure": name, "family": measure.family, "models": len(known)}
         if len(known) >= 3 and len({value for value, _ in known}) > 1:
             x, y = np.array(known, float).T
             row |= dict(zip(("tau", "low", "high"), kendall(x if measure.more else -x, y, confidence), strict=True))

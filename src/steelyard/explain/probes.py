@@ -189,16 +189,12 @@ class Probes:
         with differentiable(model):
             if not self._data:
                 self._data = {split: first_examples(self.task, split, s.examples) for split in (s.fit, s.on)}
-            fitted, judged = (_handed_on(model, self._data[split], s.width) for split in (s.fit, s.on))
-        x, y = fitted.features, _targets(self._data[s.fit])
-        held, truth = judged.features, _targets(self._data[s.on])
-        wanted = [INPUTS, *self.layers] if self.layers is not None else list(x)
+            fitted, judged = (_handed_on(model, self._data[split], s.width, self.layers) for split in (s.fit, s.on))
+        y, truth = (_targets(self._data[split]) for split in (s.fit, s.on))
         rows = []
-        for layer in (name for name in wanted if name != INPUTS or INPUTS in x):
-            if layer not in x:
-                raise UnknownNameError("layer", layer, list(x))
+        for layer, x in fitted.features.items():
             row = {"layer": layer, "numbers": fitted.numbers[layer]}
-            rows.append(row | _known(x[layer], y, held[layer], truth, classes=self._classes))
+            rows.append(row | _known(x, y, judged.features[layer], truth, classes=self._classes))
         return rows
 
 
@@ -210,8 +206,8 @@ class _Handed:
     numbers: dict[str, int] = field(default_factory=dict)
 
 
-def _handed_on(model: nn.Module, batches: Sequence[Batch], width: int) -> _Handed:
-    """What each weighted layer hands on, over some batches, in the order in which the layers run."""
+def _handed_on(model: nn.Module, batches: Sequence[Batch], width: int, layers: Sequence[str] | None = None) -> _Handed:
+    """What weighted layers hand on, all or those that are named, in the order in which they run; first the inputs."""
     parts: dict[str, list[Tensor]] = {}
     found = _Handed()
     for batch in batches:
@@ -229,9 +225,13 @@ def _handed_on(model: nn.Module, batches: Sequence[Batch], width: int) -> _Hande
             outputs = apply(model, moved).detach()
         order = dict.fromkeys(call.layer for call in passage.calls)
         first = next(tensors_of(moved.inputs), None)
-        all_of_them = {INPUTS: first} if first is not None else {}
-        all_of_them |= {plain_name(layer): given.get(layer, outputs) for layer in order}
-        for name, tensor in all_of_them.items():
+        wanted = {INPUTS: first} if first is not None else {}
+        known = {plain_name(layer): given.get(layer, outputs) for layer in order}
+        for layer in layers or ():
+            if layer not in known:
+                raise UnknownNameError("layer", layer, list(known))
+        wanted |= {name: tensor for name, tensor in known.items() if layers is None or name in layers}
+        for name, tensor in wanted.items():
             rows = _by_example(tensor, moved, name)
             found.numbers[name] = rows.shape[1]
             parts.setdefault(name, []).append(_narrow(rows, width))
@@ -262,7 +262,7 @@ def _narrow(rows: Tensor, width: int) -> Tensor:
     return torch.from_numpy(found).float()
 
 
-def _known(x: Tensor, y: Tensor, held: Tensor, truth: Tensor, *, classes: bool) -> dict[str, float | None]:
+def _known(x: Tensor, y: Tensor, held: Tensor, truth: Tensor, *, classes: bool) -> dict[str, Any]:
     """How well a ridge on (x, y) predicts the truth of the held-out rows."""
     if classes:
         labels, codes = y.unique(return_inverse=True)

@@ -138,7 +138,7 @@ def along_filters(land: Landscape, loss: float, draws: int) -> float:
 
     Source: Li et al., Visualizing the loss landscape of neural nets, 2018.
     """
-    rises = []
+    rises: list[float] = []
     for number in range(draws):
         moves = []
         for z, w in zip(land.drawn(number, torch.ones_like), land.weights, strict=True):
@@ -150,7 +150,7 @@ def along_filters(land: Landscape, loss: float, draws: int) -> float:
             moves.append(z * factor.reshape(-1, *[1] * (w.ndim - 1)))
         with land.moved(moves):
             rises.append(land.measured()[0] - loss)
-    return sum(rises) / len(rises)
+    return sum(rises, 0.0) / len(rises)
 
 
 def hessian_trace(land: Landscape, draws: int) -> float:
@@ -168,7 +168,7 @@ def hessian_trace(land: Landscape, draws: int) -> float:
         random = generator(0, "signs", number)
         signs = [(2.0 * torch.randint(2, p.shape, generator=random) - 1).to(p) for _, p in kept]
         product = sum((g * v).sum() for (g, _), v in zip(kept, signs, strict=True))
-        curved = torch.autograd.grad(product, [p for _, p in kept], retain_graph=True, allow_unused=True)  # type: ignore[arg-type]
+        curved = torch.autograd.grad(product, [p for _, p in kept], retain_graph=True, allow_unused=True)
         total += sum(float((h * v).double().sum()) for h, v in zip(curved, signs, strict=True) if h is not None)
     return total / draws
 

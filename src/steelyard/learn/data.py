@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from steelyard.learn.seeding import generator
 from steelyard.learn.task import SPLITS, Batch, Checked, Split
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]  # a batch of inputs -> the same batch, varied
-Inputs = Tensor | tuple[Tensor, ...]  # several for a model of several arguments; the first axis counts examples
+Inputs: TypeAlias = Tensor | tuple[Tensor, ...]  # several for a model of several arguments
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Decides which example is in which fold, and which interval belongs to a mean ove
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Unpack, get_args
 
@@ -78,7 +79,6 @@ def cross_validate(
     model: nn.Module | None = None,
     by: Division | None = None,
     repeats: int = 1,
-    seed: int = 0,
     confidence: float = 0.95,
     **options: Unpack[RunOptions],
 ) -> Table:
@@ -90,8 +90,8 @@ def cross_validate(
 
     Args:
         model: the start (None: a new one of the task for each fold, from the seed and the fold); left as it is.
-        by, seed: of `folds`. repeats: so many divisions, each with another seed.
-        options: of `Run`.
+        by: of `folds`. repeats: so many divisions, each with another seed.
+        options: of `Run`; ``seed`` is that of the division, too, and of each training with its number added.
 
     >>> from steelyard.learn.tasks import task
     >>> found = cross_validate(task("breast-cancer"), 3, epochs=20)
@@ -99,40 +99,49 @@ def cross_validate(
     ([0, 1, 2], True)
     """
     check_whole(repeats=repeats)
-    name, lower = task.headline, task.headline in task.lower_is_better
+    if options.get("checkpoint") is not None:
+        raise ModelError("a cross-validation is many runs, and a checkpoint holds one: leave checkpoint= out")
+    seed = options.get("seed", 0)
     rows: list[dict[str, Any]] = []
     for repeat in range(repeats):
-        for number, fold in enumerate(folds(task, count, by=by, seed=seed if not repeat else derive(seed, repeat))):
-            start = None if model is None else copy.deepcopy(model)
-            told: RunOptions = {"seed": seed + len(rows), **options}
-            run = train(fold, start, progress=False, **told)
-            train_found, test_found = (mean_outcomes(run.model, fold, split) for split in ("train", "test"))
-            sizes = fold.about["examples"]
-            row = {"repeat": repeat, "fold": number, "train examples": sizes["train"], "test examples": sizes["test"]}
-            row |= {f"train {name}": train_found[name], f"test {name}": test_found[name]}
-            row |= {"gap": (test_found[name] - train_found[name]) * (1 if lower else -1)}
-            rows.append(row | {"train loss": train_found["loss"], "test loss": test_found["loss"]})
-    unit = "%" if name == "accuracy" else ""
-    columns = [Column("repeat"), Column("fold"), Column("train examples"), Column("test examples")]
-    columns += [Column(f"train {name}", unit), Column(f"test {name}", unit)]
-    columns += [Column("gap", "pp" if unit else "", "by how much the test is worse than the training")]
-    columns += [Column("train loss"), Column("test loss")]
-    columns = columns if repeats > 1 else columns[1:]
+        for fold in folds(task, count, by=by, seed=seed if not repeat else derive(seed, repeat)):
+            told: RunOptions = {**options, "seed": seed + len(rows)}
+            trained = train(fold, copy.deepcopy(model), progress=False, **told).model
+            rows.append({"repeat": repeat, **_tested(trained, fold)})
+    name, unit = task.headline, "%" if task.headline == "accuracy" else ""
+    columns = [
+        *([Column("repeat")] if repeats > 1 else []),
+        *(Column("fold"), Column("train examples"), Column("test examples")),
+        *(Column(f"train {name}", unit), Column(f"test {name}", unit)),
+        Column("gap", "pp" if unit else "", "by how much the test is worse than the training"),
+        *(Column("train loss"), Column("test loss")),
+    ]
+    meta = {"task": task.name, "folds": count, "repeats": repeats, "division": by or _usual(task)}
     shown = [{c.name: row[c.name] for c in columns} for row in rows]
-    meta = {
-        "task": task.name,
-        "folds": count,
-        "repeats": repeats,
-        "division": by or _usual(task),
-        "confidence": confidence,
-    }
+    summary = _summary(rows, name, confidence)
+    return Table.of(f"cross-validation on {task.name}", columns, shown, {**meta, "confidence": confidence, **summary})
+
+
+def _tested(model: nn.Module, fold: Task) -> dict[str, Any]:
+    """What a model that was trained on a fold does on its training and test examples."""
+    name, sizes = fold.headline, fold.about["examples"]
+    seen, unseen = (mean_outcomes(model, fold, split) for split in ("train", "test"))
+    worse = 1 if name in fold.lower_is_better else -1
+    row = {"fold": fold.about["fold"], "train examples": sizes["train"], "test examples": sizes["test"]}
+    row |= {f"train {name}": seen[name], f"test {name}": unseen[name], "gap": worse * (unseen[name] - seen[name])}
+    return row | {"train loss": seen["loss"], "test loss": unseen["loss"]}
+
+
+def _summary(rows: Sequence[Mapping[str, Any]], name: str, confidence: float) -> dict[str, float]:
+    """Mean, spread and interval of the test metric and of the gap."""
     ratio = float(np.mean([row["test examples"] / row["train examples"] for row in rows]))
+    found: dict[str, float] = {}
     for prefix, column in (("", f"test {name}"), ("gap ", "gap")):
         values = np.array([row[column] for row in rows])
         low, high = resampled(values, ratio, confidence)
-        meta |= {f"{prefix}mean": float(values.mean()), f"{prefix}spread": float(values.std(ddof=1))}
-        meta |= {f"{prefix}low": low, f"{prefix}high": high}
-    return Table.of(f"cross-validation on {task.name}", columns, shown, meta)
+        found |= {f"{prefix}mean": float(values.mean()), f"{prefix}spread": float(values.std(ddof=1))}
+        found |= {f"{prefix}low": low, f"{prefix}high": high}
+    return found
 
 
 def _usual(task: Task) -> Division:
