@@ -127,6 +127,7 @@ _EXPORTS: dict[str, str] = {
     "folds": "learn.folds:folds",
     "cross_validate": "learn.folds:cross_validate",
     "finetune": "learn.finetune:finetune",
+    "imitation": "learn.imitation:imitation",
     "Trajectory": "learn.trajectory:Trajectory",
     "Gradual": "learn.sparse:Gradual",
     "Scores": "learn.sparse:Scores",
@@ -258,6 +259,7 @@ if TYPE_CHECKING:
     from steelyard.learn.groups import group_dro as group_dro
     from steelyard.learn.groups import just_train_twice as just_train_twice
     from steelyard.learn.groups import refit_head as refit_head
+    from steelyard.learn.imitation import imitation as imitation
     from steelyard.learn.levels import EntropyRate as EntropyRate
     from steelyard.learn.levels import levelled as levelled
     from steelyard.learn.levels import straight_through as straight_through

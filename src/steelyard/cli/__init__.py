@@ -34,6 +34,7 @@ VERBS: Registry[click.Command] = Registry(
         "quantize": Row("steelyard.cli.quantize:verb", "round weights to uniform levels of 1 to 8 bits"),
         "lowrank": Row("steelyard.cli.lowrank:verb", "matrices as products of two thin ones, by rank, bytes or error"),
         "share": Row("steelyard.cli.share:verb", "few distinct values for each tensor: a codebook and indices"),
+        "shrink": Row("steelyard.cli.shrink:verb", "the smallest file within a tolerance, with proof", "learn"),
         "claims": Row("steelyard.cli.claims:verb", "every claim of the field about weights, measured here", "learn"),
     },
 )

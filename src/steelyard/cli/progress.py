@@ -25,3 +25,20 @@ def watching() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
             return lambda count: bar.update(line, advance=count)
 
         yield begin
+
+
+@contextmanager
+def stating(title: str) -> Iterator[Callable[[str, float], None]]:
+    """What to call with what is being done and the share of the whole that is done."""
+    import sys
+
+    if not sys.stderr.isatty():
+        yield lambda _what, _done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    shown = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[what]}"), TimeRemainingColumn())
+    with Progress(*shown, console=Console(stderr=True), transient=True) as bar:
+        line = bar.add_task(title, total=1.0, what="")
+        yield lambda what, done: bar.update(line, completed=done, what=what)

@@ -1,0 +1,57 @@
+"""``steelyard shrink TASK WEIGHTS TARGET``: the smallest file within a tolerance, with proof."""
+
+from __future__ import annotations
+
+import click
+
+from steelyard.cli.models import loaded, model_option, target_argument, task_argument
+from steelyard.cli.options import Output, output, show
+from steelyard.cli.progress import stating
+from steelyard.life.recipe import Named
+
+
+@click.command("shrink")
+@task_argument
+@click.argument("weights")
+@target_argument
+@model_option
+@click.option("--tolerance", type=float, default=0.01, show_default=True,
+              help="How much worse the metric may be in truth, in its unit: 0.01 is a point of accuracy.")  # fmt: skip
+@click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the promise that it is so.")
+@click.option("--epochs", type=click.IntRange(min=0), default=30, show_default=True,
+              help="Of training for size, which comes after rounding; 0: none.")  # fmt: skip
+@click.option("--checkpoint", metavar="FOLDER",
+              help="Keep what is found here, for a search that was broken off or has another tolerance.")  # fmt: skip
+@output
+def verb(
+    task: Named,
+    weights: str,
+    target: str,
+    model: Named | None,
+    seed: int,
+    tolerance: float,
+    confidence: float,
+    epochs: int,
+    checkpoint: str | None,
+    output: Output,
+) -> None:
+    """Write TARGET, the smallest file of WEIGHTS that keeps the metric of TASK within the tolerance, and prove it.
+
+    The validation examples of TASK choose; its test examples prove, and nothing else looks at them. The file is
+    re-read by another process, compared bit for bit and measured before it gets its name. If no candidate can be
+    proven the exit status is 1, the best honest alternative is named, and nothing is written.
+
+    \b
+    Example:
+      steelyard train breast-cancer weights.safetensors --model mlp --epochs 5
+      steelyard shrink breast-cancer weights.safetensors small.safetensors --model mlp --tolerance 0.05 --epochs 0
+    """
+    from steelyard import formats
+    from steelyard.shrink.page import page
+    from steelyard.shrink.within import shrink
+
+    made, module = loaded(task, model, seed, formats.open(weights))
+    with stating("shrinking") as say:
+        found = shrink(module, made, target, tolerance=tolerance, confidence=confidence, epochs=epochs, seed=seed,
+                       checkpoint=checkpoint, say=say)  # fmt: skip
+    show([found.proof, found.why, found.curve], output, page(found, target))

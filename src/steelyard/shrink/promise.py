@@ -1,0 +1,127 @@
+"""How much a metric may have fallen in truth, from what some examples say: the bound that a promise rests on.
+
+Decides what a promise is and when examples suffice for one. Arithmetic on arrays; knows nothing of models.
+
+Sources: T. Tango, Equivalence test and confidence interval for the difference in proportions for the paired-sample
+design, Statistics in Medicine 1998; C. J. Clopper, E. S. Pearson, The use of confidence or fiducial limits, Biometrika
+1934.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from steelyard.errors import ModelError
+
+_SHARE = 0.85  # of the error is asked of the score limit, which errs in up to 1.12 of the cases that it says
+MOST = 10**9  # examples that anybody could ask for
+
+
+@dataclass(frozen=True)
+class Promise:
+    """The metric falls by no more than ``tolerance``, in its own unit, and that is so with ``confidence``.
+
+    A bound is one-sided: over many such promises, at most a share of 1 - confidence is broken.
+
+    >>> promise = Promise(tolerance=0.02)
+    >>> worse = np.zeros(450)  # not one of 450 decisions is another
+    >>> round(promise.bound(worse), 4), promise.least(450) < 0.02, promise.needed(worse)
+    (0.0066, True, 149)
+    """
+
+    tolerance: float
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.tolerance) and self.tolerance > 0):
+            raise ModelError(f"tolerance={self.tolerance}: expected a number above 0, in the unit of the metric")
+        if not 0.5 <= self.confidence < 1:
+            raise ModelError(f"confidence={self.confidence}: expected 0.5 or more and less than 1, such as 0.95")
+
+    def bound(self, worse: np.ndarray) -> float:
+        """The most that the metric may have fallen in truth, at the confidence.
+
+        worse: (examples,), how much worse each example came out: before - after, where more is better.
+        If all are -1, 0 or 1 (right or wrong): the upper score limit of a paired difference (Tango), and where nothing
+        came out better never less than the exact limit (Clopper and Pearson). Otherwise Student's t, which is exact for
+        normal differences and near it for many examples. Infinite where one example or none cannot say.
+        """
+        if len(worse) == 0:
+            return math.inf
+        if _whole(worse):
+            return self._limit(int((worse > 0).sum()), int((worse < 0).sum()), len(worse))
+        if len(worse) < 2:
+            return math.inf
+        from scipy.special import stdtrit
+
+        t = float(stdtrit(len(worse) - 1, self.confidence))
+        return float(worse.mean() + t * worse.std(ddof=1) / math.sqrt(len(worse)))
+
+    def kept(self, worse: np.ndarray) -> bool:
+        """Whether these examples prove it."""
+        return self.bound(worse) <= self.tolerance
+
+    def least(self, examples: int) -> float:
+        """The smallest tolerance that so many right-or-wrong examples can prove, if not one of them changes."""
+        return self._limit(0, 0, examples) if examples else math.inf
+
+    def needed(self, worse: np.ndarray) -> int | None:
+        """How many examples would prove it, if they came out as these; None if no number would."""
+        if len(worse) == 0 or float(worse.mean()) >= self.tolerance:
+            return None
+        low, high = 0, 1
+        while not self.would(worse, high):
+            low, high = high, high * 2
+            if high > MOST:
+                return None
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.would(worse, middle) else (middle, high)
+        return high
+
+    def would(self, worse: np.ndarray, examples: int) -> bool:
+        """Whether so many examples would prove it, if they came out as these."""
+        if len(worse) < 2:
+            return False
+        scale = examples / len(worse)
+        if _whole(worse):
+            lost, gained = (int((worse > 0).sum()) * scale, int((worse < 0).sum()) * scale)
+            return self._limit(lost, gained, examples) <= self.tolerance
+        from scipy.special import stdtrit
+
+        spread = float(worse.std(ddof=1)) / math.sqrt(examples)
+        t = float(stdtrit(max(examples - 1, 1), self.confidence))
+        return float(worse.mean()) + t * spread <= self.tolerance
+
+    def _limit(self, lost: float, gained: float, examples: int) -> float:
+        """The upper limit of the rate of losses less the rate of gains."""
+        from scipy.special import betaincinv
+
+        if lost >= examples:
+            return 1.0
+        exact = 0.0 if gained else float(betaincinv(lost + 1, examples - lost, self.confidence))
+        return max(exact, _score_limit(lost, gained, examples, 1 - _SHARE * (1 - self.confidence)))
+
+
+def _whole(worse: np.ndarray) -> bool:
+    return bool(np.isin(worse, (-1.0, 0.0, 1.0)).all())
+
+
+def _score_limit(lost: float, gained: float, examples: int, confidence: float) -> float:
+    """The difference at which the score statistic of a paired difference reaches the normal quantile."""
+    z, n = NormalDist().inv_cdf(confidence), examples
+
+    def far(d: float) -> bool:  # whether d is farther above what was seen than chance explains
+        middle, last = (2 * n - lost + gained) * d - lost - gained, -gained * d * (1 - d)
+        least = (math.sqrt(max(middle**2 - 8 * n * last, 0.0)) - middle) / (4 * n)  # likeliest rate of gains
+        return lost - gained - n * d <= -z * math.sqrt(max(n * (2 * least + d * (1 - d)), 0.0))
+
+    low, high = (lost - gained) / n, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if far(middle) else (middle, high)
+    return high

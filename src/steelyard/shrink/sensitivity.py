@@ -1,0 +1,53 @@
+"""How much the outputs mind an error in each weight: evidence from the model and inputs alone, without labels.
+
+Decides which differences of outputs count. An error d of the weights changes the outputs by about ``sum(F d^2) / 2``:
+in nats of KL divergence from the original for classes, otherwise in squares of the outputs' standard deviation.
+
+Sources: Y. LeCun, J. Denker, S. Solla, Optimal brain damage, NIPS 1989; labels drawn from the model instead of those of
+the data: J. Martens, New insights and perspectives on the natural gradient method, JMLR 2020 (arXiv 1412.1193).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from steelyard.core.weights import Weights
+from steelyard.learn.evidence import score
+from steelyard.learn.seeding import generator
+from steelyard.learn.task import Batch, apply
+
+BATCHES = 32  # a gradient of each: the mean of so many squares is near the truth for a whole tensor
+
+
+def sensitivity(
+    model: nn.Module, batches: Iterable[Batch], *, classes: bool, seed: int = 0, most: int = BATCHES
+) -> Weights:
+    """The diagonal of the Fisher information of one example's outputs, under the name and in the shape of each weight.
+
+    classes: the last axis of the outputs are logits of which one is true; otherwise they are numbers, all of the same
+    error. One backward pass for each of at most `most` batches: the gradient of drawn labels has mean zero, so that its
+    square over a batch is the sum of the examples' squares. The model is left as it was. Raises ModelError where
+    there is no batch, or a gradient is not finite.
+    """
+    draw = generator(seed, "sensitivity")
+
+    def drawn(model: nn.Module, batch: Batch) -> Tensor:
+        outputs = apply(model, batch)
+        return _drawn(outputs, classes, draw) / math.sqrt(len(batch))
+
+    return score(model, batches, "fisher", batches=most, loss=drawn)
+
+
+def _drawn(outputs: Tensor, classes: bool, draw: torch.Generator) -> Tensor:
+    """A number whose gradient, squared and averaged over draws, is the information of all examples together."""
+    if classes:
+        flat = outputs.reshape(-1, outputs.shape[-1]).log_softmax(-1)
+        labels = torch.multinomial(flat.detach().exp().cpu(), 1, generator=draw).to(flat.device)
+        return flat.gather(1, labels).sum()
+    spread = outputs.detach().std(correction=0).clamp_min(torch.finfo(outputs.dtype).tiny)
+    signs = torch.randint(0, 2, outputs.shape, generator=draw).to(outputs.device, outputs.dtype) * 2 - 1
+    return (outputs * signs / spread).sum()

@@ -1,0 +1,137 @@
+"""The smallest file within a tolerance: search, then proof on examples that the search has not seen.
+
+Decides the order of the work, and which file gets the name. What sizes are tried is `search`, what a promise is
+`promise`.
+
+Source: candidates are tested from the safest to the smallest on the same proof examples, and the first that fails ends
+it: fixed sequence testing keeps the error of the whole at that of one test (A. N. Angelopoulos et al., Learn then Test,
+2021, arXiv 2110.01052, section 3.2).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from steelyard import formats
+from steelyard.core.table import Table
+from steelyard.core.weights import Weights
+from steelyard.errors import ModelError, VerdictError
+from steelyard.formats.base import staging, writing
+from steelyard.formats.module import from_module
+from steelyard.learn.options import check_not_negative
+from steelyard.learn.task import Task
+from steelyard.shrink import account
+from steelyard.shrink.journal import Journal
+from steelyard.shrink.promise import Promise
+from steelyard.shrink.reread import reread
+from steelyard.shrink.search import MATRICES, Candidate, Say, Search, fingerprint
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """What came out: the weights as the file holds them, and how they were found."""
+
+    weights: Weights  # re-read
+    proof: Table  # one row: before, after, the bound, the bytes
+    why: Table  # a row for each tensor
+    curve: Table  # a row for each candidate that was measured, the largest first
+
+
+def shrink(
+    model: nn.Module,
+    task: Task,
+    target: str | Path | None = None,
+    *,
+    tolerance: float = 0.005,
+    confidence: float = 0.95,
+    epochs: int = 30,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    say: Say | None = None,
+) -> Shrunk:
+    """Find the smallest file of a model's weights whose headline metric falls by at most `tolerance`, and prove it.
+
+    The task's training inputs say how much the outputs mind an error in each weight; its validation split is for the
+    search (one half chooses, the other says which candidates are worth a proof); its test split proves, and nothing
+    else looks at it. The file is written, re-read by another process, compared bit for bit and measured before it gets
+    the name `target`. The model is left as it was.
+
+    Args:
+        model: trained.
+        task: its data, loss and metrics; the first metric counts.
+        target: the file to write, or to replace (None: none).
+        tolerance: how much worse the metric may be in truth, in its own unit: 0.005 is half a point of accuracy.
+        confidence: of the promise; one-sided.
+        epochs: of training for size (`tighten`), after what rounding alone gives; half as many at each higher price of
+            a bit. 0 leaves training out: only inputs are needed then, no labels.
+        seed: of everything random.
+        checkpoint: a folder that keeps what was found, so that a search that was broken off, or one with another
+            tolerance, goes on from there.
+        say: called with what is being done and the share of the work that is done.
+
+    Raises ModelError before the search for a tolerance that the test split cannot prove, a metric that is not a
+    number, a model that is no better than chance; VerdictError where no candidate keeps the promise, with the best
+    honest alternative, and where the file does not hold what it was meant to. Nothing is left under the name then.
+    """
+    promise = Promise(tolerance, confidence)
+    check_not_negative(epochs=epochs)
+    original = from_module(model).settle()
+    if not original.select(MATRICES):
+        raise ModelError(f"{type(model).__name__} has no matrix or filter to shrink")
+    about = {"model": fingerprint(original), "task": task.name, "data": str(task.about), "seed": seed}
+    search = Search(model, task, original, promise, Journal(checkpoint, about), seed, say or _silent)
+    began = time.perf_counter()
+    search.precondition()
+    smallest = search.smallest()
+    if epochs:
+        search.trained(epochs)
+    found = search.proven(smallest)
+    kept, sizes = _finished(search, found, None if target is None else Path(target))
+    search.say("done", 1.0)
+    seconds = time.perf_counter() - began
+    return Shrunk(kept, account.proof(search, found, sizes, seconds), account.why(search, found), account.curve(search))
+
+
+def _finished(search: Search, found: Candidate, target: Path | None) -> tuple[Weights, tuple[int, int]]:
+    """The weights as another process read them from the finished file, and the bytes before and after.
+
+    The file gets its name last. Raises VerdictError if it does not hold what it was meant to.
+    """
+    made = found.weights.with_meta(task=search.task.name)
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / ("small.safetensors" if target is None else target.name)
+        before = formats.write(search.original, Path(folder) / "original.safetensors")
+        after = formats.write(made, draft)
+        if after >= before:
+            raise VerdictError(f"the smallest candidate that was proven takes {after:,} bytes, the weights as they are "
+                               f"{before:,}: there is nothing to gain, and nothing is written")  # fmt: skip
+        if target is None:
+            return _checked(search, found, reread(draft, made)), (before, after)
+        with staging(target, target) as (file, unproven):
+            file.write(draft.read_bytes())
+            os.fsync(file.fileno())
+            kept = _checked(search, found, reread(unproven, made))
+            with writing(target):
+                unproven.replace(target)
+    return kept, (before, after)
+
+
+def _checked(search: Search, found: Candidate, read: Weights) -> Weights:
+    """`read`, if it does on the proof examples what the candidate did; else VerdictError."""
+    worse = search.worse(read, "test")
+    if found.test is None or worse.tolist() != found.test.tolist():
+        raise VerdictError(
+            f"the finished file loses {worse.mean():.4g} of {search.task.headline} on the proof examples, and not what "
+            "its weights lost before they were written: nothing is kept"
+        )
+    return read
+
+
+def _silent(_what: str, _done: float) -> None:
+    """Say nothing."""

@@ -1,0 +1,286 @@
+"""The smallest file within a tolerance: it is smaller, it is what was proven, or it is not there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from steelyard import formats
+from steelyard.core.weights import Weights
+from steelyard.errors import ModelError, SteelyardError, VerdictError
+from steelyard.formats.module import from_module, into_module
+from steelyard.learn.data import Examples
+from steelyard.learn.evaluate import outcomes
+from steelyard.learn.measures import accuracy, cross_entropy
+from steelyard.learn.run import train
+from steelyard.learn.task import SPLITS, Task, build_seeded
+from steelyard.shrink import search as searching
+from steelyard.shrink import within
+from steelyard.shrink.within import Shrunk
+from steelyard.shrink.within import shrink as shrinking
+
+
+def shrink(*given: Any, epochs: int = 0, **options: Any) -> Shrunk:
+    """Without training, which is slow, unless it is asked for."""
+    return shrinking(*given, epochs=epochs, **options)
+
+
+def blobs(examples: int = 1200, classes: int = 4) -> Task:
+    g = torch.Generator().manual_seed(0)
+    centres = torch.randn(classes, 20, generator=g) * 0.9
+    y = {split: torch.arange(examples) % classes for split in SPLITS}
+    x = {split: centres[y[split]] + torch.randn(examples, 20, generator=g) for split in SPLITS}
+    return Task(
+        "blobs",
+        lambda: nn.Sequential(nn.Linear(20, 48), nn.ReLU(), nn.Linear(48, classes)),
+        Examples(x, y, 64, 0),
+        cross_entropy,
+        {"accuracy": accuracy},
+    )
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return blobs()
+
+
+@pytest.fixture(scope="module")
+def model(task: Task) -> nn.Module:
+    return train(task, epochs=4, progress=False).model
+
+
+def test_the_file_is_smaller_and_is_what_was_proven(task: Task, model: nn.Module, tmp_path: Path) -> None:
+    before = from_module(model).settle().arrays()
+    found = shrink(model, task, tmp_path / "small.safetensors", tolerance=0.02)
+    row = found.proof.rows[0]
+    other = build_seeded(task, 7)
+    into_module(formats.open(tmp_path / "small.safetensors"), other)
+    after = outcomes(other, task, "test")["accuracy"].mean()
+    assert row["bytes"] == (tmp_path / "small.safetensors").stat().st_size < row["bytes before"] / 2
+    assert row["accuracy"] == after
+    assert row["loss"] == pytest.approx(row["accuracy before"] - after)
+    assert row["loss"] <= row["loss at most"] <= 0.02
+    assert list(tmp_path.iterdir()) == [tmp_path / "small.safetensors"]
+    assert all(np.array_equal(a, b) for a, b in zip(before.values(), from_module(model).arrays().values(), strict=True))
+    assert sum(found.why.column("bytes")) < row["bytes"]
+    assert row["loss at most"] in found.curve.column("loss at most")
+
+
+def test_training_for_size_makes_it_smaller_still(task: Task, model: nn.Module, tmp_path: Path) -> None:
+    plain, trained = (shrink(model, task, tolerance=0.02, epochs=epochs) for epochs in (0, 8))
+    assert trained.proof.rows[0]["bytes"] < plain.proof.rows[0]["bytes"]
+    assert trained.why.meta["candidate"].startswith("trained 8, ")
+    names = trained.curve.column("candidate")
+    assert [name for name in names if name.endswith(" bits")] == plain.curve.column("candidate")
+
+
+def test_more_tolerance_is_a_smaller_file(task: Task, model: nn.Module) -> None:
+    sizes = [shrink(model, task, tolerance=t).proof.rows[0]["bytes"] for t in (0.01, 0.2)]
+    assert sizes[0] > sizes[1]
+
+
+def test_the_proof_examples_choose_nothing(task: Task, model: nn.Module) -> None:
+    """With other proof examples that prove as much, the same candidate comes out."""
+    data = task.batches
+    other = Examples(
+        {**data.inputs, "test": data.inputs["valid"]}, {**data.targets, "test": data.targets["valid"]}, 64, 0
+    )
+    a, b = (shrink(model, t, tolerance=0.05) for t in (task, replace(task, batches=other)))
+    assert a.why.meta["candidate"] == b.why.meta["candidate"]
+
+
+def test_the_proof_ends_at_the_first_that_fails(
+    task: Task, model: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What is smaller than a candidate that failed is not tried: else one of many would pass by luck."""
+    worse, asked = searching.Search.worse, []
+
+    def planted(self: searching.Search, weights: Weights, split: str) -> np.ndarray:
+        found = worse(self, weights, split)
+        if split == "test":
+            asked.append(found)
+            return np.ones_like(found) if len(asked) == 3 else found
+        return found
+
+    monkeypatch.setattr(searching.Search, "worse", planted)
+    found = shrink(model, task, tolerance=0.03)
+    assert len(asked) == 4  # three candidates, and the finished file once more
+    assert [row["loss"] for row in found.curve.rows if row["loss"] is not None][-1] == 1
+    assert found.proof.rows[0]["loss"] < 0.03
+
+
+def test_nothing_is_written_where_the_safest_fails(
+    task: Task, model: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(searching.Search, "worse", lambda self, _weights, split: np.repeat([0.0, 1.0], [1180, 20])
+                        if split == "test" else np.zeros(1200))  # fmt: skip
+    target = tmp_path / "small.safetensors"
+    target.write_bytes(b"what was there")
+    with pytest.raises(VerdictError, match=r"may lose 0\.02\d+ of accuracy .*a tolerance of 0\.024 would have"):
+        shrink(model, task, target, tolerance=0.02)
+    assert target.read_bytes() == b"what was there"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(
+    ("change", "tolerance", "match"),
+    [
+        (
+            lambda t: t,
+            0.002,
+            r"1200 proof examples cannot prove a tolerance of 0\.002.*at least 0\.0025, or 1497 examples",
+        ),
+        (
+            lambda t: replace(t, metrics={"nothing": lambda o, y: torch.full((len(y),), torch.nan)}),
+            0.1,
+            "is nan for some",
+        ),
+        (lambda t: t, -1.0, "expected a number above 0"),
+    ],
+)
+def test_what_cannot_end_well_is_said_before_the_search(
+    task: Task, model: nn.Module, change: Callable[[Task], Task], tolerance: float, match: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(searching, "sensitivity", None)
+    with pytest.raises(ModelError, match=match):
+        shrink(model, change(task), tolerance=tolerance)
+
+
+def test_a_model_at_chance_is_refused(task: Task) -> None:
+    constant = build_seeded(task, 0)
+    with torch.no_grad():
+        constant[2].weight.zero_()
+    with pytest.raises(ModelError, match="no better than chance"):
+        shrink(constant, task, tolerance=0.05)
+
+
+def test_a_metric_of_which_less_is_better(task: Task) -> None:
+    g = torch.Generator().manual_seed(0)
+    x = {split: torch.randn(600, 8, generator=g) for split in SPLITS}
+    y = {split: (x[split][:, :1] - 2 * x[split][:, 1:2]).clone() for split in SPLITS}
+
+    def squared(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).square().mean(1)
+
+    build = lambda: nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 1))  # noqa: E731
+    line = Task("line", build, Examples(x, y, 32, 0), squared, {"squared error": squared},
+                lower_is_better=("squared error",))  # fmt: skip
+    row = shrink(train(line, epochs=15, progress=False).model, line, tolerance=0.05).proof.rows[0]
+    assert row["squared error"] == pytest.approx(row["squared error before"] + row["loss"])
+    assert row["bytes"] < row["bytes before"]
+
+
+def parts(file: Path) -> tuple[dict, bytearray]:
+    raw = file.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    return json.loads(raw[8 : 8 + size]), bytearray(raw[8 + size :])
+
+
+def rewritten(file: Path, header: dict, data: bytes) -> None:
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def corrupted(file: Path, seed: int) -> None:
+    """One thing of the file is made wrong: a byte, a scale, two parts swapped, a part shifted, the end cut off."""
+    random = np.random.default_rng(seed)
+    header, data = parts(file)
+    names = [name for name in header if name != "__metadata__"]
+    name = str(random.choice(names))
+    start, end = header[name]["data_offsets"]
+    kind = seed % 5
+    if kind == 0:
+        data[start + int(random.integers(end - start))] ^= 1 << int(random.integers(8))
+    elif kind == 1:
+        scaled = next(n for n in names if header[n]["dtype"] == "F16")
+        start, end = header[scaled]["data_offsets"]
+        values = np.frombuffer(bytes(data[start:end]), np.float16) * np.float16(1 + 2.0 ** -int(random.integers(1, 8)))
+        data[start:end] = values.tobytes()
+    elif kind == 2:
+        other = str(random.choice([n for n in names if n != name]))
+        header[name], header[other] = header[other], header[name]
+    elif kind == 3:
+        moved = np.roll(np.frombuffer(bytes(data[start:end]), np.uint8), 1)
+        data[start:end] = (
+            moved.tobytes() if moved.tobytes() != data[start:end] else bytes(255 - b for b in data[start:end])
+        )
+    else:
+        del data[len(data) - 1 - int(random.integers(len(data) - 1)) :]
+    rewritten(file, header, bytes(data))
+
+
+@pytest.fixture(scope="module")
+def made(task: Task, model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search to go on from."""
+    folder = tmp_path_factory.mktemp("search")
+    shrink(model, task, tolerance=0.02, checkpoint=folder)
+    return folder
+
+
+@pytest.mark.parametrize("seed", [*range(10), *(pytest.param(s, marks=pytest.mark.slow) for s in range(10, 50))])
+def test_a_file_that_holds_something_else_never_gets_the_name(
+    task: Task, model: nn.Module, made: Path, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = formats.write
+
+    def damaging(weights: Weights, path: Path) -> int:
+        size = write(weights, path)
+        if path.name == "small.safetensors":
+            corrupted(path, seed)
+        return size
+
+    monkeypatch.setattr(within.formats, "write", damaging)
+    with pytest.raises(SteelyardError):
+        shrink(model, task, tmp_path / "small.safetensors", tolerance=0.02, checkpoint=made)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_search_goes_on_where_it_was_broken_off(
+    task: Task, model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = shrink(model, task, tmp_path / "whole.safetensors", tolerance=0.02)
+    steps = whole_steps = 0
+    for stop in range(1, 30, 3):
+        calls: list[str] = []
+
+        def say(what: str, _done: float, stop: int = stop, calls: list[str] = calls) -> None:
+            calls.append(what)
+            if len(calls) == stop:
+                raise KeyboardInterrupt
+
+        try:
+            found = shrink(
+                model, task, tmp_path / "parts.safetensors", tolerance=0.02, checkpoint=tmp_path / "kept", say=say
+            )
+        except KeyboardInterrupt:
+            steps += len(calls)
+            continue
+        whole_steps = len(calls)
+        break
+    assert whole_steps
+    assert (tmp_path / "parts.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert found.curve.rows == whole.curve.rows
+    assert found.proof.meta["evaluations"] < whole.proof.meta["evaluations"]
+
+
+def test_another_search_in_the_folder_is_refused(task: Task, model: nn.Module, made: Path) -> None:
+    other = build_seeded(task, 3)
+    before = {path: path.read_bytes() for path in made.iterdir()}
+    with pytest.raises(ModelError, match="another search, which differs in its model"):
+        shrink(train(task, other, epochs=1, progress=False).model, task, tolerance=0.02, checkpoint=made)
+    assert {path: path.read_bytes() for path in made.iterdir()} == before
+
+
+def test_another_tolerance_measures_little_anew(task: Task, model: nn.Module, made: Path) -> None:
+    found = shrink(model, task, tolerance=0.021, checkpoint=made)
+    assert found.proof.meta["evaluations"] <= 2
