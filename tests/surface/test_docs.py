@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("design", "files", "generalization", "mup")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("design", "files", "generalization", "mup", "processes")),
 ]
 
 
