@@ -132,6 +132,7 @@ _EXPORTS: dict[str, str] = {
     "Gradual": "learn.sparse:Gradual",
     "Scores": "learn.sparse:Scores",
     "train_sparse": "learn.sparse:train_sparse",
+    "prune_blocks_": "learn.blocks:prune_blocks_",
     "prune_structured_": "learn.structured:prune_structured_",
     "watch": "learn.watch.session:watch",
     "watched": "learn.watch.reading:watched",
@@ -233,6 +234,7 @@ if TYPE_CHECKING:
     from steelyard.learn.average import Swa as Swa
     from steelyard.learn.average import greedy_soup as greedy_soup
     from steelyard.learn.balance import BalancedSampler as BalancedSampler
+    from steelyard.learn.blocks import prune_blocks_ as prune_blocks_
     from steelyard.learn.blockwise import blockwise as blockwise
     from steelyard.learn.classes import balance_classes as balance_classes
     from steelyard.learn.classes import weigh_classes as weigh_classes

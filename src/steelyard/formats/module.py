@@ -81,7 +81,15 @@ def from_module(module: nn.Module, *, buffers: bool = True) -> Weights:
         origin = f"{type(module).__name__}.{first.name}"
         items.append(Weight(first.name, first.spec(), first.reader(), origin=origin))
         ties.update({alias.name: first.name for alias in aliases})
-    return Weights(items, ties, {"format": "pt"})
+    return Weights(items, ties, {"format": "pt", **_without(module)})
+
+
+def _without(module: nn.Module) -> dict[str, str]:
+    """The blocks that were taken out, as metadata."""
+    from steelyard.graph.skip import DROPPED, dropped
+
+    names = dropped(module)
+    return {DROPPED: ",".join(names)} if names else {}
 
 
 def into_module(
@@ -105,8 +113,20 @@ def into_module(
     Raises ModelError, with the module untouched, if a name or a shape does not match (unless `partial`),
     if two names of one parameter come with different values, or if a cast would destroy values.
     """
+    if not resize:
+        return _into(weights, module, partial, rename or {}, resize=False)
+    whole = _dropped(weights, module)
+    try:
+        return _into(weights, module, partial, rename or {}, resize=True)
+    except BaseException:
+        for parent, leaf, block in whole:
+            parent._modules[leaf] = block
+        raise
+
+
+def _into(weights: Weights, module: nn.Module, partial: bool, rename: Mapping[str, str], *, resize: bool) -> Table:
     slots = _slots(module, buffers=True)
-    sources, prefix = _matched(weights, [slot.name for slot in slots], rename or {})
+    sources, prefix = _matched(weights, [slot.name for slot in slots], rename)
     plan = _Plan(sources, prefix, partial, resize)
     for group in _groups(slots):
         plan.place(group)
@@ -121,6 +141,22 @@ def into_module(
     _copy([(slot.tensor(), values) for slot, values in staged])
     counts = {status: plan.statuses().count(status) for status in dict.fromkeys(plan.statuses())}
     return Table.of(f"weights into {type(module).__name__}", COLUMNS, [vars(row) for row in plan.rows], counts)
+
+
+def _dropped(weights: Weights, module: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Take the blocks out of the module that the weights say are gone; where each was, and what it was."""
+    from steelyard.graph.skip import DROPPED, drop_, dropped
+
+    there = set(dropped(module))
+    names = [name for name in weights.meta.get(DROPPED, "").split(",") if name and name not in there]
+    modules = dict(module.named_modules())
+    kept = []
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        if name in modules:
+            kept.append((modules[parent], leaf, modules[name]))
+    drop_(module, names)
+    return kept
 
 
 def to_array(tensor: Tensor) -> np.ndarray:

@@ -5,7 +5,7 @@ Decides how a model is run to be looked at. Knows nothing of what an operation d
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,7 @@ class Trace:
     examples: int  # in the batch that was traced
 
 
-def trace(model: nn.Module, arguments: tuple[Any, ...]) -> Trace:
+def trace(model: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any] | None = None) -> Trace:
     """Run the model once, in the mode that it is in, and note every operation; nothing of it is changed.
 
     The model is to be in evaluation mode, else batch norms use, and the trace updates, what they should not.
@@ -40,7 +40,7 @@ def trace(model: nn.Module, arguments: tuple[Any, ...]) -> Trace:
     names = tuple(named)
 
     def run(values: list[Tensor], given: tuple[Any, ...]) -> Any:
-        return functional_call(model, dict(zip(names, values, strict=True)), given)
+        return functional_call(model, dict(zip(names, values, strict=True)), given, dict(keywords or {}))
 
     with _plain():
         try:
