@@ -21,6 +21,10 @@ TEXT = (
 )
 
 
+def loss_of(output: Tensor, target: Tensor) -> Tensor:
+    return functional.cross_entropy(output.float().flatten(0, -2), target.flatten())
+
+
 @dataclass
 class Job:
     """A training: what the watch sees, and, if a fault was planted, its name and the layers that count as right."""
@@ -32,6 +36,7 @@ class Job:
     fault: str = ""
     where: tuple[str, ...] = ()
     event: Callable[[int], None] = field(default=lambda _step: None)  # what happens before a step
+    loss: Callable[[Tensor, Tensor], Tensor] = loss_of
 
 
 def digits() -> Batch:
@@ -64,10 +69,6 @@ def text(size: int, seed: int, time: int = 16) -> Iterator[Batch]:
         starts = torch.randint(len(ids) - time - 1, (size, 1), generator=random) + torch.arange(time + 1)
         pieces = ids[starts]
         yield pieces[:, :-1], pieces[:, 1:]
-
-
-def loss_of(output: Tensor, target: Tensor) -> Tensor:
-    return functional.cross_entropy(output.float().flatten(0, -2), target.flatten())
 
 
 class Attention(nn.Module):

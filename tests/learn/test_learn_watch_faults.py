@@ -385,7 +385,9 @@ def test_rare_rows_are_no_fault():
 
 def test_other_faults_beside_do_not_hide_shuffled_labels():
     random = torch.Generator().manual_seed(9)
-    data = [(x, y.flatten()[torch.randperm(y.numel(), generator=random)].view(y.shape)) for x, y in words(160, known=9)]
+    data = [
+        (x, y.flatten()[torch.randperm(y.numel(), generator=random)].view(y.shape)) for x, y in words(160, known=10)
+    ]
     torch.manual_seed(0)
     model = Attention(vocabulary=12)
     log = train(model, data=data)
