@@ -60,9 +60,11 @@ def _by_noise() -> dict[str, float]:
 
 def _unseen() -> Mapping[str, float]:
     found = cross_validate(digits(batch_size=128), FOLDS, epochs=10, rate=0.01)
-    names = {"mean": "accuracy of 5 folds", "spread": "spread of 5 folds", "low": "low", "high": "high"}
-    measured = {name: float(found.meta[key]) for key, name in names.items()}
-    return measured | _division() | _by_noise()
+    measured = {
+        f"{what} of 5 folds": float(found.meta[key]) for key, what in (("mean", "accuracy"), ("spread", "spread"))
+    }
+    ends = {f"accuracy of 5 folds, {end}": float(found.meta[end]) for end in ("low", "high")}
+    return measured | _by_noise() | _division() | ends
 
 
 B6 = Check(

@@ -54,10 +54,9 @@ def measured(seed: int, wrong: float = WRONG) -> Table:
 def _capacities() -> Mapping[str, float]:
     tables = [measured(seed) for seed in range(MODELS)]
     ranked = {str(row["measure"]): row for row in rank_gaps(tables).rows}
-    found: dict[str, float] = {"models": len(tables)}
-    for family, name in SAID.items():
-        row = ranked[name]
-        found |= {f"{family}: tau": row["tau"], f"{family}: low": row["low"], f"{family}: high": row["high"]}  # type: ignore[dict-item]
+    found = {f"{family}: {x}": float(ranked[name][x]) for family, name in SAID.items() for x in ("tau", "low")}  # type: ignore[arg-type]
+    found |= {f"{family}: high": float(ranked[name]["high"]) for family, name in SAID.items()}  # type: ignore[arg-type]
+    found["models"] = len(tables)
     gaps = [next(row["value"] for row in table.rows if row["measure"] == "gap in accuracy") for table in tables]
     found |= {"smallest gap": float(min(gaps)), "largest gap": float(max(gaps))}  # type: ignore[type-var, arg-type]
     others = {name: row["tau"] for name, row in ranked.items() if name not in SAID.values()}
