@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 Tensors = dict[str, Tensor]
-LAYERS, HEADS = 6, 12
+LAYERS, HEADS, WIDTH = 6, 12, 384
 
 
 def linear(w: Tensors, name: str, x: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def linear(w: Tensors, name: str, x: Tensor) -> Tensor:
 
 
 def norm(w: Tensors, name: str, x: Tensor) -> Tensor:
-    return functional.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], 1e-12)
+    return functional.layer_norm(x, (WIDTH,), w[f"{name}.weight"], w[f"{name}.bias"], 1e-12)
 
 
 def hidden(w: Tensors, ids: Tensor, mask: Tensor) -> Tensor:
