@@ -359,3 +359,16 @@ def test_units_of_a_model_go_and_its_verbs_take_the_narrow_file(steelyard, tmp_p
     ]
     assert steelyard("signal", "digits", narrow, "--model", "cnn", "--json").status in (0, 1)
     assert "exists already" in steelyard(*words).err
+
+
+def test_blocks_of_a_model_go_and_its_verbs_take_the_shallow_file(steelyard, tmp_path):
+    whole, shallow = tmp_path / "whole.safetensors", tmp_path / "shallow.safetensors"
+    assert steelyard("init", "digits", whole, "--model", "transformer(layers=3)", "--scheme", "xavier").status == 0
+    words = ("prune", whole, shallow, "--structured", "digits", "--model", "transformer(layers=3)", "--blocks", "2")
+    result = steelyard(*words, "--json")
+    (table,) = map(json.loads, result.out.splitlines())
+    gone = {row["block"] for row in table["rows"]}
+    assert len(gone) == 2
+    assert not any(name.startswith(tuple(f"{block}." for block in gone)) for name in sy.open(shallow))
+    assert steelyard("signal", "digits", shallow, "--model", "transformer(layers=3)", "--json").status in (0, 1)
+    assert "one of them" in steelyard(*words, "--fraction", "0.5", "--force").err

@@ -119,11 +119,13 @@ def loaded(task: Named, model: Named | None, seed: int, weights: Weights | None)
     Raises ModelError if they do not fit.
     """
     from steelyard.formats.module import into_module
+    from steelyard.graph.skip import DROPPED
     from steelyard.learn.task import build_seeded
     from steelyard.life.record import make_task
 
     made = make_task(task, model, seed)
     module = build_seeded(made, seed)
     if weights is not None:
-        into_module(weights, module, resize=weights.meta.get(WIDTHS) == "pruned")
+        narrower = weights.meta.get(WIDTHS) == "pruned" or DROPPED in weights.meta
+        into_module(weights, module, resize=narrower)
     return made, module

@@ -28,6 +28,7 @@ _ONLY = {  # options that not everything knows -> the methods, or 'structured', 
     "codec": ("magnitude", "scores", "wanda", "sparsegpt"),
     "model": ("structured",),
     "budget": ("structured",),
+    "blocks": ("structured",),
 }
 
 
@@ -45,6 +46,12 @@ _ONLY = {  # options that not everything knows -> the methods, or 'structured', 
 @by_option
 @task_option("--structured", "Remove channels, heads and hidden units instead; TASK says the model and its data.")
 @model_option
+@click.option(
+    "--blocks",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="structured: instead of --fraction, the N residual blocks go that validation misses least.",
+)
 @click.option("--budget", type=click.Choice(["parameters", "multiplications"]), help="structured: what shrinks.")
 @codec_option(None, "How to hold the pruned tensors. Default: the smallest of a mask, distances and groups, coded.")
 @where_option
@@ -95,8 +102,10 @@ def _check(structured: Named | None, method: str, fraction: float | None, **opti
             raise click.UsageError(f"--{name} is for {known}, not for {asked}", context)
     if asked in _NEEDS and options["by"] is None:
         raise click.UsageError(f"--method {asked} needs --by FILE ({_NEEDS[asked]})", context)
-    if (fraction is None) == (options["pattern"] is None):
-        raise click.UsageError("give --fraction, how many of the weights go, or --pattern: one of them", context)
+    if sum(given is not None for given in (fraction, options["pattern"], options["blocks"])) != 1:
+        raise click.UsageError(
+            "give --fraction, how many of the weights go, or --pattern (or --blocks): one of them", context
+        )
 
 
 def _step(
@@ -151,7 +160,8 @@ def _narrow(
     seed: int,
     where: Where | None,
     *,
-    fraction: float,
+    fraction: float | None,
+    blocks: int | None,
     by: Weights | None,
     model: Named | None,
     budget: Any,
@@ -162,17 +172,24 @@ def _narrow(
     from steelyard.errors import RecipeError
     from steelyard.formats.base import check_target
     from steelyard.formats.module import from_module
+    from steelyard.graph.skip import DROPPED
+    from steelyard.learn.blocks import prune_blocks_
     from steelyard.learn.structured import prune_structured_
     from steelyard.learn.task import first_batch
 
     check_target(Path(target), Path(source), force=force)
-    if not 0 < fraction < 1:
+    if fraction is not None and not 0 < fraction < 1:
         raise RecipeError(f"the fraction of the budget that goes is above 0 and below 1, not {fraction}")
     before = formats.open(source)
     made, module = loaded(task, model, seed, before)
-    batch = first_batch(made, "train")
-    table = prune_structured_(module, batch, 1 - fraction, budget=budget or "parameters", by=by, where=where)
-    weights = from_module(module).with_meta(**{**before.meta, WIDTHS: "pruned"})
+    if fraction is None:
+        table = prune_blocks_(module, made, blocks or 1)
+    else:
+        batch = first_batch(made, "train")
+        table = prune_structured_(module, batch, 1 - fraction, budget=budget or "parameters", by=by, where=where)
+    left = from_module(module)
+    gone = {DROPPED: left.meta[DROPPED]} if DROPPED in left.meta else {}
+    weights = left.with_meta(**{**before.meta, **gone, WIDTHS: "pruned"})
     size = formats.write(weights, target)
     path = Path(source)
     sizes = {"file before": path.stat().st_size} if path.is_file() else {}

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, Literal, Unpack, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -169,7 +170,7 @@ class Gradual:
 
     def _renew(self, gates: dict[str, tuple[Tensor, Gated]], share: float) -> None:
         ranks = {name: to_array(gate.ranks(original)) for name, (original, gate) in gates.items()}
-        ones = Weights.of({name: abs(rank) * 0 + 1 for name, rank in ranks.items()})
+        ones = Weights.of({name: np.ones_like(rank) for name, rank in ranks.items()})
         for name, item in Prune(share, self.scope, Weights.of(ranks))(ones).items():
             for gate in self._every_gate(name):
                 gate.mask.copy_(to_tensor(item.array()) != 0)
