@@ -87,7 +87,7 @@ def _row(search: Search, weight: Weight, held: Weight) -> dict[str, Any]:
 
 
 def _note(weight: Weight, held: Weight) -> str:
-    if MATRICES(weight):
+    if held.scheme is not None:
         return ""
     return "plain" if held.spec.dtype == weight.spec.dtype else f"plain, {held.spec.dtype.name}"
 
