@@ -3,7 +3,7 @@
     python bench/promise/run.py [--models 8] [--splits 10] [--epochs 0] [--tolerance 0.02]
 
 Each model is a task of its own: Gaussian classes that overlap, of other numbers of classes, features, hidden units.
-For each, `--splits` sets of training, validation and proof examples are drawn, a net is trained and shrunk, and what its
+For each, `--splits` sets of training, validation and proof examples are drawn, a net is trained and shrunk, what its
 file loses in truth is measured on 40,000 more examples. A promise is broken if that is more than the tolerance by more
 than two standard errors of this measurement. At 95 % confidence at most one in twenty may be.
 """
