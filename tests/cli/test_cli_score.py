@@ -69,7 +69,7 @@ def test_wrong_options_and_wrong_evidence_write_nothing(weights: Path, capsys) -
     capsys.readouterr()
     wrong = {
         "--step is for the method gptq, not hqq": ["--method", "hqq", "--step", "1"],
-        "--by is for the method nearest and gptq and awq, not hqq": ["--method", "hqq", "--by", str(evidence)],
+        "--by is for the method nearest, gptq, awq or entropy, not hqq": ["--method", "hqq", "--by", str(evidence)],
         "was measured on other weights": ["--method", "gptq", "--bits", "4", "--by", str(evidence)],
         "bits of symmetric levels are 2 to 8, not 1": ["--method", "gptq", "--bits", "1"],
         "is not in the range": ["--bits", "9"],
@@ -86,11 +86,12 @@ def test_wrong_options_and_wrong_evidence_write_nothing(weights: Path, capsys) -
 
 
 def test_shared_values_go_where_the_loss_is_sensitive(weights: Path, capsys) -> None:
-    evidence, small = weights.with_name("f.safetensors"), weights.with_name("s.safetensors")
+    evidence = weights.with_name("f.safetensors")
     assert main(["score", "digits", str(weights), str(evidence), "--kind", "fisher", "--batches", "2"]) == 0
     found = []
-    for by in ([], ["--by", str(evidence)]):
-        assert main(["share", str(weights), str(small), "-k", "4", "--force", *by]) == 0
+    for name, by in (("plain", []), ("weighed", ["--by", str(evidence)])):
+        small = weights.with_name(f"{name}.safetensors")
+        assert main(["share", str(weights), str(small), "-k", "4", *by]) == 0
         found.append(formats.open(small))
     name = next(n for n, item in found[0].items() if len(item.spec.shape) == 2)
     assert not np.array_equal(found[0][name].array(), found[1][name].array())

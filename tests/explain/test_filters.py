@@ -84,7 +84,7 @@ def test_layers_without_filters(cnn_digits: Learned) -> None:
 
 
 def test_a_task_without_one_class_an_example_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("the quick brown fox jumps over the lazy dog. " * 100)
+    (tmp_path / "a.txt").write_text("the quick brown fox jumps over the lazy dog. " * 1000)
     text = find_task(f"text:{tmp_path / 'a.txt'}", model="rnn")
     with pytest.raises(ModelError, match="does not put each example into a class"):
         filters(build_seeded(text), text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from steelyard.cli.options import Output, by_option, output, plan_option, show, source_and_target, where_option
+from steelyard.cli.options import Number, Output, by_option, output, plan_option, show, source_and_target, where_option
 from steelyard.cli.progress import watching
 from steelyard.core.packed import Plan
 from steelyard.core.weights import Weights
@@ -14,8 +14,8 @@ from steelyard.core.where import Where
 @click.command("lowrank")
 @source_and_target
 @click.option("--rank", type=click.IntRange(min=1), help="Of every product.")
-@click.option("--keep", type=float, metavar="SHARE", help="The share of its bytes that each matrix may take.")
-@click.option("--error", type=float, metavar="SHARE", help="The share of its squares that each matrix may lose.")
+@click.option("--keep", type=Number(), metavar="SHARE", help="The share of its bytes that each matrix may take.")
+@click.option("--error", type=Number(), metavar="SHARE", help="The share of its squares that each matrix may lose.")
 @by_option
 @plan_option("--factors", "How the factors are held, such as affine(bits=8, group=64). Default: plain.")
 @where_option

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from steelyard.cli.options import Output, by_option, output, plan_option, show, source_and_target, where_option
+from steelyard.cli.options import Number, Output, by_option, output, plan_option, show, source_and_target, where_option
 from steelyard.cli.progress import watching
 from steelyard.core.packed import Plan
 from steelyard.core.transform import Step
@@ -31,13 +31,13 @@ _ONLY = {  # options that not every method knows -> those that do
 @click.option("--method", type=click.Choice(["nearest", "gptq", "awq", "hqq", "entropy"]), default="nearest",
               show_default=True, help="nearest, hqq and entropy need no data; gptq and awq want --by a file of "
               "score --kind hessian.")  # fmt: skip
-@click.option("--bits", type=click.FloatRange(0, 24, min_open=True), default=8, show_default=True,
+@click.option("--bits", type=Number(0, 24, min_open=True), default=8, show_default=True,
               help="Bits for each weight, 1 to 8; entropy: the mean over all in the file, such as 3.5.")  # fmt: skip
 @click.option("--axis", type=int, help="nearest: a scale for each index along this axis; 0 is each output channel.")
 @click.option("--group", type=click.IntRange(min=1), help="A scale for so many consecutive elements of the last axis.")
 @click.option("--asymmetric", is_flag=True, help="Levels between two ends, with a zero point; awq and hqq always do.")
-@click.option("--error", type=float, metavar="P", help="nearest: scales that lose least, as |error|^P; 2 is usual.")
-@click.option("--step", type=float, help="gptq: the scale of a row in units of its rms, for --codes entropy.")
+@click.option("--error", type=Number(), metavar="P", help="nearest: scales that lose least, as |error|^P; 2 is usual.")
+@click.option("--step", type=Number(), help="gptq: the scale of a row in units of its rms, for --codes entropy.")
 @click.option("--states", type=click.Choice(["1", "4", "8", "16", "32", "64"]),
               help="entropy: of the trellis; more take less space and more time to write.  [default: 8]")  # fmt: skip
 @click.option("--importance", metavar="GLOB=NUMBER", multiple=True,
@@ -100,7 +100,7 @@ def _step(
     given |= {"codes": codes, "states": states, "importance": importance or None}
     for name, methods in _ONLY.items():
         if given[name] is not None and method not in methods:
-            known = " and ".join(methods)
+            known = " or ".join(filter(None, (", ".join(methods[:-1]), methods[-1])))
             raise click.UsageError(f"--{name} is for the method {known}, not {method}", click.get_current_context())
     if method == "entropy":
         factors = dict(map(_factor, importance))

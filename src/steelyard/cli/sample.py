@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from steelyard.cli.models import loaded, model_option, task_argument
-from steelyard.cli.options import Output, output, show
+from steelyard.cli.options import Number, Output, output, show
 from steelyard.life.recipe import Named
 
 
@@ -15,8 +15,8 @@ from steelyard.life.recipe import Named
 @model_option
 @click.option("--prompt", default="\n", help="What the text goes on from.  [default: a new line]")
 @click.option("--length", type=click.IntRange(min=1), default=500, show_default=True, help="Characters to draw.")
-@click.option("--temperature", type=float, default=1.0, show_default=True, help="0 takes the likeliest character.")
-@click.option("--top-p", type=float, default=1.0, show_default=True,
+@click.option("--temperature", type=Number(), default=1.0, show_default=True, help="0 takes the likeliest character.")
+@click.option("--top-p", type=Number(), default=1.0, show_default=True,
               help="Draw among the likeliest characters that have this probability together.")  # fmt: skip
 @output
 def verb(

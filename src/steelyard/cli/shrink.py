@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from steelyard.cli.models import loaded, model_option, target_argument, task_argument
-from steelyard.cli.options import Output, output, show
+from steelyard.cli.options import Number, Output, output, show
 from steelyard.cli.progress import stating
 from steelyard.life.recipe import Named
 
@@ -15,9 +15,9 @@ from steelyard.life.recipe import Named
 @click.argument("weights")
 @target_argument
 @model_option
-@click.option("--tolerance", type=float, default=0.01, show_default=True,
+@click.option("--tolerance", type=Number(), default=0.01, show_default=True,
               help="How much worse the metric may be in truth, in its unit: 0.01 is a point of accuracy.")  # fmt: skip
-@click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the promise that it is so.")
+@click.option("--confidence", type=Number(), default=0.95, show_default=True, help="Of the promise that it is so.")
 @click.option("--epochs", type=click.IntRange(min=0), default=30, show_default=True,
               help="Of training for size, which comes after rounding; 0: none.")  # fmt: skip
 @click.option("--checkpoint", metavar="FOLDER",
