@@ -29,7 +29,7 @@ from steelyard.learn.data import Examples
 from steelyard.learn.evaluate import outcomes
 from steelyard.learn.measures import accuracy, cross_entropy
 from steelyard.learn.task import SPLITS
-from steelyard.shrink.within import shrink
+from steelyard.shrinking.within import shrink
 
 TRUTH = 40_000
 

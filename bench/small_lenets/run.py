@@ -33,8 +33,8 @@ import steelyard as sy
 from steelyard.learn.data import Examples
 from steelyard.learn.task import Task, build_seeded
 from steelyard.learn.tasks.mnist import shifted
-from steelyard.shrink.deep import deep_compression
-from steelyard.shrink.settings import Settings
+from steelyard.shrinking.deep import deep_compression
+from steelyard.shrinking.settings import Settings
 
 PART = 1000  # images of MNIST that prove
 

@@ -157,8 +157,9 @@ _EXPORTS: dict[str, str] = {
     "Probes": "explain.probes:Probes",
     "memory": "explain.memory:memory",
     # small
-    "tighten": "shrink.tight:tighten",
-    "Tight": "shrink.tight:Tight",
+    "shrink": "shrinking.within:shrink",
+    "tighten": "shrinking.tight:tighten",
+    "Tight": "shrinking.tight:Tight",
 }
 
 if TYPE_CHECKING:
@@ -300,8 +301,9 @@ if TYPE_CHECKING:
     from steelyard.learn.watch.reading import read_log as read_log
     from steelyard.learn.watch.reading import watched as watched
     from steelyard.learn.watch.session import watch as watch
-    from steelyard.shrink.tight import Tight as Tight
-    from steelyard.shrink.tight import tighten as tighten
+    from steelyard.shrinking.tight import Tight as Tight
+    from steelyard.shrinking.tight import tighten as tighten
+    from steelyard.shrinking.within import shrink as shrink
 
 __all__ = sorted(_EXPORTS)  # noqa: PLE0605
 

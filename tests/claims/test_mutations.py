@@ -71,7 +71,7 @@ from steelyard.learn import (
 from steelyard.learn import recurrent as recurrent_model
 from steelyard.learn.sparse import Gradual
 from steelyard.learn.watch.norms import Norms
-from steelyard.shrink.settings import Settings
+from steelyard.shrinking.settings import Settings
 
 Patch = pytest.MonkeyPatch
 

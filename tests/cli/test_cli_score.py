@@ -72,7 +72,7 @@ def test_wrong_options_and_wrong_evidence_write_nothing(weights: Path, capsys) -
         "--by is for the method nearest, gptq, awq or entropy, not hqq": ["--method", "hqq", "--by", str(evidence)],
         "was measured on other weights": ["--method", "gptq", "--bits", "4", "--by", str(evidence)],
         "bits of symmetric levels are 2 to 8, not 1": ["--method", "gptq", "--bits", "1"],
-        "is not in the range": ["--bits", "9"],
+        "9 is no whole number from 1 to 8": ["--bits", "9"],
         "there is no codec 'entropi'": ["--codes", "entropi"],
         "no such file": ["--by", str(weights.with_name("none.safetensors"))],
         "none of the": ["--where", "nothing*"],

@@ -25,8 +25,8 @@ from steelyard.learn.run import train
 from steelyard.learn.seeding import seeded
 from steelyard.learn.task import Task, build_seeded
 from steelyard.learn.tasks import task
-from steelyard.shrink.deep import deep_compression, headline, lost
-from steelyard.shrink.settings import Settings
+from steelyard.shrinking.deep import deep_compression, headline, lost
+from steelyard.shrinking.settings import Settings
 
 CODEBOOKS = (2, 16, 37, 256)
 

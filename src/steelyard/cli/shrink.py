@@ -44,11 +44,11 @@ def verb(
     \b
     Example:
       steelyard train breast-cancer weights.safetensors --model mlp --epochs 5
-      steelyard shrink breast-cancer weights.safetensors small.safetensors --model mlp --tolerance 0.05 --epochs 0
+      steelyard shrink breast-cancer weights.safetensors small.safetensors --model mlp --tolerance 0.1 --epochs 0
     """
     from steelyard import formats
-    from steelyard.shrink.page import page
-    from steelyard.shrink.within import shrink
+    from steelyard.shrinking.page import page
+    from steelyard.shrinking.within import shrink
 
     made, module = loaded(task, model, seed, formats.open(weights))
     with stating("shrinking") as say:

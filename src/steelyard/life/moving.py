@@ -15,7 +15,7 @@ from steelyard.learn.finetune import finetune
 from steelyard.learn.task import Task
 from steelyard.life.recipe import Move
 from steelyard.life.record import Chapter, Life, fresh_start, make_task, trained_run
-from steelyard.shrink.deep import lost
+from steelyard.shrinking.deep import lost
 
 _WAYS = ("from scratch", "carried over, a new head trained", "carried over, everything trained")
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from steelyard.core.recipe import Reader, to_data
 from steelyard.errors import RecipeError, SteelyardError
-from steelyard.shrink.settings import Settings
+from steelyard.shrinking.settings import Settings
 
 Named = str | Mapping[str, Any]  # a name, or one name with its options: {digits: {classes: [0, 1]}}
 

@@ -35,7 +35,7 @@ from steelyard.life.moving import moved
 from steelyard.life.recipe import Recipe, dump
 from steelyard.life.record import Chapter, Life, fresh_start, make_task, trained_run
 from steelyard.life.telling import explained
-from steelyard.shrink.deep import deep_compression, lost
+from steelyard.shrinking.deep import deep_compression, lost
 
 
 def begin(recipe: Recipe, out: Path, say: Callable[[str], None]) -> Life:

@@ -34,7 +34,7 @@ from steelyard.learn.constrain import masked, release, shared
 from steelyard.learn.evaluate import evaluating, outcomes
 from steelyard.learn.run import train
 from steelyard.learn.task import Batch, Split, Task, apply, first_batch
-from steelyard.shrink.settings import Settings
+from steelyard.shrinking.settings import Settings
 
 Bearable = Callable[[nn.Module], bool]  # whether validation bears what was done to the student
 

@@ -27,11 +27,11 @@ from steelyard.formats.module import into_module
 from steelyard.learn.evaluate import evaluating, outcomes
 from steelyard.learn.intervals import student
 from steelyard.learn.task import Batch, Split, Task, apply, first_batch
-from steelyard.shrink.deep import halved
-from steelyard.shrink.journal import Journal
-from steelyard.shrink.promise import Promise
-from steelyard.shrink.sensitivity import sensitivity
-from steelyard.shrink.tight import Tight, tighten
+from steelyard.shrinking.deep import halved
+from steelyard.shrinking.journal import Journal
+from steelyard.shrinking.promise import Promise
+from steelyard.shrinking.sensitivity import sensitivity
+from steelyard.shrinking.tight import Tight, tighten
 
 SIZES = tuple(round(8 * 0.85**i, 3) for i in range(22))  # bits for each weight of a matrix: 8 to 0.26
 SAFER = (6, 4, 2, 1)  # the proof begins so many sizes above the smallest hopeful one

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from steelyard.errors import ModelError
-from steelyard.shrink.promise import Promise
+from steelyard.shrinking.promise import Promise
 
 RATES = [(0.001, 0), (0.006, 0), (0.02, 0), (0.05, 0), (0.01, 0.005), (0.03, 0.02), (0.06, 0.04), (0.06, 0.055)]
 

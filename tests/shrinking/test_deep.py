@@ -15,9 +15,9 @@ from steelyard.learn.models import model
 from steelyard.learn.run import train
 from steelyard.learn.task import build_seeded
 from steelyard.learn.tasks import task as find_task
-from steelyard.shrink import deep
-from steelyard.shrink.deep import coded, deep_compression, distilled, halved, headline, lost, sparse_plan
-from steelyard.shrink.settings import Settings
+from steelyard.shrinking import deep
+from steelyard.shrinking.deep import coded, deep_compression, distilled, halved, headline, lost, sparse_plan
+from steelyard.shrinking.settings import Settings
 
 QUICK = Settings(tolerance=0.05, sparsity=0.8, prune_stages=2, prune_epochs=3, k=8, share_epochs=2)
 

@@ -26,11 +26,11 @@ from steelyard.formats.base import staging, writing
 from steelyard.formats.module import from_module
 from steelyard.learn.options import check_not_negative
 from steelyard.learn.task import Task
-from steelyard.shrink import account
-from steelyard.shrink.journal import Journal
-from steelyard.shrink.promise import Promise
-from steelyard.shrink.reread import reread
-from steelyard.shrink.search import MATRICES, Candidate, Say, Search, fingerprint
+from steelyard.shrinking import account
+from steelyard.shrinking.journal import Journal
+from steelyard.shrinking.promise import Promise
+from steelyard.shrinking.reread import reread
+from steelyard.shrinking.search import MATRICES, Candidate, Say, Search, fingerprint
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from steelyard.learn.evaluate import evaluating
 from steelyard.learn.levels import EntropyRate, levelled, levels_of
 from steelyard.learn.run import train
 from steelyard.learn.task import Task, apply, objective
-from steelyard.shrink.deep import Stage, distilled, halved, headline, lost
+from steelyard.shrinking.deep import Stage, distilled, halved, headline, lost
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A finished file against what it was meant to hold, read by a process that knows nothing but the file.
 
-``python -m steelyard.shrink.reread FILE OUT`` decodes every tensor of FILE and writes it plain to OUT.
+``python -m steelyard.shrinking.reread FILE OUT`` decodes every tensor of FILE and writes it plain to OUT.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def reread(file: Path, meant: Weights) -> Weights:
     """
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "plain.safetensors"
-        command = [sys.executable, "-m", "steelyard.shrink.reread", str(file), str(plain)]
+        command = [sys.executable, "-m", "steelyard.shrinking.reread", str(file), str(plain)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]

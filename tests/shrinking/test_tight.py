@@ -17,8 +17,8 @@ from steelyard.learn.models import model
 from steelyard.learn.run import train
 from steelyard.learn.task import build_seeded
 from steelyard.learn.tasks import task as find_task
-from steelyard.shrink.deep import headline
-from steelyard.shrink.tight import Tight, tighten, weigh
+from steelyard.shrinking.deep import headline
+from steelyard.shrinking.tight import Tight, tighten, weigh
 
 QUICK = Tight(tolerance=0.03, prices=(2e-5, 1e-4, 1e-2), epochs=10, more_epochs=8, tune_epochs=2)
 

@@ -9,7 +9,7 @@ from steelyard.core.table import Table
 from steelyard.report.html import KeyFigure, Page, Section
 from steelyard.report.plots import Bars, Line
 from steelyard.report.units import written
-from steelyard.shrink.within import Shrunk
+from steelyard.shrinking.within import Shrunk
 
 
 def page(found: Shrunk, file: str) -> Page:

@@ -22,10 +22,10 @@ from steelyard.learn.evaluate import outcomes
 from steelyard.learn.measures import accuracy, cross_entropy
 from steelyard.learn.run import train
 from steelyard.learn.task import SPLITS, Task, build_seeded
-from steelyard.shrink import search as searching
-from steelyard.shrink import within
-from steelyard.shrink.within import Shrunk
-from steelyard.shrink.within import shrink as shrinking
+from steelyard.shrinking import search as searching
+from steelyard.shrinking import within
+from steelyard.shrinking.within import Shrunk
+from steelyard.shrinking.within import shrink as shrinking
 
 
 def shrink(*given: Any, epochs: int = 0, **options: Any) -> Shrunk:
