@@ -19,6 +19,7 @@ from steelyard.errors import ModelError, SteelyardError, VerdictError
 from steelyard.formats.module import from_module, into_module
 from steelyard.learn.data import Examples
 from steelyard.learn.evaluate import outcomes
+from steelyard.learn.imitation import imitation
 from steelyard.learn.measures import accuracy, cross_entropy
 from steelyard.learn.run import train
 from steelyard.learn.task import SPLITS, Task, build_seeded
@@ -77,7 +78,7 @@ def test_the_file_is_smaller_and_is_what_was_proven(task: Task, model: nn.Module
 def test_training_for_size_makes_it_smaller_still(task: Task, model: nn.Module, tmp_path: Path) -> None:
     plain, trained = (shrink(model, task, tolerance=0.02, epochs=epochs) for epochs in (0, 8))
     assert trained.proof.rows[0]["bytes"] < plain.proof.rows[0]["bytes"]
-    assert trained.why.meta["candidate"].startswith("trained 8, ")
+    assert trained.why.meta["candidate"].startswith("trained 8 within 0.02, ")
     names = trained.curve.column("candidate")
     assert [name for name in names if name.endswith(" bits")] == plain.curve.column("candidate")
 
@@ -284,3 +285,14 @@ def test_another_search_in_the_folder_is_refused(task: Task, model: nn.Module, m
 def test_another_tolerance_measures_little_anew(task: Task, model: nn.Module, made: Path) -> None:
     found = shrink(model, task, tolerance=0.021, checkpoint=made)
     assert found.proof.meta["evaluations"] <= 2
+
+
+@pytest.mark.parametrize("metric", ["agreement", "cosine"])
+def test_without_labels_the_outputs_are_kept(model: nn.Module, metric: Any) -> None:
+    g = torch.Generator().manual_seed(5)
+    unlabelled = imitation(model, [torch.randn(64, 20, generator=g) for _ in range(40)], metric)
+    found = shrink(model, unlabelled, tolerance=0.05)
+    row = found.proof.rows[0]
+    assert row[f"{metric} before"] == pytest.approx(1)
+    assert 0.95 <= row[metric] < 1
+    assert row["smaller"] > 2

@@ -156,12 +156,13 @@ class Search:
 
         epochs: at the first price of a bit; half as many at each higher one.
         """
-        for name in self.journal.of(f"trained {epochs}", lambda: self._trained(epochs)):
+        key = f"trained {epochs} within {self.promise.tolerance:g}"  # the climb ends where the tolerance is passed
+        for name in self.journal.of(key, lambda: self._trained(epochs, key)):
             made = self.journal.weights(name)
             worse = self.journal.of(f"{name}, validation", lambda made=made: self.worse(made, "valid").tolist())
             self.others.append(Candidate(name, made, np.array(worse)))
 
-    def _trained(self, epochs: int) -> list[str]:
+    def _trained(self, epochs: int, key: str) -> list[str]:
         examples = sum(len(batch) for batch in self.task.batches("train", 0))
         if not examples:
             raise ModelError(
@@ -172,8 +173,8 @@ class Search:
         names = []
         for i, stage in enumerate(tighten(self.model, self.task, told, self.seed)):
             self.say(f"trained: {stage.name}", 0.5 + 0.4 * min(1.0, (i + 1) / (len(PRICES) + 2)))
-            self.journal.weights(f"trained {epochs}, {stage.name}", lambda stage=stage: stage.weights)
-            names.append(f"trained {epochs}, {stage.name}")
+            names.append(f"{key}, {stage.name}")
+            self.journal.weights(names[-1], lambda stage=stage: stage.weights)
         return names
 
     def proven(self, smallest: int) -> Candidate:
