@@ -8,7 +8,8 @@ import numpy as np
 
 from steelyard.core.table import Column, Table
 from steelyard.core.weights import Weight
-from steelyard.shrinking.search import MATRICES, Candidate, Search, held_bytes
+from steelyard.shrinking.deep import MATRICES
+from steelyard.shrinking.search import Candidate, Search, held_bytes
 
 
 def proof(search: Search, found: Candidate, sizes: tuple[int, int], seconds: float) -> Table:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch.nn.functional as F  # noqa: N812  (the name that everybody uses)
@@ -38,7 +39,8 @@ from steelyard.shrinking.settings import Settings
 
 Bearable = Callable[[nn.Module], bool]  # whether validation bears what was done to the student
 
-_MATRICES = where(min_ndim=2, kind="float")
+MATRICES = where(min_ndim=2, kind="float")
+Number = TypeVar("Number", float, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def deep_compression(model: nn.Module, task: Task, settings: Settings, seed: int
         return lost(task, original, headline(student, task)) <= settings.tolerance
 
     student, lesson = copy.deepcopy(model), distilled(task, model)
-    if not from_module(student).select(_MATRICES):
+    if not from_module(student).select(MATRICES):
         raise ModelError(f"{type(model).__name__} has no matrix or filter to prune; leave shrinking out")
 
     reached = _prune(student, lesson, bearable, settings, seed)
@@ -79,8 +81,8 @@ def deep_compression(model: nn.Module, task: Task, settings: Settings, seed: int
     yield Stage("coded", coded(sparse_plan(k))(held), "what is left, entropy coded", headline(student, task))
 
 
-def lost(task: Task, before: float, after: float) -> float:
-    """How much worse the headline metric is: positive when `after` is worse than `before`."""
+def lost(task: Task, before: Number, after: Number) -> Number:
+    """How much worse the headline metric is, or is on each example: positive when `after` is worse than `before`."""
     return after - before if task.headline in task.lower_is_better else before - after
 
 
@@ -107,7 +109,12 @@ def sparse_plan(k: int | None, *, plain: bool = False) -> Plan:
 
 def coded(plan: Plan) -> Transform:
     """Matrices held as `plan` says, and what is left in half precision where that changes it by next to nothing."""
-    return chain(on(_MATRICES, Pack(plan)), on(~_MATRICES & where(dtype="float32"), each(halved)))
+    return chain(on(MATRICES, Pack(plan)), vectors_halved())
+
+
+def vectors_halved() -> Transform:
+    """What is no matrix in half precision, where that changes it by next to nothing."""
+    return on(~MATRICES & where(dtype="float32"), each(halved))
 
 
 def halved(weight: Weight) -> Weight:
@@ -164,9 +171,9 @@ def _prune(student: nn.Module, lesson: Task, bearable: Bearable, settings: Setti
         fraction = settings.sparsity * (1 - (1 - stage / settings.prune_stages) ** 3)
         last = stage == settings.prune_stages
         for attempt in range(1 + last):
-            weights = on(_MATRICES, Prune(fraction))(from_module(student)).settle()
+            weights = on(MATRICES, Prune(fraction))(from_module(student)).settle()
             into_module(weights, student)
-            masked(student, mask_of(weights.select(_MATRICES)))
+            masked(student, mask_of(weights.select(MATRICES)))
             _heal(student, lesson, settings.prune_epochs, settings.rate, seed + 10 * stage + attempt)
             if bearable(student):
                 break
@@ -182,9 +189,9 @@ def _share(student: nn.Module, lesson: Task, bearable: Bearable, settings: Setti
     """Share values, more of them where validation asks for it; returns how many a tensor may have."""
     before, k = copy.deepcopy(student.state_dict()), settings.k
     while True:
-        weights = on(_MATRICES, Share(k))(from_module(student)).settle()
+        weights = on(MATRICES, Share(k))(from_module(student)).settle()
         into_module(weights, student)
-        shared(student, weights.select(_MATRICES))
+        shared(student, weights.select(MATRICES))
         _heal(student, lesson, settings.share_epochs, settings.rate, seed + 100)
         if bearable(student) or k >= 256:
             return k

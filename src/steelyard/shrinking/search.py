@@ -17,17 +17,15 @@ from itertools import chain
 import numpy as np
 from torch import nn
 
-from steelyard.core.transform import chain as chain_steps
-from steelyard.core.transform import each, on
+from steelyard.core.transform import on
 from steelyard.core.weights import Weight, Weights
-from steelyard.core.where import where
 from steelyard.edit.ratedistortion import RateDistortion
 from steelyard.errors import ModelError, VerdictError
 from steelyard.formats.module import into_module
 from steelyard.learn.evaluate import evaluating, outcomes
 from steelyard.learn.intervals import student
 from steelyard.learn.task import Batch, Split, Task, apply, first_batch
-from steelyard.shrinking.deep import halved
+from steelyard.shrinking.deep import MATRICES, lost, vectors_halved
 from steelyard.shrinking.journal import Journal
 from steelyard.shrinking.promise import Promise
 from steelyard.shrinking.sensitivity import sensitivity
@@ -37,7 +35,6 @@ SIZES = tuple(round(8 * 0.85**i, 3) for i in range(22))  # bits for each weight 
 SAFER = (6, 4, 2, 1)  # the proof begins so many sizes above the smallest hopeful one
 PRICES = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)  # of a bit of the weights, in bits of the training labels
 FLOOR = 1e-3  # of a tensor's mean sensitivity: that no example reached an element says little of others
-MATRICES = where(min_ndim=2, kind="float")
 Say = Callable[[str, float], None]  # what is being done, and the share of the whole that is done
 
 
@@ -92,8 +89,7 @@ class Search:
     def _better_than_chance(self) -> None:
         """Each output is judged by the target of another example: a model that has learned something does worse."""
         shuffled = outcomes(self.model, _crossed(self.task), "valid")[self.task.headline]
-        gained = (self.before["valid"] - shuffled) * (-1 if self.task.headline in self.task.lower_is_better else 1)
-        if student(gained, 0.9)[0] <= 0:
+        if student(lost(self.task, self.before["valid"], shuffled), 0.9)[0] <= 0:
             raise ModelError(
                 f"the original has {self.task.headline} {self.before['valid'].mean():.4g} on validation data, and "
                 f"{shuffled.mean():.4g} on other examples' targets: no better than chance, so that any file would do; "
@@ -138,14 +134,13 @@ class Search:
     def _held(self, bits: float) -> Weights:
         """The original's weights, packed at so many bits for each weight of a matrix."""
         rounding = RateDistortion(bits=bits, by=self.minds)
-        return chain_steps(on(MATRICES, rounding), on(~MATRICES & where(dtype="float32"), each(halved)))(self.original)
+        return vectors_halved()(on(MATRICES, rounding)(self.original))
 
     def worse(self, weights: Weights, split: Split) -> np.ndarray:
         """How much worse each example of a split comes out with these weights, in the unit of the metric."""
         into_module(weights, self.student)
-        lost = self.before[split] - outcomes(self.student, self.task, split)[self.task.headline]
         self.evaluations += 1
-        return -lost if self.task.headline in self.task.lower_is_better else lost
+        return lost(self.task, self.before[split], outcomes(self.student, self.task, split)[self.task.headline])
 
     def _hopeful(self, worse: np.ndarray) -> bool:
         """Whether the proof examples would prove it if they came out like these."""
