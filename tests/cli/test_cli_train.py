@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import steelyard as sy
+from steelyard.learn.task import build_seeded
+from steelyard.learn.tasks import task
 
 
 def tables(result):
@@ -87,6 +89,32 @@ def test_finetune_stays_near_what_was_loaded(steelyard, tmp_path):
     moved = [sum(float(np.abs(w.array() - start[n].array()).sum()) for n, w in sy.open(p).items()) for p in (far, near)]
     assert moved[1] < 0.5 * moved[0]
     assert sy.read_log(tmp_path / "log")["steps"].rows
+
+
+def test_finetune_finds_its_rate_from_what_was_loaded(steelyard, tmp_path):
+    steelyard("train", "breast-cancer", tmp_path / "w.safetensors", "--model", "mlp", "--epochs", 2)
+    options = ["--model", "mlp", "--epochs", 2, "--freeze", "body", "--find-lr", "--json"]
+    found = steelyard("finetune", "breast-cancer", tmp_path / "w.safetensors", tmp_path / "t.safetensors", *options)
+    named = tables(found)
+    tried, run = named["learning rates for breast-cancer"], named["training on breast-cancer, by epoch"]
+    assert f"learning rate {tried['meta']['rate']:.3g}, found by {len(tried['rows'])} short runs" in found.err
+    assert run["meta"]["rate"] == tried["meta"]["rate"] != 1e-3
+    start, tuned = (sy.open(tmp_path / f"{name}.safetensors") for name in "wt")
+    changed = {name for name, w in tuned.items() if not np.array_equal(w.array(), start[name].array())}
+    assert changed == set(list(tuned)[-2:])  # the trials have moved nothing, and the frozen body has not moved
+
+
+def test_a_head_starts_as_the_model_starts_it_unless_told(steelyard, tmp_path):
+    steelyard("train", "breast-cancer", tmp_path / "w.safetensors", "--model", "mlp", "--epochs", 1)
+    heads = []
+    for words in ([], ["--start", "he"]):
+        path = tmp_path / f"{len(heads)}.safetensors"
+        options = ["--model", "mlp", "--epochs", 1, "--rate", 1e-12, *words]
+        assert steelyard("finetune", "breast-cancer", tmp_path / "w.safetensors", path, *options).status == 0
+        heads.append(list(sy.open(path).values())[-2:])
+    own = list(sy.from_module(build_seeded(task("breast-cancer", model="mlp"), 0)).values())[-2:]
+    assert all(np.allclose(a.array(), b.array(), atol=1e-6) for a, b in zip(heads[0], own, strict=True))
+    assert not np.allclose(heads[1][0].array(), own[0].array(), atol=1e-3)
 
 
 @pytest.mark.parametrize(("words", "said"), [

@@ -8,7 +8,7 @@ import click
 
 from steelyard.cli.models import keeping_options, model_option, target_argument, task_argument
 from steelyard.cli.options import Number, Output, output, show
-from steelyard.cli.training import Training, training_options
+from steelyard.cli.training import FIND_LR, Training, find_rate, training_options
 from steelyard.core.where import where
 from steelyard.life.recipe import Named
 
@@ -20,9 +20,10 @@ from steelyard.life.recipe import Named
 @model_option
 @click.option("--head", default="new", show_default=True, help="new, keep, or a glob of what starts anew.")
 @click.option("--freeze", help="body (all but the head), or a glob of what is not trained.")
-@click.option("--start", default="he", show_default=True, help="The scheme of what starts anew.")
+@click.option("--start", metavar="SCHEME", help="he, xavier, ... for what starts anew. Default: the model's own.")
 @click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True, help="Passes over the data.")
 @click.option("--rate", type=Number(), default=1e-3, show_default=True, help="The highest learning rate.")
+@FIND_LR
 @training_options
 @keeping_options
 @output
@@ -34,9 +35,10 @@ def verb(
     seed: int,
     head: str,
     freeze: str | None,
-    start: str,
+    start: str | None,
     epochs: int,
     rate: float,
+    find_lr: bool,
     training: Training,
     keeping: dict[str, Any],
     output: Output,
@@ -54,18 +56,20 @@ def verb(
     from steelyard import formats
     from steelyard.formats.module import from_module
     from steelyard.learn.evaluate import evaluate
-    from steelyard.learn.finetune import finetune
+    from steelyard.learn.finetune import carry
     from steelyard.learn.record import objective_table
+    from steelyard.learn.run import train
     from steelyard.life.record import fresh_start, make_task
 
     made, options = training.of(make_task(task, model, seed)), training.options()
-    run, account = finetune(
-        made, formats.open(weights), fresh_start(made, start, seed), rate=rate, epochs=epochs, seed=seed,
+    net, account = carry(
+        made, formats.open(weights), fresh_start(made, start, seed),
         head=head if head in ("new", "keep") else where(head),
         freeze=None if freeze is None else "body" if freeze == "body" else where(freeze),
-        **options, **keeping,
     )  # fmt: skip
+    rates = find_rate(net, made, epochs=epochs, seed=seed) if find_lr else None
+    rate = rate if rates is None else rates.meta["rate"]
+    run = train(made, net, rate=rate, epochs=epochs, seed=seed, **options, **keeping)
     formats.write(from_module(run.model).with_meta(task=made.name, seed=str(seed)), target)
-    objective = objective_table(run.table())
-    tables = [evaluate(run.model, made), account, run.history()]
-    show(tables if objective is None else [*tables, objective], output)
+    tables = [evaluate(run.model, made), account, run.history(), objective_table(run.table()), rates]
+    show([table for table in tables if table is not None], output)

@@ -10,15 +10,12 @@ import click
 
 from steelyard.cli.models import keeping_options, model_option, target_argument, task_argument
 from steelyard.cli.options import Number, Output, output, show
-from steelyard.cli.training import Training, training_options
+from steelyard.cli.training import FIND_LR, Training, find_rate, training_options
 from steelyard.life.recipe import Named
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from steelyard.core.table import Table
     from steelyard.learn.run import Gauge
-    from steelyard.learn.task import Task
     from steelyard.report.html import Page
     from steelyard.report.plots import Picture
 
@@ -32,7 +29,7 @@ if TYPE_CHECKING:
 )
 @click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True, help="Passes over the data.")
 @click.option("--rate", type=Number(), default=3e-3, show_default=True, help="The highest learning rate.")
-@click.option("--find-lr", is_flag=True, help="Find the rate by short runs first: about three runs more.")
+@FIND_LR
 @click.option("--optimizer", default="adamw", show_default=True, help="adamw, adam, sgd, ...")
 @click.option(
     "--schedule", default="one-cycle", show_default=True, help="one-cycle, cosine, warm-up-cosine, plateau, ..."
@@ -111,7 +108,7 @@ def verb(
     made, options = training.of(make_task(task, model, seed)), training.options()
     net = fresh_start(made, start, seed)
     told: Any = {"optimizer": optimizer, "epochs": epochs, "schedule": schedule, "weight_decay": weight_decay}
-    rates = _rates(net, made, told | {"seed": seed}) if find_lr else None
+    rates = find_rate(net, made, seed=seed, **told) if find_lr else None
     told |= {"rate": rate if rates is None else rates.meta["rate"], "patience": patience, "accumulate": accumulate}
     told |= {"clip": clip, "precision": precision, "penalties": options["penalties"], "average": options["average"]}
     way, knows = Trajectory(), Probes(made)
@@ -134,15 +131,6 @@ def verb(
         return
     formats.write(trained.with_meta(task=made.name, seed=str(seed)), target)
     show(tables, output, _page(tables, pictures))
-
-
-def _rates(net: nn.Module, task: Task, options: dict[str, Any]) -> Table:
-    """The rates that were tried, and the best of them, which is said on standard error."""
-    from steelyard.learn.rate import find_lr
-
-    found = find_lr(net, task, effort="quick", **options)
-    click.echo(f"learning rate {found.meta['rate']:.3g}, found by {len(found.rows)} short runs", err=True)
-    return found
 
 
 def _page(tables: list[Table], pictures: Mapping[str, Picture]) -> Page:

@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from steelyard.core.table import Table
     from steelyard.learn.run import Run
     from steelyard.learn.task import Task
     from steelyard.learn.watch.session import Watch
 
 F = TypeVar("F", bound=Callable[..., Any])
+FIND_LR = click.option("--find-lr", is_flag=True, help="Find the rate by short runs first: about three runs more.")
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,15 @@ def training_options(function: F) -> F:
         return function(*args, training=training, **options)
 
     return wrapped  # type: ignore[return-value]
+
+
+def find_rate(net: nn.Module, task: Task, **options: Any) -> Table:
+    """The rates that were tried, and the best of them, which is said on standard error."""
+    from steelyard.learn.rate import find_lr
+
+    found = find_lr(net, task, effort="quick", **options)
+    click.echo(f"learning rate {found.meta['rate']:.3g}, found by {len(found.rows)} short runs", err=True)
+    return found
 
 
 def _number(word: str) -> float:

@@ -116,16 +116,31 @@ def finetune(
     unless told; within: as for `train`.
     """
     options.setdefault("rate", 1e-3)
-    found = build_seeded(task, options.get("seed", 0)) if model is None else model
-    last = head if isinstance(head, Where) else find_head(found, task)
-    account = transfer(weights, found, head=None if head == "keep" else last, rename=rename)
-    if freeze is not None:
-        _freeze(found, ~last if freeze == "body" else freeze)
+    found, account = carry(task, weights, model, head=head, freeze=freeze, rename=rename, seed=options.get("seed", 0))
     run = train(task, found, progress=progress, within=within, **options)
     return run, account
 
 
-_freeze = freeze  # finetune has an argument of that name
+def carry(
+    task: Task,
+    weights: Weights,
+    model: nn.Module | None = None,
+    *,
+    head: Literal["new", "keep"] | Where = "new",
+    freeze: Literal["body"] | Where | None = None,
+    rename: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> tuple[nn.Module, Table]:
+    """The first half of `finetune`: the model with what was carried over, ready to be trained, and the account."""
+    found = build_seeded(task, seed) if model is None else model
+    last = head if isinstance(head, Where) else find_head(found, task)
+    account = transfer(weights, found, head=None if head == "keep" else last, rename=rename)
+    if freeze is not None:
+        _freeze(found, ~last if freeze == "body" else freeze)
+    return found, account
+
+
+_freeze = freeze  # carry has an argument of that name
 
 
 def _chooses(weights: Weights, chosen: Where) -> bool:
