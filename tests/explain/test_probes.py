@@ -159,6 +159,20 @@ def test_as_a_gauge_it_probes_between_epochs_and_changes_nothing() -> None:
     assert len(Line(table, "epoch", ("known",), by="layer").figure()["data"]) == 3
 
 
+@pytest.mark.parametrize("stop", [2, 7])
+def test_a_resumed_run_goes_on_with_its_probes(tmp_path, stop: int) -> None:
+    task = blobs(lambda: nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)))
+    whole, first, second = (sy.Probes(task, at=(0, 1, 3)) for _ in range(3))
+    sy.train(task, epochs=4, gauges=[whole], keep="last", progress=False)
+    with sy.Run(task, epochs=4, gauges=[first], keep="last", checkpoint=tmp_path) as run:
+        for step in run:
+            if step.index == stop:
+                break
+    assert step.epoch < 3
+    sy.train(task, epochs=4, gauges=[second], keep="last", checkpoint=tmp_path, resume=True, progress=False)
+    assert second.table() == whole.table()
+
+
 def test_numbers_to_predict_give_the_share_of_variance() -> None:
     draw = torch.Generator().manual_seed(0)
     inputs = {

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +15,11 @@ from torch import Tensor, nn
 import steelyard as sy
 from steelyard.errors import ModelError
 from steelyard.kernels.sketch import sketch
+from steelyard.learn.gauges import gradient_norm
 from steelyard.learn.run import Run
 from steelyard.learn.task import Task, build_seeded
 from steelyard.learn.trajectory import WHOLE
+from steelyard.learn.treefile import read_tree, write_tree
 from steelyard.report.plots import Line
 
 
@@ -97,6 +102,55 @@ def test_every_nth_update_gives_a_shorter_path_between_the_same_points(task: Tas
     assert way.table().rows[0]["path"] == pytest.approx(chords, rel=1e-12)
     assert way.table().rows[0]["path"] < full.table().rows[0]["path"]
     assert way.table().rows[0]["net"] == full.table().rows[0]["net"]
+
+
+@pytest.mark.parametrize(("keep", "every", "size", "stop"), [(8, 1, 16, 9), (200, 3, 512, 10), (8, 2, 512, 0)])
+def test_a_resumed_run_goes_on_with_the_way(
+    task: Task, tmp_path: Path, keep: int, every: int, size: int, stop: int
+) -> None:
+    def way() -> sy.Trajectory:
+        return sy.Trajectory(keep=keep, every=every, size=size)
+
+    whole, first, second = way(), way(), way()
+    followed(task, whole)
+    options: dict[str, Any] = {"epochs": 4, "rate": 0.02, "keep": "last", "checkpoint": tmp_path / "c"}
+    with Run(task, gauges=[gradient_norm(), first], **options) as run:
+        for step in run:
+            if step.index == stop:
+                break
+    sy.train(task, gauges=[gradient_norm(), second], progress=False, resume=True, **options)
+    assert second.table() == whole.table()
+    assert second.history() == whole.history()
+    other = sy.Trajectory(keep=keep, every=every + 1, size=size)
+    with pytest.raises(ModelError, match=f"'every' of the trajectory was {every} when the checkpoint was written"):
+        Run(task, gauges=[gradient_norm(), other], resume=True, **options)
+    late = way()  # where there was no such gauge, it begins with the next step
+    assert Run(task, gauges=[late], resume=True, **options).gauges == (late,)
+    assert late.model is None
+
+
+def test_a_way_in_a_loop_of_ones_own_goes_on_from_its_state(task: Task, tmp_path: Path) -> None:
+    model = build_seeded(task)
+    way = sy.Trajectory(model, keep=8, size=16)
+
+    def move(to: nn.Module, step: int) -> None:
+        with torch.no_grad():
+            for p in to.parameters():
+                p += torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+
+    for step in range(30):
+        if step == 13:
+            write_tree(way.state(), tmp_path / "way.safetensors")
+            again = copy.deepcopy(model)
+            other = sy.Trajectory(again, keep=8, size=16)
+            other.load(read_tree(tmp_path / "way.safetensors"))
+        for one, to in ((way, model), *(((other, again),) if step >= 13 else ())):
+            move(to, step)
+            one.update()
+    assert other.table() == way.table()
+    assert other.history() == way.history()
+    with pytest.raises(ModelError, match="give load the model"):
+        sy.Trajectory().load(way.state())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

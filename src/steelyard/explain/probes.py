@@ -29,7 +29,7 @@ from steelyard.learn.options import check_whole
 from steelyard.learn.passage import Call, Passage, tensors_of
 from steelyard.learn.run import Step
 from steelyard.learn.seeding import derive
-from steelyard.learn.state import unwrapped
+from steelyard.learn.state import State, unwrapped
 from steelyard.learn.task import Batch, Split, Task, apply, device_of, first_examples
 
 INPUTS = "inputs"  # the row of what the model is given
@@ -155,6 +155,15 @@ class Probes:
         if self._stale:
             self.update(self._epoch + 1)
         return Table.of(f"what each layer knows of {self.task.name}, by epoch", self.columns, self.rows, self.meta())
+
+    def state(self) -> State:
+        """What `load` goes on from; a Run writes it with its checkpoint."""
+        return {"rows": self.rows, "epoch": self._epoch, "stale": self._stale}
+
+    def load(self, state: State, model: nn.Module | None = None) -> None:
+        """Go on from a state that `state` gave, with that model if there was none yet."""
+        self.model = self.model if self.model is not None else model
+        self.rows, self._epoch, self._stale = list(state["rows"]), state["epoch"], state["stale"]
 
     @property
     def columns(self) -> list[Column]:

@@ -41,7 +41,9 @@ from steelyard.learn.schedules import Pace, Schedule, Scheduler
 from steelyard.learn.seeding import derive, seeded
 from steelyard.learn.state import (
     check_same,
+    gauge_states,
     model_state,
+    set_gauge_states,
     set_model_state,
     set_optimizer_state,
 )
@@ -103,10 +105,10 @@ class Run:
     a model that is sharded (`shard`, or FSDP2's fully_shard) stays so, and its checkpoint is that of the whole model.
 
     checkpoint: a folder that from the start holds the whole state of the run (weights, buffers, optimizer, the place
-    in the data, generators of random numbers, the best weights, the log), renewed after each epoch, at Ctrl-C, and
-    after each ``every`` updates. resume: go on with the run in that folder, if there is one, bit for bit as if it
-    had never been broken off; the task, the model and the options must be those that it began with. The global
-    generators of Python, numpy and torch go on, too, from where they were.
+    in the data, generators, the best weights, the log, gauges that have a `state`), renewed after each epoch, at
+    Ctrl-C, and after each ``every`` updates. resume: go on with the run in that folder, if there is one, bit for bit
+    as if it had never been broken off; the task, the model and the options must be those that it began with. The
+    global generators of Python, numpy and torch go on, too, from where they were.
 
     The same seed gives the same bits; the loop itself leaves the global generators untouched. Within a ``with``
     block Ctrl-C takes effect between two steps, so that the model is whole. Raises ModelError for a loss that is not
@@ -306,6 +308,7 @@ class Run:
         self._feed.load(state["feed"])
         self.epoch_log, self.done, self._losses = state["epochs"], state["done"], state["losses"]
         self._kept.load(state["kept"])
+        set_gauge_states(self.gauges, state.get("gauges", {}), self.model)
         self._saved = len(self.log)
 
     def _save(self) -> None:
@@ -320,7 +323,7 @@ class Run:
         state |= {"optimizer": self.optimizer.state_dict(), "kept": self._kept.state(), "epochs": self.epoch_log}
         state |= {"done": self.done, "losses": self._losses, "schedule": self._pace.state()}
         state["extras"] = self._processes.gathered(state["model"]["extra"])  # a carried state is each process's own
-        state = whole(state)
+        state = whole(state | {"gauges": gauge_states(self.gauges)})
         if self._processes.rank == 0:
             self._checkpoint.save(state, self.log)
         self._processes.wait()
@@ -342,15 +345,9 @@ class Run:
         return epochs_table(self.task, self.epoch_log, self._settings())
 
     def _settings(self) -> dict[str, Any]:
-        return {
-            "task": self.task.name,
-            "optimizer": type(self.optimizer).__name__,
-            "rate": self._pace.rates[0],
-            "epochs": self.epochs,
-            "seed": self.seed,
-            "keep": self.keep,
-            "penalties": ", ".join(self.penalized.names) or "none",
-        }
+        told = {"task": self.task.name, "optimizer": type(self.optimizer).__name__, "rate": self._pace.rates[0]}
+        told |= {"epochs": self.epochs, "seed": self.seed, "keep": self.keep}
+        return told | {"penalties": ", ".join(self.penalized.names) or "none"}
 
 
 class RunOptions(TypedDict, total=False):

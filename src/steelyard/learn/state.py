@@ -1,4 +1,4 @@
-"""The state of a training, taken and put back bit for bit: weights, buffers, optimizer, generators of random numbers.
+"""The state of a training, taken and put back bit for bit: weights, buffers, optimizer, gauges, generators.
 
 Decides what belongs to that state. States are plain trees of dictionaries, lists, numbers and tensors; knows nothing
 of files or of the loop.
@@ -7,8 +7,8 @@ of files or of the loop.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -102,6 +102,30 @@ def set_optimizer_state(optimizer: torch.optim.Optimizer, state: State) -> None:
                 held = optimizer.state[parameter][key] = value.to(held.device, copy=True)
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 optimizer.state[parameter][key] = like(parameter, held)
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A gauge whose readings depend on earlier ones, so that a checkpoint holds its state."""
+
+    def state(self) -> State:
+        """What `load` goes on from."""
+
+    def load(self, state: State, model: nn.Module) -> None:
+        """Go on from what `state` gave, with the model as it was then."""
+
+
+def gauge_states(gauges: Sequence[object]) -> dict[str, State]:
+    """The states of those gauges that have one, by kind and place."""
+    return {f"{type(g).__name__} {i}": g.state() for i, g in enumerate(gauges) if isinstance(g, Remembering)}
+
+
+def set_gauge_states(gauges: Sequence[object], states: Mapping[str, State], model: nn.Module) -> None:
+    """Put states of `gauge_states` back; a gauge that was not there then begins with the next step."""
+    for i, gauge in enumerate(gauges):
+        name = f"{type(gauge).__name__} {i}"
+        if isinstance(gauge, Remembering) and name in states:
+            gauge.load(states[name], model)
 
 
 def copied(tree: Any) -> Any:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -21,7 +22,7 @@ from steelyard.learn.gauges import plain_name
 from steelyard.learn.options import check_whole
 from steelyard.learn.run import Step
 from steelyard.learn.seeding import derive
-from steelyard.learn.state import unwrapped
+from steelyard.learn.state import State, check_same, unwrapped
 from steelyard.learn.watch.norms import Norms, is_sharded
 from steelyard.learn.watch.suspects import layers_of
 
@@ -70,6 +71,8 @@ class Trajectory:
             shorter, and the cost falls by that factor.
         share: of the net distance, within which a layer has settled.
         keep, size: see above.
+
+    A Run that is resumed from its checkpoint goes on with the way; in a loop of your own keep `state` and `load` it.
 
     Reads only: the training is the same bit for bit. Raises ModelError for a model whose parameters have no values yet
     or are sharded over processes, and for a step of another model.
@@ -180,6 +183,48 @@ class Trajectory:
         ]
         return Table.of("the way of the weights, by step", columns, rows, self._meta())
 
+    def state(self) -> State:
+        """What `load` goes on from: a tree of numbers and tensors, not copied; a Run writes it with its checkpoint."""
+        if self.model is None:
+            return {}
+        points = {
+            "step": [point.step for point in self._points],
+            "path": _stacked([point.path for point in self._points]),
+            "net": _stacked([point.net for point in self._points]),
+            "place": [_stacked([p.place[i] for p in self._points]) for i in range(len(self._layers))],
+        }
+        found = {"settings": self._settings(), "steps": self.steps, "last": self._last, "measured": self._measured}
+        found |= {"apart": self._apart, "path": torch.from_numpy(self._path.copy()), "points": points}
+        return found | {"start": dict(self._start), "copies": dict(self._norms.copies)}
+
+    def load(self, state: State, model: nn.Module | None = None) -> None:
+        """Go on from a state that `state` gave, with the model as it was then, as if it had never been broken off.
+
+        model: as that of the trajectory, which may be without one. Raises ModelError for other layers or settings.
+        """
+        if (model := self.model or model) is None:
+            raise ModelError("the trajectory follows no model yet: give load the model, too")
+        if not state:  # of a trajectory that had followed nothing
+            return
+        self._points = []
+        self._begin(model, {})
+        check_same(state["settings"], self._settings(), "the trajectory")
+        for own, saved in ((self._start, state["start"]), (self._norms.copies, state["copies"])):
+            for name, tensor in own.items():
+                tensor.copy_(saved[name])
+        self._start_norm = self._by_layer(np.array([float(_wide(x).norm()) for x in self._start.values()]))
+        self.steps, self._last, self._measured = state["steps"], state["last"], state["measured"]
+        self._apart, self._path = state["apart"], state["path"].numpy().copy()
+        points = state["points"]
+        path, net, place = points["path"].numpy(), points["net"].numpy(), [x.numpy() for x in points["place"]]
+        ways = zip(points["step"], path, net, zip(*place, strict=True), strict=True)
+        self._points = [_Point(step, along, away, tuple(at)) for step, along, away, at in ways]
+
+    def _settings(self) -> dict[str, Any]:
+        """What a trajectory that goes on must have in common with the one that began."""
+        layers = dict(zip(self._layers, self._counts, strict=False))
+        return {"every": self.every, "keep": self.keep, "size": self.size, "layers": layers}
+
     def _begin(self, model: nn.Module, before: Mapping[str, Tensor]) -> None:
         """Take the start from `before`, names as in the model, where it is there; else the weights as they are."""
         found = {n: p for n, p in model.named_parameters() if is_lazy(p) or p.is_floating_point()}
@@ -270,6 +315,10 @@ class Trajectory:
             "error of a distance": (2 * self.size) ** -0.5,
             "memory": copies + kept,
         }
+
+
+def _stacked(rows: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(rows))
 
 
 def _flat(x: Tensor) -> Tensor:
