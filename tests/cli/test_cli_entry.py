@@ -62,6 +62,7 @@ def test_wrong_use_is_one_line_and_status_2(steelyard, words, said):
         (click.UsageError("Bad."), 2, "Bad; see 'steelyard --help'"),
         (click.ClickException("odd"), 2, "odd; see 'steelyard --help'"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (KeyboardInterrupt("go on with --resume"), 130, "go on with --resume"),
         (PermissionError(13, "Permission denied", "a.txt"), 2, "a.txt: permission denied; check its permissions"),
         (OSError(28, "No space left on device"), 2, "no space left on device; free some space"),
         (MemoryError(), 2, "not enough memory"),

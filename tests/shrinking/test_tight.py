@@ -23,6 +23,9 @@ from steelyard.shrinking.tight import Tight, tighten, weigh
 QUICK = Tight(tolerance=0.03, prices=(2e-5, 1e-4, 1e-2), epochs=10, more_epochs=8, tune_epochs=2)
 
 
+SHORT = Tight(tolerance=0.05, prices=(1e-4, 1e-3), epochs=3, more_epochs=2, tune_epochs=1)
+
+
 @pytest.fixture(scope="module")
 def trained():
     threads = torch.get_num_threads()
@@ -92,3 +95,62 @@ def test_a_model_with_norms_and_convolutions_and_wrong_settings(trained):
     for wrong in ({"prices": ()}, {"prices": (2e-6, 1e-6)}, {"epochs": 0}, {"tolerance": -1.0}, {"prices": (-1.0,)}):
         with pytest.raises(ModelError, match="expected"):
             replace(QUICK, **wrong)
+
+
+@pytest.fixture(scope="module")
+def small():
+    found = find_task("breast-cancer")
+    task = found.with_model(lambda: model("mlp", found.interface, widths=(16,)))
+    return task, train(task, build_seeded(task), epochs=3, progress=False).model
+
+
+def _bytes(stages, folder: Path) -> list[bytes]:
+    found = []
+    for stage in stages:
+        formats.write(stage.weights, folder / "stage.safetensors")
+        found.append((folder / "stage.safetensors").read_bytes())
+    return found
+
+
+def test_it_goes_on_from_the_step_at_which_it_was_broken_off(small, tmp_path: Path):
+    task, net = small
+    steps: list[int] = []
+    whole = _bytes(tighten(net, task, SHORT, progress=lambda run: steps.append(1)), tmp_path)
+    assert len(whole) == 4
+    done: list[int] = []
+
+    def broken(_run):
+        done.append(1)
+        if len(done) % 25 == 0:
+            raise KeyboardInterrupt  # within a step, as a kill would be: the run cannot keep its state then
+
+    for _ in range(len(steps)):
+        try:
+            found = _bytes(tighten(net, task, SHORT, checkpoint=tmp_path / "kept", progress=broken), tmp_path)
+        except KeyboardInterrupt:
+            continue
+        break
+    assert found == whole
+    epoch, breaks = len(list(task.batches("train", 0))), len(done) // 25
+    assert len(steps) + breaks <= len(done) <= len(steps) + breaks * epoch, "an epoch at most is made twice"
+    again = _bytes(tighten(net, task, SHORT, checkpoint=tmp_path / "kept", progress=broken), tmp_path)
+    assert again == whole
+    assert not list((tmp_path / "kept").glob("*under-way*"))
+
+
+def test_the_folder_of_another_training_is_refused(small, tmp_path: Path):
+    task, net = small
+    next(tighten(net, task, SHORT, checkpoint=tmp_path))
+    with pytest.raises(ModelError, match="another search, which differs in its settings"):
+        next(tighten(net, task, replace(SHORT, epochs=4), checkpoint=tmp_path))
+
+
+def test_prices_rise_while_they_are_borne_and_then_close_in():
+    told = Tight(prices=(1.0, 4.0, 16.0, 64.0), rungs=5)
+    tried: dict[float, bool] = {}
+    while (price := told.price_after(tried)) is not None:
+        tried[price] = price < 10
+    assert list(tried) == [1, 4, 16, 8, pytest.approx(8 * 2**0.5)]
+    assert told.price_after({1.0: False}) == 0.25
+    assert replace(told, rungs=0).price_after({1.0: True, 4.0: False}) is None
+    assert replace(told, more_epochs=0).price_after({1.0: True}) is None

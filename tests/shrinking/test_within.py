@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -272,6 +275,30 @@ def test_a_search_goes_on_where_it_was_broken_off(
     assert (tmp_path / "parts.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
     assert found.curve.rows == whole.curve.rows
     assert found.proof.meta["evaluations"] < whole.proof.meta["evaluations"]
+
+
+def test_a_search_that_is_killed_goes_on_to_the_same_bytes(task: Task, model: nn.Module, tmp_path: Path) -> None:
+    """SIGKILL at a step of the training, in its weighing and in the proof, in one search after another."""
+    shrink(model, task, tmp_path / "whole.safetensors", tolerance=0.03, epochs=2)
+    fork = multiprocessing.get_context("fork")
+    ends = []
+    for kill in ("sensitivities", "trained: price", "trained: weighed", "proving", "none"):
+        child = fork.Process(target=killed, args=(model, task, tmp_path, kill))
+        child.start()
+        child.join()
+        ends.append(child.exitcode)
+    assert ends == [-signal.SIGKILL] * 4 + [0]
+    assert (tmp_path / "small.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def killed(model: nn.Module, task: Task, folder: Path, kill: str) -> None:
+    """The process that shrinks, until it says what it is to be killed at."""
+
+    def say(what: str, _done: float) -> None:
+        if what.startswith(kill):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    shrink(model, task, folder / "small.safetensors", tolerance=0.03, epochs=2, checkpoint=folder / "kept", say=say)
 
 
 def test_another_search_in_the_folder_is_refused(task: Task, model: nn.Module, made: Path) -> None:

@@ -121,7 +121,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, click.ClickException):
         return 2, _one_line(_usage(error))
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        return 130, "interrupted"
+        return 130, _one_line(str(error)) or "interrupted"
     if isinstance(error, BrokenPipeError):
         return 141, ""
     if isinstance(error, OSError):

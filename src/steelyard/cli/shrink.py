@@ -51,7 +51,16 @@ def verb(
     from steelyard.shrinking.within import shrink
 
     made, module = loaded(task, model, seed, formats.open(weights))
-    with stating("shrinking") as say:
-        found = shrink(module, made, target, tolerance=tolerance, confidence=confidence, epochs=epochs, seed=seed,
-                       checkpoint=checkpoint, say=say)  # fmt: skip
+    try:
+        with stating("shrinking") as say:
+            found = shrink(module, made, target, tolerance=tolerance, confidence=confidence, epochs=epochs, seed=seed,
+                           checkpoint=checkpoint, say=say)  # fmt: skip
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(_interrupted(checkpoint)) from interrupt
     show([found.proof, found.why, found.curve], output, page(found, target))
+
+
+def _interrupted(checkpoint: str | None) -> str:
+    if checkpoint is None:
+        return "interrupted, and nothing is kept: with --checkpoint FOLDER the same command would go on from there"
+    return f"interrupted; the same command goes on from what {checkpoint} has"

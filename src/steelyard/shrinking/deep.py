@@ -51,6 +51,7 @@ class Stage:
     weights: Weights
     note: str
     valid: float  # the headline metric on the validation split
+    examples: np.ndarray | None = None  # the same of each example, where it was measured on the weights as held
 
 
 def deep_compression(model: nn.Module, task: Task, settings: Settings, seed: int = 0) -> Iterator[Stage]:

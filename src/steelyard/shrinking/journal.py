@@ -1,14 +1,17 @@
 """What a long search has found so far, kept as it goes: whoever comes again for the same thing gets it at once.
 
 Decides that an answer counts once its line is on the disk, and that answers of another search are refused. Knows
-nothing of what is asked. In the folder: ``journal.jsonl``, and a safetensors file for each answer that is weights.
+nothing of what is asked. In the folder: ``journal.jsonl``, a safetensors file for each answer that is weights, and a
+folder for an answer that is being worked at.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +57,18 @@ class Journal:
         else:
             self._known[question] = compute()
             self._add({"question": question, "answer": self._known[question]})
+        place = self.under_way(question)
+        if place is not None and place.exists():
+            shutil.rmtree(place)
         return self._known[question]
+
+    def under_way(self, question: str) -> Path | None:
+        """A folder for what an answer that takes long has so far; it goes when the question is answered."""
+        return self.place(f"{question} under way")
+
+    def place(self, name: str) -> Path | None:
+        """Where a journal of its own belongs into this one; None where all is kept in memory."""
+        return None if self._folder is None else self._folder / _plain(name)
 
     def weights(self, question: str, compute: Callable[[], Weights] = _unasked) -> Weights:
         """The answer where it is weights; without `compute` it has to be known."""
@@ -64,7 +78,7 @@ class Journal:
         return formats.open(self._folder / name)
 
     def _written(self, question: str, weights: Weights) -> str:
-        name = "".join(c if c.isalnum() else "-" for c in question) + ".safetensors"
+        name = f"{_plain(question)}.safetensors"
         assert self._folder is not None
         formats.write(weights, self._folder / name)
         return name
@@ -90,3 +104,15 @@ class Journal:
             file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def fingerprint(weights: Weights) -> str:
+    """A hash of names, shapes, dtypes and values."""
+    found = sha256()
+    for name, weight in weights.items():
+        found.update(f"{name} {weight.spec}".encode() + weight.array().tobytes())
+    return found.hexdigest()[:32]
+
+
+def _plain(question: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in question)

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from hashlib import sha256
 from itertools import chain
 
 import numpy as np
@@ -151,13 +150,6 @@ class Search:
 
         epochs: at the first price of a bit; half as many at each higher one.
         """
-        key = f"trained {epochs} within {self.promise.tolerance:g}"  # the climb ends where the tolerance is passed
-        for name in self.journal.of(key, lambda: self._trained(epochs, key)):
-            made = self.journal.weights(name)
-            worse = self.journal.of(f"{name}, validation", lambda made=made: self.worse(made, "valid").tolist())
-            self.others.append(Candidate(name, made, np.array(worse)))
-
-    def _trained(self, epochs: int, key: str) -> list[str]:
         examples = sum(len(batch) for batch in self.task.batches("train", 0))
         if not examples:
             raise ModelError(
@@ -165,12 +157,11 @@ class Search:
             )
         prices = tuple(price * math.log(2) / examples for price in PRICES)
         told = Tight(tolerance=self.promise.tolerance, prices=prices, epochs=epochs, more_epochs=-(-epochs // 2))
-        names = []
-        for i, stage in enumerate(tighten(self.model, self.task, told, self.seed)):
+        key = f"trained {epochs} within {self.promise.tolerance:g}"  # the climb ends where the tolerance is passed
+        for i, stage in enumerate(tighten(self.model, self.task, told, self.seed, checkpoint=self.journal.place(key))):
             self.say(f"trained: {stage.name}", 0.5 + 0.4 * min(1.0, (i + 1) / (len(PRICES) + 2)))
-            names.append(f"{key}, {stage.name}")
-            self.journal.weights(names[-1], lambda stage=stage: stage.weights)
-        return names
+            worse = lost(self.task, self.before["valid"], stage.examples)
+            self.others.append(Candidate(f"{key}, {stage.name}", stage.weights, worse))
 
     def proven(self, smallest: int) -> Candidate:
         """The smallest candidate that the proof accepts: from the safest on, until one fails.
@@ -208,14 +199,6 @@ class Search:
 def held_bytes(weight: Weight) -> int:
     """The bytes of a weight as it is held."""
     return int(weight.read().nbytes)
-
-
-def fingerprint(weights: Weights) -> str:
-    """A hash of names, shapes, dtypes and values."""
-    found = sha256()
-    for name, weight in weights.items():
-        found.update(f"{name} {weight.spec}".encode() + weight.array().tobytes())
-    return found.hexdigest()[:32]
 
 
 def has_classes(model: nn.Module, task: Task) -> bool:

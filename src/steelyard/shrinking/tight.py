@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,13 +26,17 @@ from steelyard.core.weights import Weights
 from steelyard.core.where import Where
 from steelyard.edit.pack import Pack
 from steelyard.errors import ModelError
-from steelyard.formats.module import from_module
+from steelyard.formats.module import from_module, into_module
 from steelyard.learn.constrain import release
-from steelyard.learn.evaluate import evaluating
+from steelyard.learn.evaluate import evaluating, outcomes
 from steelyard.learn.levels import EntropyRate, levelled, levels_of
-from steelyard.learn.run import train
+from steelyard.learn.run import Run, train
 from steelyard.learn.task import Task, apply, objective
-from steelyard.shrinking.deep import Stage, distilled, halved, headline, lost
+from steelyard.shrinking.deep import Stage, distilled, halved, lost
+from steelyard.shrinking.journal import Journal, fingerprint
+
+PASSES = 4  # of weighing, each of which measures anew
+Borne = Callable[[np.ndarray], bool]  # by how much worse each example came out
 
 
 @dataclass(frozen=True)
@@ -40,33 +46,61 @@ class Tight:
     tolerance: float = 0.005  # how much worse the headline metric may be on validation data, in its own unit
     prices: tuple[float, ...] = (1e-6, 2e-6, 4e-6, 8e-6, 16e-6)  # of a bit, in the loss; as far up as is borne
     epochs: int = 40  # at the first price, which rises from 0 during the first two fifths
-    more_epochs: int = 20  # at each higher price
+    more_epochs: int = 20  # at each further price
     tune_epochs: int = 4  # of the steps alone, the numbers fixed
     rate: float = 3e-3
     step: float = 1.0  # at the beginning, in root mean squares of each tensor
     where: Where | str | None = None  # what is rounded; None: as `levelled` chooses
+    rungs: int = 0  # prices tried in all: those that the climb leaves lie between the last borne and the first too high
 
     def __post_init__(self) -> None:
         for name in ("epochs", "rate", "step"):
             if not getattr(self, name) > 0:
                 raise ModelError(f"expected {name} to be more than 0, got {getattr(self, name):g}")
-        for name in ("tolerance", "more_epochs", "tune_epochs"):
+        for name in ("tolerance", "more_epochs", "tune_epochs", "rungs"):
             if not getattr(self, name) >= 0:
                 raise ModelError(f"expected {name} to be 0 or more, got {getattr(self, name):g}")
         rising = list(self.prices) == sorted(self.prices)
         if not self.prices or not rising or not all(0 < p < math.inf for p in self.prices):
             raise ModelError(f"expected prices that are more than 0 and rise, got {self.prices}")
 
+    def price_after(self, tried: Mapping[float, bool]) -> float | None:
+        """The price after those that were tried (True: it was borne); None: there is no other."""
+        if not tried:
+            return self.prices[0]
+        if not self.more_epochs:
+            return None
+        if all(tried.values()):
+            return self.prices[len(tried)] if len(tried) < len(self.prices) else None
+        if len(tried) >= self.rungs:
+            return None
+        high = min(price for price, borne in tried.items() if not borne)
+        low = max((price for price, borne in tried.items() if borne and price < high), default=high / 16)
+        return math.sqrt(low * high)
 
-def tighten(model: nn.Module, task: Task, settings: Tight | None = None, seed: int = 0) -> Iterator[Stage]:
+
+def tighten(
+    model: nn.Module,
+    task: Task,
+    settings: Tight | None = None,
+    seed: int = 0,
+    *,
+    checkpoint: str | Path | None = None,
+    borne: Borne | None = None,
+    progress: Callable[[Run], None] | None = None,
+) -> Iterator[Stage]:
     """Yield a stage for each price, then 'weighed' and 'coded'; `model` is left as it was, and is the teacher.
 
-    The headline metric on the validation split is compared with the original's. Prices rise until more than
-    ``settings.tolerance`` is lost there; the last that lost no more is gone on with (the first in any case; the notes
-    say what each lost). 'weighed' moves numbers towards zero where price * bits saved is more than the loss expected
-    of it; 'coded' has trained the steps once more, if that helps there. All are held by `Multiples`. The test split is
-    never looked at.
-    Raises ModelError if there is nothing to round.
+    What a file would hold is compared with the original by the headline metric on the validation split. Prices rise
+    until more than ``settings.tolerance`` is lost there; the last that lost no more is gone on with (the first in any
+    case; the notes say what each lost). 'weighed' moves numbers towards zero where price * bits saved is more than the
+    loss expected of it; 'coded' has trained the steps once more, if that helps there. All are held by `Multiples`. The
+    test split is never looked at.
+
+    checkpoint: a folder that keeps each answer, and the state of the training after each epoch; the same call goes on
+    from there, to the same bits. borne: decides instead of the tolerance, by how much worse each validation example
+    came out. progress: called with the run after each step of training.
+    Raises ModelError if there is nothing to round, or if the folder is that of another model, task or settings.
 
     ::
 
@@ -74,44 +108,161 @@ def tighten(model: nn.Module, task: Task, settings: Tight | None = None, seed: i
         sy.write(last.weights, "small.safetensors")
     """
     settings = settings or Tight()
-    original, lesson = headline(model, task), distilled(task, model)
-    student = levelled(copy.deepcopy(model), settings.where, settings.step)
+    identity = {"model": fingerprint(from_module(model)), "task": task.name, "data": str(task.about)}
+    journal = Journal(checkpoint, {**identity, "settings": str(settings), "seed": seed})
+    made = _Made(model, task, settings, seed, journal, progress)
 
-    def loss() -> float:
-        return lost(task, original, headline(student, task))
+    def bearable(stage: Stage) -> bool:
+        return made.lost(stage).mean() <= settings.tolerance if borne is None else borne(made.lost(stage))
 
-    price, state = settings.prices[0], student.state_dict()
-    for rung, higher in enumerate(settings.prices[: None if settings.more_epochs else 1]):
-        epochs, ramp = (settings.more_epochs, 0.0) if rung else (settings.epochs, 0.4)
-        _train(student, lesson, epochs, settings.rate, EntropyRate(higher, ramp), seed + rung)
-        yield _stage(f"price {higher:g}", student, task, f"{loss():.4f} of {task.headline} lost")
-        borne = loss() <= settings.tolerance
-        if borne or not rung:
-            price, state = higher, copy.deepcopy(student.state_dict())
-        if not borne:
-            break
-    student.load_state_dict(state)
-    before, best = loss(), copy.deepcopy(student.state_dict())
-    moved = weigh(student, lesson, price)
-    if loss() > max(before, settings.tolerance):
-        student.load_state_dict(best)
-        moved = 0
-    yield _stage("weighed", student, task, f"of price {price:g}, {moved:,} numbers moved, {loss():.4f} lost")
-    before, best = loss(), copy.deepcopy(student)
-    _tune(student, lesson, settings, seed)
-    if loss() > before:
-        student = best
-    steps = "as they were" if student is best else "trained"
-    yield _stage("coded", student, task, f"steps {steps}, {loss():.4f} lost")
+    tried: dict[float, bool] = {}
+    state, price = made.state(), settings.prices[0]
+    while (asked := settings.price_after(tried)) is not None:
+        reached = made.trained(state, asked, len(tried))
+        stage = made.stage(f"price {asked:g}", reached)
+        yield stage
+        tried[asked] = bearable(stage)
+        if tried[asked] or len(tried) == 1:
+            state, price, before = reached, asked, stage
+    moved = made.weighed(state, price)
+    stage = made.stage("weighed", moved, f"of price {price:g}, {made.apart(state, moved):,} numbers moved, ")
+    if not bearable(stage) and made.lost(stage).mean() > made.lost(before).mean():
+        moved, stage = state, replace(before, name="weighed", note=f"of price {price:g}, no number moved")
+    yield stage
+    tuned = made.measured("coded", made.tuned(moved), "steps trained, ")
+    if made.lost(tuned).mean() > made.lost(stage).mean():
+        tuned = replace(stage, name="coded", note="steps as they were")
+    yield tuned
 
 
-def _train(student: nn.Module, lesson: Task, epochs: int, rate: float, penalty: EntropyRate | None, seed: int) -> None:
-    penalties = [] if penalty is None else [penalty]
-    train(lesson, student, epochs=epochs, rate=rate, weight_decay=0.0, keep="last", penalties=penalties, seed=seed,
-          progress=False)  # fmt: skip
+class _Made:
+    """A student, and what is made of it: each thing once, because the journal keeps it."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        settings: Tight,
+        seed: int,
+        journal: Journal,
+        progress: Callable[[Run], None] | None,
+    ):
+        self.task, self.settings, self.seed, self.journal = task, settings, seed, journal
+        self.progress = progress or False
+        self.lesson = distilled(task, model)
+        self.plain = copy.deepcopy(model)
+        self.student = levelled(copy.deepcopy(model), settings.where, settings.step)
+        self.before = self._outcomes("original", model)
+
+    def state(self) -> Weights:
+        """The student as it is: what is trained, not what is rounded."""
+        return from_module(self.student).settle()
+
+    def trained(self, state: Weights, price: float, rung: int) -> Weights:
+        """The state after training at a price, from the state before."""
+        epochs, ramp = (self.settings.more_epochs, 0.0) if rung else (self.settings.epochs, 0.4)
+        question = f"trained at {price:g}"
+
+        def made() -> Weights:
+            into_module(state, self.student)
+            place = self.journal.under_way(question)
+            self._train(epochs, self.settings.rate, EntropyRate(price, ramp), self.seed + rung, place)
+            return self.state()
+
+        return self.journal.weights(question, made)
+
+    def weighed(self, state: Weights, price: float) -> Weights:
+        """The state after `weigh`."""
+
+        def made() -> Weights:
+            found, passes = state, Journal(self.journal.under_way("weighed"), {})
+            for i in range(PASSES):
+                found = passes.weights(f"pass {i}", lambda found=found: once(found))  # type: ignore[misc]
+            return found
+
+        def once(before: Weights) -> Weights:
+            into_module(before, self.student)
+            weigh(self.student, self.lesson, price, 1)
+            return self.state()
+
+        return self.journal.weights("weighed", made)
+
+    def tuned(self, state: Weights) -> Weights:
+        """What a file would hold after the steps alone were trained, each rounded to the eight bits of a bfloat16."""
+
+        def made() -> Weights:
+            student = self._fixed(state)
+            moving = {id(levels.log_step) for levels, _ in levels_of(student).values()}
+            for p in student.parameters():
+                p.requires_grad_(id(p) in moving)
+            if self.settings.tune_epochs:
+                self._train(self.settings.tune_epochs, self.settings.rate / 3, None, self.seed + 1000,
+                            self.journal.under_way("tuned"), student)  # fmt: skip
+            return _held(student)
+
+        return self.journal.weights("tuned", made)
+
+    def stage(self, name: str, state: Weights, note: str = "") -> Stage:
+        """What a file would hold of a state, measured."""
+        return self.measured(name, self.journal.weights(f"{name}, held", lambda: _held(self._fixed(state))), note)
+
+    def measured(self, name: str, held: Weights, note: str) -> Stage:
+        """The stage with these weights."""
+
+        after = self._outcomes(name, self.plain, held)
+        worse = float(lost(self.task, self.before, after).mean())
+        count = sum(int((weight.array() != 0).sum()) for weight in held.values())
+        note = f"{note}{worse:.4f} of {self.task.headline} lost; {count:,} weights are not zero"
+        return Stage(name, held, note, float(after.mean()), after)
+
+    def _outcomes(self, name: str, model: nn.Module, held: Weights | None = None) -> np.ndarray:
+        """The headline metric of each validation example, of the model with these weights."""
+
+        def found() -> list[float]:
+            if held is not None:
+                into_module(held, model)
+            values: list[float] = outcomes(model, self.task, "valid")[self.task.headline].tolist()
+            return values
+
+        return np.array(self.journal.of(f"{name}, validation", found))
+
+    def lost(self, stage: Stage) -> np.ndarray:
+        """How much worse each validation example came out."""
+        assert stage.examples is not None
+        return lost(self.task, self.before, stage.examples)
+
+    def apart(self, a: Weights, b: Weights) -> int:
+        """In how many whole numbers two states differ."""
+        found = []
+        for state in (a, b):
+            into_module(state, self.student)
+            found.append([levels.numbers(latent).clone() for levels, latent in levels_of(self.student).values()])
+        return sum(int((x != y).sum()) for x, y in zip(*found, strict=True))
+
+    def _fixed(self, state: Weights) -> nn.Module:
+        """A student of a state, whose numbers no longer change."""
+        into_module(state, self.student)
+        student = copy.deepcopy(self.student)
+        for levels, latent in levels_of(student).values():
+            levels.fix(latent)
+        return student
+
+    def _train(
+        self,
+        epochs: int,
+        rate: float,
+        penalty: EntropyRate | None,
+        seed: int,
+        place: Path | None,
+        student: nn.Module | None = None,
+    ) -> None:
+        penalties = [] if penalty is None else [penalty]
+        train(self.lesson, student or self.student, epochs=epochs, rate=rate, weight_decay=0.0, keep="last",
+              penalties=penalties, seed=seed, progress=self.progress, checkpoint=place,
+              resume=place is not None)  # fmt: skip
 
 
-def weigh(student: nn.Module, lesson: Task, price: float, passes: int = 4) -> int:
+def weigh(student: nn.Module, lesson: Task, price: float, passes: int = PASSES) -> int:
     """Move numbers one towards zero where price * (bits saved) exceeds the loss that is expected of it; how many.
 
     Bits are what the adaptive coder pays at that place; the loss is gradient * change + curvature / 2 * change^2, the
@@ -154,32 +305,14 @@ def _curvature(student: nn.Module, lesson: Task) -> Mapping[str, tuple[Tensor, T
     return {name: (first / examples, second / examples) for name, (first, second) in sums.items()}
 
 
-def _tune(student: nn.Module, lesson: Task, settings: Tight, seed: int) -> None:
-    """Fix the numbers, train the steps, and round each to the eight bits of a bfloat16: two bytes of a stream."""
-    for levels, latent in levels_of(student).values():
-        levels.fix(latent)
-    fixed = {id(p): p.requires_grad for p in student.parameters()}
-    for name, p in student.named_parameters():
-        p.requires_grad_(name.endswith(".log_step"))
-    if settings.tune_epochs:
-        _train(student, lesson, settings.tune_epochs, settings.rate / 3, None, seed + 1000)
-    for p in student.parameters():
-        p.requires_grad_(fixed[id(p)])
-    for levels, _ in levels_of(student).values():
-        levels.snap()
-
-
-def _stage(name: str, student: nn.Module, task: Task, note: str) -> Stage:
-    shown = copy.deepcopy(student)
-    rounded = levels_of(shown)
-    for levels, latent in rounded.values():
-        levels.fix(latent)
+def _held(student: nn.Module) -> Weights:
+    """What a file would hold of a student whose numbers are fixed; the student is used up."""
+    rounded = levels_of(student)
+    for levels, _ in rounded.values():
         levels.snap()
     names = list(rounded)
-    release(shown)
-    numbers = f"{sum(int((x != 0).sum()) for x in shown.parameters()):,} weights are not zero"
-    weights = _coded(from_module(shown).settle(), names)
-    return Stage(name, weights, f"{note}; {numbers}", headline(shown, task))
+    release(student)
+    return _coded(from_module(student).settle(), names)
 
 
 def _coded(weights: Weights, names: Collection[str]) -> Weights:

@@ -28,10 +28,10 @@ from steelyard.learn.options import check_not_negative
 from steelyard.learn.task import Task
 from steelyard.shrinking import account
 from steelyard.shrinking.deep import MATRICES
-from steelyard.shrinking.journal import Journal
+from steelyard.shrinking.journal import Journal, fingerprint
 from steelyard.shrinking.promise import Promise
 from steelyard.shrinking.reread import reread
-from steelyard.shrinking.search import Candidate, Say, Search, fingerprint
+from steelyard.shrinking.search import Candidate, Say, Search
 
 
 @dataclass(frozen=True)
