@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+import steelyard as sy
 from steelyard import formats
 from steelyard.learn.treefile import read_tree
 
@@ -152,6 +153,8 @@ def test_the_command_line_shards_a_model_and_writes_the_whole(tmp_path: Path) ->
             "--json",
             "--clip",
             "1",
+            "--watch",
+            f"{who}.sqlite",
             *more,
         ]
         done = subprocess.run(
@@ -165,6 +168,63 @@ def test_the_command_line_shards_a_model_and_writes_the_whole(tmp_path: Path) ->
     for name, weight in one.items():
         assert abs(weight.array() - two[name].array()).max() < 1e-4, name
     assert [row["value"] for row in found["one"]] == pytest.approx([row["value"] for row in found["two"]], abs=1e-4)
+    alone, shared = (sy.read_log(tmp_path / f"{who}.sqlite")["norms"] for who in ("one", "two"))
+    assert alone.column("tensor") == shared.column("tensor")
+    assert alone.column("weight norm") == pytest.approx(shared.column("weight norm"), rel=1e-4)
+
+
+ALARMED = """
+import sys, torch
+from torch import distributed as dist, nn
+from torch.distributed.fsdp import fully_shard
+import steelyard as sy
+torch.set_num_threads(1)
+fault = sys.argv[1]
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.cell, self.middle = nn.Embedding(9, 6), nn.LSTM(6, 6, batch_first=True), nn.Linear(6, 6)
+        self.gate, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+        nn.init.normal_(self.gate.weight, std=1e-6)  # opens while it learns: no fault
+        if fault == "vanishing signal":
+            with torch.no_grad():
+                for p in [*self.cell.parameters(), *self.middle.parameters()]:
+                    p.mul_(1e-4)
+    def forward(self, ids):
+        x = torch.tanh(self.middle(self.cell(self.table(ids))[0]))
+        x = x if fault == "vanishing signal" else x + self.gate(x)
+        return self.head(x[:, -1])
+torch.manual_seed(0)
+dist.init_process_group("gloo")
+model = Net()
+for layer in list(model.children()):
+    fully_shard(layer)  # each by itself: outside of their calls all that a process sees is its part
+fully_shard(model)
+held = [p for n, p in model.named_parameters() if fault != "frozen" or not n.startswith("middle")]
+optimizer = torch.optim.SGD(held, lr=0.05)
+found = []
+alarm = sy.Alarm(model, optimizer, say=found.append) if dist.get_rank() == 0 else None  # the others do not wait for it
+x, y = torch.arange(32).reshape(8, 4) % 9, torch.arange(8) % 3
+for _ in range(12):
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+if dist.get_rank() == 0:
+    print("found", [(f.layer, f.verdict) for f in found])
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [("none", []), ("frozen", [("middle", "frozen")]), ("vanishing signal", [("cell", "vanishing signal")])],
+)
+def test_an_alarm_watches_what_one_process_holds(tmp_path: Path, fault: str, said: list[tuple[str, str]]) -> None:
+    (tmp_path / "alarmed.py").write_text(ALARMED)
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
+    command = [*TWO, str(tmp_path / "alarmed.py"), fault]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"found {said}" in done.stdout
 
 
 CARRIED = """

@@ -75,7 +75,7 @@ def verb(
     copying:LENGTH or module:task. The weights with the lowest validation loss are kept, and measured on examples
     that training has not seen. What goes wrong in the first steps is said on standard error, with the layer, the
     cause and the cure. Several processes, started by torchrun -m steelyard train ..., share each batch, and with
-    --shard the weights as well (then no alarm is given).
+    --shard the weights as well.
 
     --penalty l1=1e-4@*.weight adds to the loss, and the table of the objective says what: data term + each penalty.
     --watch LOG and --live show every tensor at every step, and faults are said on standard error as they are found.
@@ -105,7 +105,7 @@ def verb(
         raise click.UsageError("--trajectory and --folds want whole weights: leave out --shard")
     if folds is not None and training.balanced:
         raise click.UsageError("--folds divides the rows that --balanced serves: use --class-weights balanced")
-    made, options = training.of(make_task(task, model, seed)), training.options()
+    made, options = training.of(make_task(task, model, seed)), training.options(sharded=sharded)
     net = fresh_start(made, start, seed)
     told: Any = {"optimizer": optimizer, "epochs": epochs, "schedule": schedule, "weight_decay": weight_decay}
     rates = find_rate(net, made, seed=seed, **told) if find_lr else None
@@ -113,7 +113,7 @@ def verb(
     told |= {"clip": clip, "precision": precision, "penalties": options["penalties"], "average": options["average"]}
     way, knows = Trajectory(), Probes(made)
     gauges: list[Gauge] = [way, knows] if trajectory else []
-    if not training.watched and not sharded:  # a watch says the same, and more; an alarm looks at whole tensors
+    if not training.watched and first():  # a watch says the same, and more
         gauges.append(alarm(say=lambda found: click.echo(f"alarm, {found}", err=True)))
     run = train(
         made, shard(net) if sharded else net, seed=seed, gauges=gauges, within=options["within"], **told, **keeping

@@ -47,20 +47,23 @@ class Training:
             task = weigh_classes(task, "balanced" if words == ["balanced"] else [_number(word) for word in words])
         return balance_classes(task) if self.balanced else task
 
-    def options(self) -> dict[str, Any]:
-        """The keywords of `train`."""
+    def options(self, *, sharded: bool = False) -> dict[str, Any]:
+        """The keywords of `train`; sharded: whether each process holds a share of the weights."""
         from steelyard.learn.named import average, penalty
         from steelyard.learn.processes import first
 
         return {
             "penalties": [penalty(text) for text in self.penalties],
             "average": None if self.average is None else average(self.average),
-            "within": self._watch if self.watched and first() else None,
+            "within": self._watch if self.watched and (sharded or first()) else None,
         }
 
     def _watch(self, run: Run) -> Watch:
+        from steelyard.learn.processes import first
         from steelyard.learn.watch.session import watch
 
+        if not first():  # all processes put the norms of sharded weights together, one writes them
+            return watch(run)
         return watch(run, path=self.log, page=self.live, tell=lambda fault: click.echo(f"fault, {fault}", err=True))
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from steelyard.errors import ModelError, TrainingWarning
+from steelyard.formats._sharded import is_sharded, local
 from steelyard.learn.matrices import is_started, outermost, weights_of
 from steelyard.learn.passage import Call, Passage, check_values, length
 from steelyard.learn.symmetry import same_weights, symmetric
@@ -66,6 +67,8 @@ class Alarm:
     once, explosions and symmetry for 2 steps, frozen weights for 10, the others for 3. Where signal and gradient both
     vanish at the first step, which shows the start alone, that is said at once: long steps soon bring the scales back,
     but not what was lost. After `steps` steps all hooks are gone; nothing of the training is changed, to the last bit.
+    Of several processes each watches its own examples, and of weights that are sharded among them (FSDP2) its own
+    part, without a word to the others; there symmetry is not looked for.
 
     Args:
         model: the module that is trained.
@@ -118,7 +121,8 @@ class Alarm:
         self._row = (HEALTHY, 0)  # a verdict, and for how many steps in a row
         self._passage = Passage(self.layers, SAMPLE, recording=self._recording)
         self._moves = _Moves(self.layers)
-        self._suspect = any(map(same_weights, self.layers.values()))  # what is not symmetric never becomes so
+        whole = not any(map(is_sharded, model.parameters()))
+        self._suspect = whole and any(map(same_weights, self.layers.values()))  # what is not so never becomes so
         self._handles = [
             *self._passage.attach(),
             model.register_forward_hook(lambda *_: self._passage.release(), always_call=True),
@@ -214,12 +218,16 @@ class _Moves:
 
 def _trained(layer: nn.Module) -> list[nn.Parameter]:
     """The weights of a layer that may move; none where they are computed from others."""
-    return [] if is_parametrized(layer) else [p for p in weights_of(layer) if is_started(p) and p.is_leaf]
+    if is_parametrized(layer):
+        return []
+    own = list(layer.parameters(recurse=False))
+    found = [p for p in own if p.ndim > 1] if any(map(is_sharded, own)) else weights_of(layer)
+    return [p for p in found if is_started(p) and p.is_leaf]
 
 
 def _print(parameter: Tensor) -> list[float]:
     """Two sums that are the same only if all elements are, for all that training does to them."""
-    x = parameter.detach()
+    x = local(parameter.detach())
     x = x.abs() if x.is_complex() else x
     return torch.stack([x.sum(dtype=torch.float64), x.square().sum(dtype=torch.float64)]).tolist()
 
@@ -228,6 +236,7 @@ def _size(gradient: Tensor | None) -> float:
     """The rms of a gradient."""
     if gradient is None:
         return 0.0
+    gradient = local(gradient)
     values = gradient.coalesce().values() if gradient.is_sparse else gradient
     return length(values) / math.sqrt(max(gradient.numel(), 1))
 

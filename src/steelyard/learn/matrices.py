@@ -20,7 +20,8 @@ Role = Literal["input", "recurrent", "table"]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
-WEIGHTED = (nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, *CONVOLUTIONS, *TRANSPOSED, *RECURRENT)
+TABLES = (nn.Embedding, nn.EmbeddingBag)
+WEIGHTED = (nn.Linear, nn.Bilinear, *TABLES, *CONVOLUTIONS, *TRANSPOSED, *RECURRENT)
 ATTENTION = (nn.MultiheadAttention,)
 GATES = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3}
 
@@ -53,7 +54,7 @@ def matrices(layer: nn.Module) -> Iterator[Matrix]:
         yield from _split("weight", layer.weight, layer.groups)
     elif isinstance(layer, TRANSPOSED):
         yield from _transposed(layer)
-    elif isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
+    elif isinstance(layer, TABLES):
         yield Matrix("weight", 0, layer.weight.detach(), "table")
     elif isinstance(layer, RECURRENT):
         yield from _recurrent(layer)

@@ -19,7 +19,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.rnn import PackedSequence
 
 from steelyard.errors import ModelError
-from steelyard.learn.matrices import matrices
+from steelyard.formats._sharded import is_sharded, local
+from steelyard.learn.matrices import TABLES, matrices
 
 GATE = 0.03  # a layer whose matrices all have less gain than this is meant to open while it learns
 ALIKE = 1e-4  # rows that differ by less than this share of their length are the same
@@ -232,6 +233,10 @@ def rows_alike(rows: Tensor) -> bool:
 def _is_gate(layer: nn.Module) -> bool:
     if is_parametrized(layer):  # to look at the weights is to compute them, which may change the layer (spectral norms)
         return False
+    own = list(layer.parameters(recurse=False))
+    if any(map(is_sharded, own)):  # what this process holds: to put matrices together all would have to be asked
+        parts = [local(p.detach()) for p in own if p.ndim > 1]
+        return bool(parts) and not isinstance(layer, TABLES) and all(gain_of(part) < GATE for part in parts)
     found = [m.values for m in matrices(layer) if m.role != "table"]
     return bool(found) and (
         all(gain_of(m) < GATE for m in found) or all(_start_alike(m) and rows_alike(m) for m in found)
