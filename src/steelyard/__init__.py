@@ -46,6 +46,7 @@ _EXPORTS: dict[str, str] = {
     "Quantize": "edit.quantize:Quantize",
     "Gptq": "edit.gptq:Gptq",
     "Awq": "edit.awq:Awq",
+    "AdaRound": "edit.adaround:AdaRound",
     "Hqq": "edit.hqq:Hqq",
     "Factorize": "edit.lowrank:Factorize",
     "RateDistortion": "edit.ratedistortion:RateDistortion",
@@ -191,6 +192,7 @@ if TYPE_CHECKING:
     from steelyard.core.weights import Weight as Weight
     from steelyard.core.weights import Weights as Weights
     from steelyard.core.where import where as where
+    from steelyard.edit.adaround import AdaRound as AdaRound
     from steelyard.edit.awq import Awq as Awq
     from steelyard.edit.cast import Cast as Cast
     from steelyard.edit.gptq import Gptq as Gptq

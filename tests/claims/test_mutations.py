@@ -29,7 +29,7 @@ from steelyard.claims import (
 from steelyard.claims.check import Check, Outcome, run_check
 from steelyard.claims.material import digits
 from steelyard.core.weights import Weights
-from steelyard.edit import gptq
+from steelyard.edit import _levels
 from steelyard.edit.evidence import hessian_of
 from steelyard.edit.importance import Importance
 from steelyard.edit.quantize import Quantize
@@ -327,7 +327,7 @@ def _no_evidence(patch: Patch) -> None:
 
 
 def _no_compensation(patch: Patch) -> None:
-    patch.setattr(gptq, "hessian_of", _no_hessian)
+    patch.setattr(_levels, "hessian_of", _no_hessian)
 
 
 def _no_hessian(by: Weights, item: Any) -> Any:

@@ -50,7 +50,7 @@ def shrunk(weights: Path, *options: str) -> int:
     return target.stat().st_size
 
 
-@pytest.mark.parametrize("method", ["nearest", "gptq", "awq", "hqq"])
+@pytest.mark.parametrize("method", ["nearest", "gptq", "awq", "adaround", "hqq"])
 def test_each_method_writes_a_smaller_file_that_loads(weights: Path, method: str, capsys) -> None:
     evidence = weights.with_name("e.safetensors")
     assert main(["score", "digits", str(weights), str(evidence), "--batches", "3"]) == 0
@@ -69,7 +69,12 @@ def test_wrong_options_and_wrong_evidence_write_nothing(weights: Path, capsys) -
     capsys.readouterr()
     wrong = {
         "--step is for the method gptq, not hqq": ["--method", "hqq", "--step", "1"],
-        "--by is for the method nearest, gptq, awq or entropy, not hqq": ["--method", "hqq", "--by", str(evidence)],
+        "--by is for the method nearest, gptq, awq, adaround or entropy, not hqq": [
+            "--method",
+            "hqq",
+            "--by",
+            str(evidence),
+        ],
         "was measured on other weights": ["--method", "gptq", "--bits", "4", "--by", str(evidence)],
         "bits of symmetric levels are 2 to 8, not 1": ["--method", "gptq", "--bits", "1"],
         "9 is no whole number from 1 to 8": ["--bits", "9"],

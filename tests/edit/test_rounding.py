@@ -16,6 +16,7 @@ from steelyard.core.packed import Packed
 from steelyard.core.spec import Spec
 from steelyard.core.weights import Weight, Weights
 from steelyard.edit._levels import Levels
+from steelyard.edit.adaround import AdaRound
 from steelyard.edit.awq import Awq
 from steelyard.edit.gptq import Gptq
 from steelyard.edit.hqq import Hqq
@@ -87,6 +88,43 @@ def test_after_the_sweeps_no_code_can_move_alone() -> None:
         other[:, j] -= move * scale
         within = np.abs(q[:, j] + move * scale) <= 3 * scale * 1.001
         assert (loss(other) >= loss(d) * (1 - 1e-4))[within].all()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize(("symmetric", "group"), [(True, None), (False, 16)])
+def test_learned_rounding_is_no_worse_than_nearest_in_any_row_and_far_better_in_all(bits, symmetric, group) -> None:
+    for seed in range(3):
+        net, x = layer(seed)
+        evidence, w = score(net, [x], "hessian"), net.weight.detach().numpy().astype(np.float64)
+        held = AdaRound(bits, symmetric, group, evidence, rounds=100)(from_module(net))["weight"].read()
+        assert isinstance(held, Packed)
+        scale, q = held.parts["scale"].astype(np.float64), held.array().astype(np.float64)
+        wide = scale[:, None] if group is None else np.repeat(scale, group, axis=1)
+        zero = 0 if symmetric else np.repeat(held.parts["zero"].astype(np.float64), group, axis=1)
+        top = (1 << bits) - 1 - (2**bits // 2 if symmetric else 0)
+        codes = np.clip(np.rint((w - zero) / wide), -top if symmetric else 0, top)
+        h = evidence["weight"].array()[0].astype(np.float64)
+        nearest, learned = (np.einsum("oi,ij,oj->o", d, h, d) for d in (w - zero - codes * wide, w - q))
+        assert (learned <= nearest * (1 + 1e-4)).all()
+        assert learned.sum() < 0.8 * nearest.sum()
+        inside = np.abs(w - zero - codes * wide) <= wide / 2 * 1.001
+        assert (np.abs(w - q) < wide * 1.001)[inside].all()  # up or down, no farther
+
+
+def test_learned_rounding_is_close_to_the_best_of_all_ups_and_downs() -> None:
+    lost = []
+    for seed in range(5):
+        net, x = layer(seed, inputs=10, outputs=8)
+        evidence, w = score(net, [x], "hessian"), net.weight.detach().numpy().astype(np.float64)
+        held = AdaRound(4, by=evidence)(from_module(net))["weight"].read()
+        assert isinstance(held, Packed)
+        scale, h = held.parts["scale"].astype(np.float64)[:, None], evidence["weight"].array()[0].astype(np.float64)
+        ways = np.array(list(itertools.product((0, 1), repeat=10)))
+        every = w[:, None] - np.clip(np.floor(w / scale)[:, None] + ways, -7, 7) * scale[:, None]
+        best = np.einsum("osi,ij,osj->os", every, h, every).min(axis=1)
+        d = w - held.array()
+        lost.append(np.einsum("oi,ij,oj->o", d, h, d).sum() / best.sum())
+    assert np.mean(lost) < 1.2
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -169,7 +207,7 @@ def test_pruned_weights_are_rounded_by_the_evidence_of_the_dense_ones() -> None:
     assert Gptq(4, by=h)(pruned)["weight"].array().shape == (40, 48)
 
 
-STEPS = [Gptq(4), Awq(4), Hqq(4), Quantize(4, error=2, group=64)]
+STEPS = [Gptq(4), Awq(4), AdaRound(4), Hqq(4), Quantize(4, error=2, group=64)]
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda s: s.name)
@@ -201,6 +239,11 @@ def test_any_shape_zeros_and_constants_come_back(step, shape) -> None:
         (lambda: Gptq(4, damping=0), "damping"),
         (lambda: Gptq(4, sweeps=-1), "sweeps"),
         (lambda: Gptq(4, step=0.5, group=8), "step is"),
+        (lambda: AdaRound(1), "bits of symmetric levels are 2 to 8, not 1"),
+        (lambda: AdaRound(rounds=0), "at least 1, not 0"),
+        (lambda: AdaRound(rate=0), "the rate is above 0"),
+        (lambda: AdaRound(rate=float("nan")), "the rate is above 0"),
+        (lambda: AdaRound(push=-1), "the push"),
         (lambda: Hqq(0), "1 to 8, not 0"),
         (lambda: Hqq(4, power=2), "power"),
         (lambda: Awq(4, group=-1), "at least 1"),
@@ -216,10 +259,10 @@ def test_settings_out_of_range_are_named(make, says: str) -> None:
 def test_evidence_that_is_missing_or_of_others_is_refused() -> None:
     (net, x), (other, _) = layer(0), layer(1)
     w, h = from_module(net), score(other, [x])
-    for step in (Gptq(4, by=h), Awq(4, by=h), Quantize(4, error=2, by=h)):
+    for step in (Gptq(4, by=h), Awq(4, by=h), AdaRound(4, by=h), Quantize(4, error=2, by=h)):
         with pytest.raises(WeightsError, match="measured on other weights"):
             step(w)["weight"].array()
-    for step in (Gptq(4, by=Weights([])), Quantize(4, error=2, by=Weights([]))):
+    for step in (Gptq(4, by=Weights([])), AdaRound(4, by=Weights([])), Quantize(4, error=2, by=Weights([]))):
         with pytest.raises(WeightsError, match="no tensor 'weight'"):
             step(w)["weight"].array()
     wrong: list[tuple[Weights, type[SteelyardError], str]] = [
@@ -230,3 +273,5 @@ def test_evidence_that_is_missing_or_of_others_is_refused() -> None:
     for by, error, says in wrong:
         with pytest.raises(error, match=says):
             Gptq(4, by=by)(w)["weight"].array()
+        with pytest.raises(error, match=says):
+            AdaRound(4, by=by)(w)["weight"].array()

@@ -52,6 +52,7 @@ SETTINGS = {
     ],
     "gptq": [{}, {"bits": 3, "symmetric": False, "group": 4, "order": False}, {"bits": 6, "step": 0.5}],
     "awq": [{"bits": 3, "group": 3}, {"group": None, "symmetric": True}],
+    "adaround": [{}, {"bits": 3, "symmetric": False, "group": 3, "rounds": 9}],
     "hqq": [{}, {"bits": 2, "group": 3}],
     "lowrank": [{"rank": 2}, {"keep": 0.6}, {"error": 0.2}],
     "share": [{"k": 3}, {"k": 2, "scope": "global", "keep_zeros": False}],

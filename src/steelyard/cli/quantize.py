@@ -15,12 +15,12 @@ from steelyard.core.where import Where
 
 _ONLY = {  # options that not every method knows -> those that do
     "axis": ("nearest",),
-    "group": ("nearest", "gptq", "awq", "hqq"),
+    "group": ("nearest", "gptq", "awq", "adaround", "hqq"),
     "error": ("nearest",),
-    "asymmetric": ("nearest", "gptq"),
+    "asymmetric": ("nearest", "gptq", "adaround"),
     "step": ("gptq",),
-    "by": ("nearest", "gptq", "awq", "entropy"),
-    "codes": ("nearest", "gptq", "awq", "hqq"),
+    "by": ("nearest", "gptq", "awq", "adaround", "entropy"),
+    "codes": ("nearest", "gptq", "awq", "adaround", "hqq"),
     "states": ("entropy",),
     "importance": ("entropy",),
 }
@@ -28,9 +28,9 @@ _ONLY = {  # options that not every method knows -> those that do
 
 @click.command("quantize")
 @source_and_target
-@click.option("--method", type=click.Choice(["nearest", "gptq", "awq", "hqq", "entropy"]), default="nearest",
-              show_default=True, help="nearest, hqq and entropy need no data; gptq and awq want --by a file of "
-              "score --kind hessian.")  # fmt: skip
+@click.option("--method", type=click.Choice(["nearest", "gptq", "awq", "adaround", "hqq", "entropy"]),
+              default="nearest", show_default=True, help="nearest, hqq and entropy need no data; gptq, awq and "
+              "adaround want --by a file of score --kind hessian.")  # fmt: skip
 @click.option("--bits", type=Number(0, 24, min_open=True), default=8, show_default=True,
               help="Bits for each weight, 1 to 8; entropy: the mean over all in the file, such as 3.5.")  # fmt: skip
 @click.option("--axis", type=int, help="nearest: a scale for each index along this axis; 0 is each output channel.")
@@ -90,6 +90,7 @@ def _step(
     importance: tuple[str, ...],
 ) -> Step:
     """The step that the options mean; a usage error for an option that the method does not know."""
+    from steelyard.edit.adaround import AdaRound
     from steelyard.edit.awq import Awq
     from steelyard.edit.gptq import Gptq
     from steelyard.edit.hqq import Hqq
@@ -113,6 +114,8 @@ def _step(
         return Gptq(bits, symmetric=not asymmetric, group=group, by=by, step=step, codes=codes)
     if method == "awq":
         return Awq(bits, group=group, by=by, codes=codes)
+    if method == "adaround":
+        return AdaRound(bits, symmetric=not asymmetric, group=group, by=by, codes=codes)
     if method == "hqq":
         return Hqq(bits, group=group, codes=codes)
     if by is not None and error is None:

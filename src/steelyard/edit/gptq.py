@@ -11,11 +11,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from steelyard.core.packed import Packed, Plan, Scheme, pack
+from steelyard.core.packed import Plan, Scheme
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
-from steelyard.edit._levels import Levels, finite, plans_of
-from steelyard.edit.evidence import About, Rows, check_same, hessian_of
+from steelyard.edit._levels import Levels, by_layer, plans_of
+from steelyard.edit.evidence import About, Rows
 from steelyard.edit.prune import in_scope
 from steelyard.edit.quantize import held_so
 from steelyard.errors import RecipeError, WeightsError, quoted
@@ -91,29 +91,22 @@ class Gptq(Step):
             codec = levels.codec(rows)
             if not in_scope(item, self.min_ndim) or held_so(item, codec):
                 return item
-            return item.then(partial(self._round, item, levels, plans), scheme=Scheme(codec, plans))
+            solve = partial(self._solve, item, levels)
+            return item.then(partial(by_layer, item, self.by, levels, plans, solve), scheme=Scheme(codec, plans))
 
         return weights.with_items(one(item) for item in weights.values())
 
-    def _round(self, weight: Weight, levels: Levels, plans: dict[str, Plan], x: np.ndarray) -> Packed | np.ndarray:
-        rows, h = (Rows(weight.spec.shape), None) if self.by is None else hessian_of(self.by, weight)
-        if self.by is not None:
-            check_same(About.of(self.by), weight, x)
-        if not finite(weight, x).size:
-            return pack(x, Scheme(levels.codec(rows), plans))
-        w = rows.matrix(x)
-        parts = []
-        for i, own in enumerate(np.split(w, rows.blocks)):
-            moments = np.eye(w.shape[1]) if h is None else h[i]
-            try:
-                parts.append(rounded(own, moments, levels, levels.grouped(rows), self))
-            except np.linalg.LinAlgError:
-                raise WeightsError(
-                    f"{weight.origin}: the Hessian of {quoted(weight.name)} is not positive definite even with "
-                    f"damping={self.damping}; measure it on more examples, or raise the damping"
-                ) from None
-        codes, scale, zero = (np.concatenate(found) for found in zip(*parts, strict=True))
-        return levels.packed(rows, weight.spec, codes, scale, zero, plans)
+    def _solve(
+        self, weight: Weight, levels: Levels, w: np.ndarray, h: np.ndarray | None, group: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """See `rounded`."""
+        try:
+            return rounded(w, np.eye(w.shape[1]) if h is None else h, levels, group, self)
+        except np.linalg.LinAlgError:
+            raise WeightsError(
+                f"{weight.origin}: the Hessian of {quoted(weight.name)} is not positive definite even with "
+                f"damping={self.damping}; measure it on more examples, or raise the damping"
+            ) from None
 
 
 def rounded(
