@@ -161,6 +161,7 @@ _EXPORTS: dict[str, str] = {
     "shrink": "shrinking.within:shrink",
     "tighten": "shrinking.tight:tighten",
     "Tight": "shrinking.tight:Tight",
+    "OnnxModule": "deploy.session:OnnxModule",
 }
 
 if TYPE_CHECKING:
@@ -192,6 +193,7 @@ if TYPE_CHECKING:
     from steelyard.core.weights import Weight as Weight
     from steelyard.core.weights import Weights as Weights
     from steelyard.core.where import where as where
+    from steelyard.deploy.session import OnnxModule as OnnxModule
     from steelyard.edit.adaround import AdaRound as AdaRound
     from steelyard.edit.awq import Awq as Awq
     from steelyard.edit.cast import Cast as Cast

@@ -39,7 +39,7 @@ def export_onnx(model: nn.Module, inputs: Sequence[Tensor], path: str | Path, *,
     path = Path(path)
     with tempfile.TemporaryDirectory() as folder, evaluating(model):
         temporary = Path(folder) / "model.onnx"
-        _export(model, tuple(inputs), str(temporary))
+        write_onnx(model, inputs, temporary)
         difference, scale, agreement = _compare(model, inputs, str(temporary))
         if not difference <= tolerance * max(1.0, scale):
             raise VerdictError(
@@ -52,6 +52,27 @@ def export_onnx(model: nn.Module, inputs: Sequence[Tensor], path: str | Path, *,
     row |= {"same decision": agreement, "examples": len(inputs[0])}
     units = {"file": "", "bytes": "B", "largest difference": "", "same decision": "%", "examples": ""}
     return Table.of("ONNX", units, [row])
+
+
+def write_onnx(model: nn.Module, inputs: Sequence[Tensor], path: str | Path) -> None:
+    """Write `model`, in the mode it is in, as ONNX with a free batch axis; nothing is compared.
+
+    Raises ModelError if it cannot be exported so.
+    """
+    require()
+    names = ["input"] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]
+    free = tuple({0: torch.export.Dim(_AXIS)} for _ in inputs)
+    try:
+        with _quiet(), torch.no_grad():
+            torch.onnx.export(
+                model, tuple(inputs), str(path), dynamo=True, input_names=names, output_names=["output"],
+                dynamic_shapes=free, external_data=False, verbose=False,
+            )  # fmt: skip
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"{type(model).__name__} cannot be exported to ONNX with a free batch axis: {first}"
+        ) from error
 
 
 def require() -> None:
@@ -75,23 +96,6 @@ def _quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
-
-
-def _export(model: nn.Module, inputs: tuple[Tensor, ...], path: str) -> None:
-    require()
-    names = ["input"] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]
-    free = tuple({0: torch.export.Dim(_AXIS)} for _ in inputs)
-    try:
-        with _quiet(), torch.no_grad():
-            torch.onnx.export(
-                model, inputs, path, dynamo=True, input_names=names, output_names=["output"],
-                dynamic_shapes=free, external_data=False, verbose=False,
-            )  # fmt: skip
-    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"{type(model).__name__} cannot be exported to ONNX with a free batch axis: {first}"
-        ) from error
 
 
 def _compare(model: nn.Module, inputs: Sequence[Tensor], path: str) -> tuple[float, float, float]:

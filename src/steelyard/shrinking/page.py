@@ -11,6 +11,9 @@ from steelyard.report.plots import Bars, Line
 from steelyard.report.units import written
 from steelyard.shrinking.within import Shrunk
 
+LOSSES = ("valid loss", "loss", "loss at most")
+GAINED = {"latency": "Faster", "memory": "In less memory"}
+
 
 def page(found: Shrunk, file: str) -> Page:
     """The report of a finished file."""
@@ -35,6 +38,18 @@ def page(found: Shrunk, file: str) -> Page:
         f"has fallen by no more than {most}, at {confidence} confidence. "
         f"These are the figures of the finished file as another process read it, bit for bit what was measured."
     )
+    if found.running is None:
+        sections, kind = _of_weights(found, file), "Smaller"
+    else:
+        figures, kind = [*_gains(found.running), *figures], GAINED[found.proof.meta["aim"]]
+        sections = _that_runs(found, found.running, file)
+    sections = [Section("The promise", promise, [found.proof]), *sections]
+    meta = {key: str(value) for key, value in found.proof.meta.items() if key in ("task", "steelyard", "python")}
+    return Page(f"{kind} within {tolerance}: {Path(file).name}", sections, meta, figures)
+
+
+def _of_weights(found: Shrunk, file: str) -> list[Section]:
+    """The sections of a file of weights."""
     load = (
         f"In Python, `steelyard.into_module(steelyard.open('{file}'), model)`; the tensors are ordinary parts of a "
         f"safetensors file. `steelyard convert {file} plain.safetensors` writes them plain. The file is smaller; it is "
@@ -42,17 +57,49 @@ def page(found: Shrunk, file: str) -> Page:
     )
     sizes = Bars(_largest(found.why), "tensor", ("bytes before", "bytes"), title="bytes by tensor", log=True)
     alt = "what each candidate loses on validation and proof examples against its bytes"
-    losses = ("valid loss", "loss", "loss at most")
-    against = Line(found.curve, "bytes", losses, title="loss against size", log_x=True, marks=True, alt=alt)
-    sections = [
-        Section("The promise", promise, [found.proof]),
+    against = Line(found.curve, "bytes", LOSSES, title="loss against size", log_x=True, marks=True, alt=alt)
+    return [
         Section("Where the bytes went", "", [found.why], [sizes]),
         Section("What was tried", "The proof goes from the largest candidate to the smallest, and ends at the first "
                 "that fails.", [found.curve], [against]),
         Section("How to load it", load),
     ]  # fmt: skip
-    meta = {key: str(value) for key, value in found.proof.meta.items() if key in ("task", "steelyard", "python")}
-    return Page(f"Smaller within {tolerance}: {Path(file).name}", sections, meta, figures)
+
+
+def _that_runs(found: Shrunk, running: Table, file: str) -> list[Section]:
+    """The sections of an ONNX file."""
+    speed = (
+        f"Measured in ONNX Runtime {running.meta['onnxruntime']}, on one thread of this processor "
+        f"({running.meta['processor']}), against the model in float32 there, in {running.meta['rounds']} rounds in "
+        "which both took turns. On another processor it has to be measured again."
+    )
+    load = (
+        f"Any program that runs ONNX: `onnxruntime.InferenceSession('{file}')`. In Python with PyTorch, "
+        f"`steelyard.OnnxModule('{file}')(inputs)` gives its outputs as the model gave them."
+    )
+    gain = next(c.name for c in found.curve.columns if c.unit == "x")
+    tried = replace(found.curve, rows=tuple(row for row in found.curve.rows if row[gain] is not None))
+    alt = "what each file loses on validation and proof examples against what it gains"
+    against = Line(tried, gain, LOSSES, title="loss against what is gained", marks=True, alt=alt)
+    return [
+        Section("How fast it is", speed, [running]),
+        Section("What is left of each tensor", "", [found.why]),
+        Section("What was tried", "The proof goes from the safest of the files that gain to the one that gains most, "
+                "and ends at the first that fails.", [found.curve], [against]),
+        Section("How to load it", load),
+    ]  # fmt: skip
+
+
+def _gains(running: Table) -> list[KeyFigure]:
+    figures = []
+    for row in running.rows[:1]:
+        least = written(row["faster at least"], "x")
+        figures.append(KeyFigure("faster", row["faster"], "x", f"at least {least} at 95 % confidence"))
+    last = running.rows[-1]
+    if last["memory"] is not None:
+        note = f"{written(last['memory before'], 'B')} before, {last['examples']} examples at once"
+        figures.append(KeyFigure("memory", last["memory"], "B", note))
+    return figures
 
 
 def _largest(why: Table, count: int = 30) -> Table:

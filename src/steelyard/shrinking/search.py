@@ -182,17 +182,18 @@ class Search:
                 break
             accepted = found
         if accepted is None:
-            raise VerdictError(self._alternative(self.tried[0]))
+            raise VerdictError(self.alternative(self.tried[0].bytes, self.tried[0].test))
         return accepted
 
-    def _alternative(self, failed: Candidate) -> str:
-        needed, bound = self.promise.needed(failed.test), self.promise.bound(failed.test)
+    def alternative(self, size: int, worse: np.ndarray) -> str:
+        """What could be promised of the safest candidate, of so many bytes, which failed on the proof examples."""
+        needed, bound = self.promise.needed(worse), self.promise.bound(worse)
         more = f"{needed:,} examples like these would prove {self.promise.tolerance:g}" if needed else \
                f"no number of examples like these would prove {self.promise.tolerance:g}"  # fmt: skip
         return (
-            f"the safest candidate ({failed.bytes:,} bytes) may lose {bound:.4g} of {self.task.headline} on the "
-            f"{len(failed.test)} proof examples (measured: {failed.test.mean():.4g}), the tolerance is "
-            f"{self.promise.tolerance:g}: {more}; a tolerance of {bound:.2g} would have been kept. Nothing is written"
+            f"the safest candidate ({size:,} bytes) may lose {bound:.4g} of {self.task.headline} on the {len(worse)} "
+            f"proof examples (measured: {worse.mean():.4g}), the tolerance is {self.promise.tolerance:g}: {more}; "
+            f"a tolerance of {bound:.2g} would have been kept. Nothing is written"
         )
 
 

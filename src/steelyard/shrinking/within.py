@@ -13,25 +13,30 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from torch import nn
 
 from steelyard import formats
 from steelyard.core.table import Table
 from steelyard.core.weights import Weights
+from steelyard.deploy.onnx import require
 from steelyard.errors import ModelError, VerdictError
 from steelyard.formats.base import staging, writing
 from steelyard.formats.module import from_module
-from steelyard.learn.options import check_not_negative
+from steelyard.learn.options import check_choice, check_not_negative
 from steelyard.learn.task import Task
-from steelyard.shrinking import account
+from steelyard.shrinking import account, running
+from steelyard.shrinking.contest import Aim, Contest
 from steelyard.shrinking.deep import MATRICES
 from steelyard.shrinking.journal import Journal, fingerprint
 from steelyard.shrinking.promise import Promise
 from steelyard.shrinking.reread import reread
 from steelyard.shrinking.search import Candidate, Say, Search
+
+SPLITS = "train: widths, students and ranges; valid: one half ends each ladder, both rank; test: proves, nothing else"
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Shrunk:
     proof: Table  # one row: before, after, the bound, the bytes
     why: Table  # a row for each tensor
     curve: Table  # a row for each candidate that was measured, the largest first
+    running: Table | None = None  # time and memory before and after, of a file that runs; None: it holds weights alone
 
 
 def shrink(
@@ -49,6 +55,7 @@ def shrink(
     task: Task,
     target: str | Path | None = None,
     *,
+    aim: Aim = "file",
     tolerance: float = 0.005,
     confidence: float = 0.95,
     epochs: int = 30,
@@ -67,10 +74,15 @@ def shrink(
         model: trained.
         task: its data, loss and metrics; the first metric counts.
         target: the file to write, or to replace (None: none).
+        aim: what is to be least: 'file', the bytes of a file of weights; 'latency', the processor seconds of one
+            example in ONNX Runtime on one thread here, or 'memory', what a batch takes there at most: then the file is
+            ONNX (``.onnx``, of eight bits, of fewer blocks and narrower layers, or both), and it is compared with
+            the original in ONNX Runtime in float32. Needs the extra ``deploy``.
         tolerance: how much worse the metric may be in truth, in its own unit: 0.005 is half a point of accuracy.
         confidence: of the promise; one-sided.
         epochs: of training for size (`tighten`), after what rounding alone gives; half as many at each higher price of
-            a bit. 0 leaves training out: only inputs are needed then, no labels.
+            a bit; a third as many after each narrowing, for latency and memory. 0 leaves training (and
+            narrowing) out: only inputs are needed then, no labels.
         seed: of everything random.
         checkpoint: a folder that keeps what was found, so that a search that was broken off, or one with another
             tolerance, goes on from there.
@@ -80,6 +92,12 @@ def shrink(
     number, a model that is no better than chance; VerdictError where no candidate keeps the promise, with the best
     honest alternative, and where the file does not hold what it was meant to. Nothing is left under the name then.
     """
+    check_choice("aim", aim, get_args(Aim))
+    place = None if target is None else Path(target)
+    if aim != "file":
+        require()
+        if place is not None and place.suffix != ".onnx":
+            raise ModelError(f"for {aim} the file is ONNX: expected a name that ends in .onnx, found {place.name!r}")
     promise = Promise(tolerance, confidence)
     check_not_negative(epochs=epochs)
     original = from_module(model).settle()
@@ -89,14 +107,31 @@ def shrink(
     search = Search(model, task, original, promise, Journal(checkpoint, about), seed, say or _silent)
     began = time.perf_counter()
     search.precondition()
+    if aim != "file":
+        return _won(search, aim, epochs, place, began)
     smallest = search.smallest()
     if epochs:
         search.trained(epochs)
     found = search.proven(smallest)
-    kept, sizes = _finished(search, found, None if target is None else Path(target))
+    kept, sizes = _finished(search, found, place)
     search.say("done", 1.0)
     seconds = time.perf_counter() - began
     return Shrunk(kept, account.proof(search, found, sizes, seconds), account.why(search, found), account.curve(search))
+
+
+def _won(search: Search, aim: Aim, epochs: int, target: Path | None, began: float) -> Shrunk:
+    """The winner of a contest of files that run, and its tables."""
+    with tempfile.TemporaryDirectory() as folder:
+        contest = Contest(search, aim, Path(folder))
+        contest.enter(-(-epochs // 3))
+        found = contest.finished(contest.proven(contest.ranked()), target)
+        speed = running.measured(contest.original, found.file, contest.batch)
+        sizes = (contest.original.stat().st_size, found.bytes)
+        search.say("done", 1.0)
+        proof = account.proof(search, found, sizes, time.perf_counter() - began)
+        proof = replace(proof, meta={**proof.meta, "splits": SPLITS, "aim": aim})
+        tables = (proof, running.left(contest, found), running.entries(contest))
+        return Shrunk(formats.open(found.file).settle(), *tables, speed)
 
 
 def _finished(search: Search, found: Candidate, target: Path | None) -> tuple[Weights, tuple[int, int]]:

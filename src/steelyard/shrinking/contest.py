@@ -1,0 +1,252 @@
+"""Files that run, and which of them wins: the fastest, or the one that takes least memory, within a tolerance.
+
+Decides which files are made, which are worth measuring, and the order of the proof. What students there are is
+`narrower`; how a file is rounded is `deploy.int8`, how it is measured `deploy.apart`; what a promise is `promise`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from steelyard.deploy import apart
+from steelyard.deploy.int8 import FORMS, quantized
+from steelyard.deploy.onnx import write_onnx
+from steelyard.deploy.session import OnnxModule
+from steelyard.errors import ModelError, VerdictError
+from steelyard.formats.base import staging, writing
+from steelyard.learn.evaluate import evaluating, outcomes
+from steelyard.learn.task import Batch, Split, first_batch, per_example
+from steelyard.shrinking.deep import lost
+from steelyard.shrinking.narrower import Ladder, Rung
+from steelyard.shrinking.search import Search
+
+Aim = Literal["file", "latency", "memory"]
+CALIBRATION = 8  # batches whose activations say how wide a range of eight bits has to be
+PEAKS = 3  # processes for each file: what they hold differs by a percent
+PLAIN = "float32"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A file that runs, and how it did."""
+
+    name: str
+    file: Path
+    module: nn.Module  # the student whose weights it has, in float32
+    valid: np.ndarray  # how much worse each validation example came out
+    costs: np.ndarray | None = None  # of the original over its own, by round; None: not measured
+    test: np.ndarray | None = None  # how much worse each proof example came out; None: not asked
+
+    @property
+    def gain(self) -> float:
+        """How many times faster, or less, than the original in float32."""
+        return float("nan") if self.costs is None else float(np.median(self.costs))
+
+    @property
+    def gain_at_least(self) -> float:
+        """The lower end of the interval of the median at 95 %, one-sided: an order statistic of the rounds."""
+        assert self.costs is not None
+        return lower_median(self.costs)
+
+    @property
+    def bytes(self) -> int:
+        """Of the file."""
+        return self.file.stat().st_size
+
+
+class Contest:
+    """The state of one contest; its methods are called in their order. `folder` is where the files lie meanwhile."""
+
+    def __init__(self, search: Search, aim: Aim, folder: Path):
+        self.search, self.aim, self.folder = search, aim, folder
+        self.task, self.promise = search.task, search.promise
+        self.made: list[Contender] = []
+        self.failed: dict[str, str] = {}  # what could not be made, and why
+        self.tried: list[Contender] = []  # in the proof
+        self.batch = [x.numpy() for x in first_batch(self.task, "valid").arguments]
+        self.original = folder / "original.onnx"
+
+    @property
+    def measured_on(self) -> list[np.ndarray]:
+        """What decides: one example where time counts, a batch where memory does."""
+        return [x[:1] for x in self.batch] if self.aim == "latency" else self.batch
+
+    def enter(self, epochs: int) -> None:
+        """Make the files: of the original, and of students as long as validation bears them."""
+        self._say("the original", 0.05)
+        self._write(self.search.model, self.original)
+        for form in FORMS:
+            self._add("as it is", self.search.model, form, self.original)
+        if not epochs:
+            return
+        ladder = Ladder(self.search.model, self.task, self.search.journal, epochs, self.search.seed)
+        start, student = [("", self.search.model), *self._climbed(ladder.shallower(), 0.1)][-1]
+        self._climbed(ladder.narrower(start, student), 0.4)
+
+    def _climbed(self, rungs: Iterator[Rung], begin: float) -> list[Rung]:
+        """The rungs that validation bears, each made in all its forms; the first that it does not bear ends it."""
+        borne: list[Rung] = []
+        for i, (name, student) in enumerate(rungs):
+            self._say(name, begin + 0.05 * min(i, 5))
+            plain = self.folder / f"{len(self.made)}-{len(self.failed)}.onnx"
+            worse = lost(self.task, self.search.before["valid"], self._outcomes(student, "valid"))
+            if not self._hopeful(worse[::2]):
+                self.failed[f"{name}, {PLAIN}"] = f"loses {worse[::2].mean():.4f} of {self.task.headline}"
+                break
+            self._write(student, plain)
+            self.made.append(self._measured(f"{name}, {PLAIN}", plain, student))
+            for form in FORMS:
+                self._add(name, student, form, plain)
+            borne.append((name, student))
+        return borne
+
+    def _write(self, module: nn.Module, file: Path) -> None:
+        with evaluating(module):
+            write_onnx(module, first_batch(self.task, "valid").arguments, file)
+
+    def _add(self, name: str, student: nn.Module, form: str, plain: Path) -> None:
+        name = f"{name}, {form}"
+        file = self.folder / f"{len(self.made)}-{len(self.failed)}.onnx"
+        try:
+            quantized(plain, file, form, ([x.numpy() for x in b.arguments] for b in self._calibration()))
+            self.made.append(self._measured(name, file, student))
+        except ModelError as error:
+            self.failed[name] = str(error)
+
+    def _calibration(self) -> Iterable[Batch]:
+        return islice(self.task.batches("train", 0), CALIBRATION)
+
+    def _measured(self, name: str, file: Path, student: nn.Module) -> Contender:
+        worse = lost(self.task, self.search.before["valid"], self._outcomes(OnnxModule(file), "valid"))
+        return Contender(name, file, student, worse)
+
+    def _outcomes(self, model: nn.Module, split: Split) -> np.ndarray:
+        self.search.evaluations += 1
+        return outcomes(model, self.task, split)[self.task.headline]
+
+    def _hopeful(self, worse: np.ndarray) -> bool:
+        return self.promise.would(worse, len(self.search.before["test"]))
+
+    def ranked(self) -> list[Contender]:
+        """The contenders that gain and that validation holds to be provable, none both slower and worse than another.
+
+        Those that lose least come first. Raises VerdictError where there is none.
+        """
+        self._say("what is gained", 0.8)
+        hopeful = [c for c in self.made if self._hopeful(c.valid[::2]) and self._hopeful(c.valid[1::2])]
+        if not hopeful:
+            least = min(self.made, key=lambda c: float(c.valid.mean()), default=None)
+            raise VerdictError(
+                f"every form of this model that runs loses more than {self.promise.tolerance:g} of "
+                f"{self.task.headline} on validation data{_closest(least)}: nothing is written"
+            )
+        hopeful = [replace(c, costs=costs) for c, costs in zip(hopeful, self._gains(hopeful), strict=True)]
+        self.made = [next((h for h in hopeful if h.name == c.name), c) for c in self.made]
+        gaining = [c for c in hopeful if c.gain_at_least > 1]
+        if not gaining:
+            raise VerdictError(self.no_gain(max(hopeful, key=lambda c: c.gain)))
+        front: list[Contender] = []
+        for found in sorted(gaining, key=lambda c: (-c.gain, c.valid.mean())):
+            if not front or found.valid.mean() < front[-1].valid.mean():
+                front.append(found)
+        return front[::-1]
+
+    def no_gain(self, best: Contender) -> str:
+        """That there is nothing to gain here, and whether there is in bytes."""
+        what = "smaller, not faster here" if self.aim == "latency" else "smaller in the file, not in memory"
+        before, after = self.original.stat().st_size, best.bytes
+        size = f" ({after:,} bytes instead of {before:,}: {what})" if after < before else ""
+        kind = "faster than" if self.aim == "latency" else "in less memory than"
+        return (
+            f"no form within the tolerance runs {kind} ONNX Runtime in float32 on this processor; the best, "
+            f"{best.name!r}, has {best.gain:.2f} times its {'speed' if self.aim == 'latency' else 'room'}{size}: "
+            "nothing is written"
+        )
+
+    def _gains(self, found: list[Contender]) -> list[np.ndarray]:
+        files = [self.original, *(c.file for c in found)]
+        if self.aim == "latency":
+            seconds = apart.race(files, self.measured_on)
+            return list(seconds[0] / seconds[1:])
+        peaks = [[apart.peak(file, self.measured_on) for _ in range(PEAKS)] for file in files]
+        if None in peaks[0]:
+            raise ModelError("what memory a process takes is read from /proc, which this system does not have")
+        return list(np.array(peaks[0], float) / np.array(peaks[1:], float))
+
+    def proven(self, front: list[Contender]) -> Contender:
+        """The one that gains most of those that the proof accepts, from the safest on until one fails.
+
+        Raises VerdictError if the first one fails.
+        """
+        accepted = None
+        for i, found in enumerate(front):
+            self._say(f"proving {found.name}", 0.85 + 0.1 * i / len(front))
+            worse = lost(self.task, self.search.before["test"], self._outcomes(OnnxModule(found.file), "test"))
+            self.tried.append(replace(found, test=worse))
+            if not self.promise.kept(worse):
+                break
+            accepted = self.tried[-1]
+        if accepted is None:
+            raise VerdictError(self.search.alternative(self.tried[0].bytes, worse))
+        return accepted
+
+    def finished(self, found: Contender, target: Path | None) -> Contender:
+        """The winner under the name `target`, once another process has read it there and done with it what was proven.
+
+        Raises VerdictError if it does something else; nothing is left under the name then.
+        """
+        if target is None:
+            self._check(found, found.file)
+            return found
+        with staging(target, target) as (file, unproven):
+            file.write(found.file.read_bytes())
+            os.fsync(file.fileno())
+            self._check(found, unproven)
+            with writing(target):
+                unproven.replace(target)
+        return replace(found, file=target)
+
+    def _check(self, found: Contender, file: Path) -> None:
+        batches = list(self.task.batches("test", 0))
+        try:
+            digest, outputs = apart.answers(file, [[x.numpy() for x in batch.arguments] for batch in batches])
+        except ModelError as error:
+            raise VerdictError(f"the finished file does not run, nothing is kept: {error}") from error
+        if digest != apart.digest(found.file):
+            raise VerdictError("the finished file has other bytes than the one that was proven: nothing is kept")
+        name, metric = self.task.headline, self.task.metrics[self.task.headline]
+        values = [per_example(metric, torch.from_numpy(o), b, name) for o, b in zip(outputs, batches, strict=True)]
+        worse = lost(self.task, self.search.before["test"], torch.cat(values).double().numpy())
+        if found.test is None or worse.tolist() != found.test.tolist():
+            raise VerdictError(
+                f"the finished file, run by another process, loses {worse.mean():.4g} of {name} on the proof examples, "
+                "and not what it lost before it was written: nothing is kept"
+            )
+
+    def _say(self, what: str, done: float) -> None:
+        self.search.say(what, done)
+
+
+def lower_median(values: np.ndarray, confidence: float = 0.95) -> float:
+    """A number that the true median exceeds at this confidence, whatever the distribution; of one value, that one.
+
+    >>> lower_median(np.arange(1.0, 32.0))
+    11.0
+    """
+    from scipy.stats import binom
+
+    rank = max(int(binom.ppf(1 - confidence, len(values), 0.5)), 1)
+    return float(np.sort(values)[rank - 1])
+
+
+def _closest(least: Contender | None) -> str:
+    return "" if least is None else f" (least of all {least.name!r}: {least.valid.mean():.4g})"

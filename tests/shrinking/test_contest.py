@@ -1,0 +1,201 @@
+"""Files that run: the one that gets the name gains, keeps the promise, and is what was proven. Speeds are planted."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from steelyard.deploy import apart
+from steelyard.deploy.session import OnnxModule
+from steelyard.errors import ModelError, UnknownNameError, VerdictError
+from steelyard.learn.data import Examples
+from steelyard.learn.evaluate import outcomes
+from steelyard.learn.measures import accuracy, cross_entropy
+from steelyard.learn.run import train
+from steelyard.learn.task import SPLITS, Task
+from steelyard.shrinking import contest, narrower
+from steelyard.shrinking.page import page
+from steelyard.shrinking.within import shrink
+
+
+class Block(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.inner = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.relu(self.inner(x))
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    g = torch.Generator().manual_seed(0)
+    centres = torch.randn(4, 20, generator=g) * 0.9
+    y = {split: torch.arange(1200) % 4 for split in SPLITS}
+    x = {split: centres[y[split]] + torch.randn(1200, 20, generator=g) for split in SPLITS}
+
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Linear(20, 64), Block(64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
+
+    return Task("blobs", build, Examples(x, y, 64, 0), cross_entropy, {"accuracy": accuracy})
+
+
+@pytest.fixture(scope="module")
+def model(task: Task) -> nn.Module:
+    return train(task, epochs=4, progress=False).model
+
+
+@pytest.fixture
+def by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor on which a file takes a second for each megabyte."""
+
+    def race(files: list[Path], batch: list[np.ndarray], rounds: int = 31) -> np.ndarray:
+        return np.array([[file.stat().st_size / 1e6] * rounds for file in files])
+
+    monkeypatch.setattr(apart, "race", race)
+
+
+def test_the_file_gains_and_keeps_the_promise(task: Task, model: nn.Module, by_bytes: None, tmp_path: Path) -> None:
+    target = tmp_path / "fast.onnx"
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    found = shrink(model, task, target, aim="latency", tolerance=0.03, epochs=6)
+    row, speed = found.proof.rows[0], found.running.rows[0]
+    assert outcomes(OnnxModule(target), task, "test")["accuracy"].mean() == row["accuracy"]
+    assert row["loss"] <= row["loss at most"] <= 0.03
+    assert row["bytes"] == target.stat().st_size
+    assert speed["faster"] == pytest.approx(row["smaller"])
+    assert list(tmp_path.iterdir()) == [target]
+    names = found.curve.column("candidate")
+    assert {"as it is, int8", "1 of 1 blocks gone, float32"} <= set(names)
+    assert any("of the multiplications, int8" in name for name in names)
+    assert "gone" in found.why.column("shape") or max(found.why.column("left")) <= 1
+    assert sum(found.why.column("weights")) < sum(found.why.column("weights before"))
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+    written = page(found, "fast.onnx")
+    assert written.title.startswith("Faster within 3.00 pp")
+
+
+def test_the_proof_examples_choose_nothing(task: Task, model: nn.Module, by_bytes: None) -> None:
+    """With other proof examples that prove as much, the same candidate comes out."""
+    data = task.batches
+    other = Examples({**data.inputs, "test": data.inputs["train"]}, {**data.targets, "test": data.targets["train"]},
+                     64, 0)  # fmt: skip
+    a, b = (shrink(model, t, aim="latency", tolerance=0.05, epochs=0) for t in (task, replace(task, batches=other)))
+    assert a.why.meta["candidate"] == b.why.meta["candidate"]
+
+
+def test_smaller_and_not_faster_is_a_no(
+    task: Task, model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = [1.0, 1.5, 1.25, 1.3]
+    monkeypatch.setattr(apart, "race", lambda files, *_: np.array([[s] * 31 for s in seconds[: len(files)]]))
+    with pytest.raises(VerdictError, match=r"'as it is, int8', has 0\.80 times its speed.*smaller, not faster here"):
+        shrink(model, task, tmp_path / "fast.onnx", aim="latency", tolerance=0.03, epochs=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_gain_that_may_be_chance_is_none(task: Task, model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A median of 1.1 of which eleven rounds of thirty-one are below 1."""
+    rounds = np.array([1 / 0.9] * 11 + [1 / 1.1] * 20)
+    monkeypatch.setattr(apart, "race", lambda files, *_: np.array([np.ones(31)] + [rounds] * (len(files) - 1)))
+    with pytest.raises(VerdictError, match="no form within the tolerance runs faster"):
+        shrink(model, task, aim="latency", tolerance=0.03, epochs=0)
+
+
+def test_nothing_is_written_where_the_safest_fails(
+    task: Task, model: nn.Module, by_bytes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = contest.Contest._outcomes
+
+    def planted(self: contest.Contest, module: nn.Module, split: str) -> np.ndarray:
+        found = measure(self, module, split)
+        return found * (np.arange(len(found)) >= 60) if split == "test" else found
+
+    monkeypatch.setattr(contest.Contest, "_outcomes", planted)
+    target = tmp_path / "fast.onnx"
+    target.write_bytes(b"what was there")
+    with pytest.raises(VerdictError, match=r"the safest candidate .* may lose 0\.06.* the tolerance is 0\.03"):
+        shrink(model, task, target, aim="latency", tolerance=0.03, epochs=0)
+    assert target.read_bytes() == b"what was there"
+
+
+def test_what_loses_too_much_is_named(task: Task, model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = contest.Contest._outcomes
+    monkeypatch.setattr(contest.Contest, "_outcomes", lambda *given: measure(*given) * 0.5)
+    with pytest.raises(VerdictError, match=r"every form .* loses more than 0\.03 .* \(least of all 'as it is, int8"):
+        shrink(model, task, aim="latency", tolerance=0.03, epochs=0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_file_that_holds_something_else_never_gets_the_name(
+    task: Task, model: nn.Module, by_bytes: None, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random, sync = np.random.default_rng(seed), os.fsync
+
+    def damaging(number: int) -> None:
+        size = os.fstat(number).st_size
+        if seed % 3 == 0:
+            os.ftruncate(number, int(random.integers(size)))
+        else:
+            place = int(random.integers(size))
+            os.pwrite(number, bytes([os.pread(number, 1, place)[0] ^ (1 << int(random.integers(8)))]), place)
+        sync(number)
+
+    monkeypatch.setattr(contest.os, "fsync", damaging)
+    with pytest.raises(VerdictError):
+        shrink(model, task, tmp_path / "fast.onnx", aim="latency", tolerance=0.03, epochs=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_does_something_else_is_refused(
+    task: Task, model: nn.Module, by_bytes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = apart.answers
+
+    def other(file: Path, batches: list) -> tuple[str, list[np.ndarray]]:
+        digest, outputs = answers(file, batches)
+        return digest, [-x for x in outputs]
+
+    monkeypatch.setattr(apart, "answers", other)
+    with pytest.raises(VerdictError, match=r"run by another process, loses .* not what it lost before"):
+        shrink(model, task, tmp_path / "fast.onnx", aim="latency", tolerance=0.03, epochs=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_students_are_trained_once(
+    task: Task, model: nn.Module, by_bytes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(narrower, "KEPT", (0.5,))
+    first = shrink(model, task, aim="latency", tolerance=0.03, epochs=6, checkpoint=tmp_path)
+    monkeypatch.setattr(narrower, "train", None)
+    again = shrink(model, task, aim="latency", tolerance=0.03, epochs=6, checkpoint=tmp_path)
+    assert first.curve.column("candidate") == again.curve.column("candidate")
+    assert first.why.rows == again.why.rows
+
+
+@pytest.mark.skipif(not apart._STATUS.exists(), reason="only Linux says")
+def test_memory(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a wide net, weights are most of what it takes."""
+    wide = task.with_model(lambda: nn.Sequential(nn.Linear(20, 1000), nn.ReLU(), nn.Linear(1000, 1500), nn.ReLU(),
+                                                 nn.Linear(1500, 4)))  # fmt: skip
+    made = train(wide, epochs=1, progress=False).model
+    found = shrink(made, wide, tmp_path / "small.onnx", aim="memory", tolerance=0.03, epochs=0)
+    row = found.running.rows[-1]
+    assert row["memory"] < row["memory before"] - 2e6
+    assert "less memory" in [column.name for column in found.curve.columns]
+    monkeypatch.setattr(apart, "peak", lambda *_: None)
+    with pytest.raises(ModelError, match="which this system does not have"):
+        shrink(made, wide, aim="memory", tolerance=0.03, epochs=0)
+
+
+def test_errors(task: Task, model: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"expected a name that ends in \.onnx, found 'fast\.safetensors'"):
+        shrink(model, task, tmp_path / "fast.safetensors", aim="latency")
+    with pytest.raises(UnknownNameError, match="latency"):
+        shrink(model, task, aim="latecy")  # type: ignore[arg-type]
