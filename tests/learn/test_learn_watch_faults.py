@@ -216,6 +216,17 @@ def test_rates_that_are_far_off(rate, word, monkeypatch):
     assert (word, "model") in found
 
 
+def test_a_rate_is_too_low_while_the_loss_falls_although_gradients_are_all_noise():
+    for falls, expected in ((True, ["rate too low"]), (False, [])):  # a training that is at its end goes nowhere
+        faults = rules.Faults(["a.weight"], ["a"], np.array([True]))
+        random, one = np.random.default_rng(0), np.ones(1)
+        faults.agreed(32, -0.1, 1.0)
+        for step in range(160):
+            faults.noted(2.0 - 0.001 * step * falls + 0.05 * random.normal())
+            list(faults.stepped(step, 1e-4, one, 2e-4 * one, one > 0, [""]))
+        assert [f.fault for f in faults.found] == expected
+
+
 def test_a_rate_that_is_warming_up_is_not_too_low():
     model = mlp()
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-5)

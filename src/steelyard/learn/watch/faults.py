@@ -15,6 +15,7 @@ from itertools import islice
 import numpy as np
 
 from steelyard.learn.verdicts import WORDS
+from steelyard.learn.watch.pairing import Pairing
 from steelyard.learn.watch.taps import Layer
 
 DEAD = 0.6  # of a layer's units, at each of the last looks; up to half are no rarity in healthy ReLU nets
@@ -27,14 +28,16 @@ LOOKS = 3  # at which it must be seen, each with another batch
 STILL = 10  # steps without any move, while others move
 HIGH = 0.3  # update ratio: weights that are replaced within three steps cannot keep what they learn
 TRIED = 150  # steps after which a loss should have moved
-PATH = 0.1  # sum of update ratios over those steps: weights that go no further learn little of what is new
+PATH = 0.1  # sum of update ratios over those steps: weights that went further have had the chance to learn
+SHORT = 0.06  # and those that went no further hardly; 100 times too low are 0.04 at most, healthy ones 0.08 at least
+FALLING = 3.0  # standard errors by which the loss is lower in the last third of the steps than in the first
 LEARNED = 0.3  # of the first loss: below that it has learned, however short the way
 FALLEN = 0.1  # share of the loss: less than that is no progress; some slow healthy trainings make 12 %
-GUESSED = 0.6  # of the logarithm of the number of outputs: a loss above that is about that of guessing
 LOOKUPS, UNSEEN = 50, 0.1  # look-ups for each row after which no more than that share, rare ones, is still unmet
 AGREED = 0.1  # of a gradient's square is common to two batches in a row while there is a common way to go ...
 SINGLE = 0.5  # ... and more than that while it is the same way, and slow
-CROSS = 0.5  # how far the first loss may be off the logarithm of the number of outputs, relatively, for a cross-entropy
+BATCHES = 20  # from which on outputs that do not know their labels say something
+UNSURE = 3.0  # standard deviations: what is beyond chance to some, and not to all, who look at a hundred trainings
 SPREAD = 0.5  # of a squared loss: outputs whose variance is less than that say little of each example
 COMMON = 16  # steps in which what is common is the mean of the targets
 
@@ -89,7 +92,7 @@ class Faults:
     tensors: Sequence[str]
     layers: Sequence[str]
     matrices: np.ndarray
-    outputs: int = 0  # of the model, for each example; 0 if it is not known
+    pairing: Pairing = field(default_factory=Pairing)  # of the outputs and their labels
     found: list[Fault] = field(default_factory=list)
     _told: set[tuple[str, str]] = field(default_factory=set)
     _streaks: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -237,7 +240,8 @@ class Faults:
         text += f"{100 * share:.0f} % in common, and the matrices moved by {path:.2g} of their size in all (median)"
         blamed = any(f.fault == "rate too high" or (f.where != MODEL and f.severity == "error") for f in self.found)
         explained = any(f.fault not in BESIDE for f in self.found)
-        if path < PATH and share >= AGREED and last > LEARNED * first and not blamed:
+        to_go = share >= AGREED or _falling(losses) >= FALLING  # a training at its end has nowhere to go
+        if path < SHORT and to_go and last > LEARNED * first and not blamed:
             yield from self.tell(step, "rate too low", MODEL, text)
         elif path >= PATH and share < SINGLE and not explained and (why := self._guessing(losses, last)):
             yield from self.tell(step, "loss as of shuffled labels", MODEL, f"{text}; {why}")
@@ -245,16 +249,26 @@ class Faults:
     def _guessing(self, losses: Sequence[float], last: float) -> str:
         """What shows that nothing was learned of single examples; '' if nothing does.
 
-        A cross-entropy stays near that of guessing. Of a squared error, the outputs vary less than they are off.
+        With a cross-entropy the outputs do not know the labels of their own examples. With another loss, which has to
+        be a squared error for that, it has not fallen, and the outputs vary less than they are off.
         """
-        first = _mean(losses[:5])
-        if last <= (1 - FALLEN) * min(first, _mean(losses[5:30])):
+        if (found := self.pairing).shown:
+            if found.batches < BATCHES or found.sure or abs(found.score) >= UNSURE:
+                return ""
+            text = f"over {found.examples:,} new examples the outputs go with the labels of others as well as with "
+            return f"{text}their own ({found.score:.1f} standard deviations apart)"
+        first, varied = _mean(losses[:5]), self._spread**2
+        if last <= (1 - FALLEN) * min(first, _mean(losses[5:30])) or varied >= SPREAD * last:
             return ""
-        guess = math.log(self.outputs) if self.outputs > 1 else math.inf
-        if abs(first - guess) < CROSS * guess < math.inf:
-            return f"guessing among {self.outputs} would cost {guess:.3g}" if last > GUESSED * guess else ""
-        varied = self._spread**2
-        return f"the outputs vary by {varied:.2g} over the examples" if varied < SPREAD * last else ""
+        return f"the outputs vary by {varied:.2g} over the examples"
+
+
+def _falling(losses: Sequence[float]) -> float:
+    """By how many standard errors the last third of the losses is below the first, without its very first ones."""
+    third = len(losses) // 3
+    early, late = np.array(losses[third // 3 : third // 3 + third]), np.array(losses[-third:])
+    error = math.sqrt((early.var(ddof=1) + late.var(ddof=1)) / third)
+    return float(early.mean() - late.mean()) / error if error else 0.0
 
 
 def _scales(layer: Layer) -> str:
