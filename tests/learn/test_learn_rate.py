@@ -145,6 +145,16 @@ def test_the_middle_of_the_rates_that_are_as_good_as_the_best() -> None:
     assert best_rate([replace(t, value=-t.value) for t in trials], lower=True) == pytest.approx(0.1)
 
 
+def test_rates_that_are_as_accurate_are_told_apart_by_the_loss(blobs: Callable[..., Task]) -> None:
+    task = replace(blobs(), metrics={"accuracy": lambda out, y: torch.ones(len(y))})  # always right
+    found = find_lr(None, task, "sgd", epochs=4, effort="quick")
+    rows = [row for row in found.rows if row["judged by"] == "accuracy"]
+    assert {row["value"] for row in rows} == {1.0}
+    by_loss = find_lr(None, replace(task, metrics={"loss": task.loss}), "sgd", epochs=4, effort="quick")
+    assert max(row["rate"] for row in rows) >= by_loss.meta["rate"]  # it did not walk off to where nothing is learned
+    assert min(row["rate"] for row in rows) > 1e-4
+
+
 def test_what_cannot_be_tried_is_named(task: Task) -> None:
     model = build_seeded(task)
     before = model[0].weight.detach().clone()

@@ -67,10 +67,11 @@ def find_lr(
     again and again, a DataLoader say; then ``loss`` is a function of (outputs, targets), the mean over the batch, and
     ``valid`` more such batches. optimizer, epochs, schedule, weight_decay, seed: those of the run that is meant.
 
-    Judged by the task's first metric on validation examples, or the loss; by the training loss of the last quarter
-    of the steps where there are none. Of the rates that are within half a standard error of the best, the (geometric)
-    middle is returned: a run with another seed should not fall off an edge. effort: "full" costs about eight runs,
-    "quick", whose longest runs are a quarter, three; ``meta["cost"]`` says it, in steps over the steps of a run.
+    Judged by the task's first metric on validation examples, equal values by the loss; by the training loss of the
+    last quarter of the steps where there are none. Of the rates that are within half a standard error of the best, the
+    (geometric) middle is returned: a run with another seed should not fall off an edge. effort: "full" costs about
+    eight runs, "quick", whose longest runs are a quarter, three; ``meta["cost"]`` says it, in steps over the steps of
+    a run.
 
     Parameters, buffers, gradients, modes, the optimizer, the generators of Python, numpy and torch, and those of a
     DataLoader are put back bit for bit, also after an error or Ctrl-C. Raises ModelError if no rate trains.
@@ -119,6 +120,7 @@ class Trial:
     metric: str
     value: float  # of the metric; infinitely bad where training diverged
     error: float = 0.0  # the standard error of the value
+    loss: float = math.inf  # tells rates apart whose values are the same
     failure: ModelError | None = None
 
 
@@ -138,7 +140,7 @@ def best_rate(trials: Sequence[Trial], *, lower: bool) -> float:
 
 
 def _best(trials: Sequence[Trial], lower: bool) -> Trial:
-    best = (min if lower else max)(trials, key=lambda t: t.value)
+    best = min(trials, key=lambda t: (t.value if lower else -t.value, t.loss))
     if not math.isfinite(best.value):
         raise trials[0].failure or ModelError("no learning rate trains this model")
     return best
@@ -196,21 +198,22 @@ class _Bench:
             with run:
                 for _ in run:
                     pass
-            found = self._judged(run, metric)
+            found, losses = self._judged(run, metric)
         except ModelError as error:
             found, failure = np.array([np.nan]), error
         if not np.isfinite(found).all():
             worst = math.inf if metric == "loss" or self.lower else -math.inf
             return Trial(rate, length, len(run.log), metric, worst, failure=failure)
-        spread = float(found.std(ddof=1)) if len(found) > 1 else 0.0
-        return Trial(rate, length, len(run.log), metric, float(found.mean()), spread / math.sqrt(len(found)))
+        spread = float(found.std(ddof=1)) / math.sqrt(len(found)) if len(found) > 1 else 0.0
+        return Trial(rate, length, len(run.log), metric, float(found.mean()), spread, float(losses.mean()))
 
-    def _judged(self, run: Run, metric: str) -> np.ndarray:
-        """A number for each validation example, or each of the last steps."""
+    def _judged(self, run: Run, metric: str) -> tuple[np.ndarray, np.ndarray]:
+        """Of each validation example, or each of the last steps, the metric and the loss."""
         if self.valid:
-            return outcomes(self.model, self.task, "valid")[metric]
-        losses = [row["loss"] for row in run.log]
-        return np.array(losses[-math.ceil(len(losses) / 4) :])
+            measured = outcomes(self.model, self.task, "valid")
+            return measured[metric], measured["loss"]
+        losses = np.array([row["loss"] for row in run.log[-math.ceil(len(run.log) / 4) :]])
+        return losses, losses
 
 
 @dataclass(frozen=True)
