@@ -70,7 +70,7 @@ _EXPORTS: dict[str, str] = {
     "Batch": "learn.task:Batch",
     "Interface": "learn.task:Interface",
     "Run": "learn.run:Run",
-    "Step": "learn.run:Step",
+    "Step": "learn.step:Step",
     "Scheduler": "learn.schedules:Scheduler",
     "task": "learn.tasks:task",
     "model": "learn.models:model",
@@ -286,7 +286,6 @@ if TYPE_CHECKING:
     from steelyard.learn.processes import shard as shard
     from steelyard.learn.rate import find_lr as find_lr
     from steelyard.learn.run import Run as Run
-    from steelyard.learn.run import Step as Step
     from steelyard.learn.run import train as train
     from steelyard.learn.sample import sample as sample
     from steelyard.learn.schedules import Scheduler as Scheduler
@@ -294,6 +293,7 @@ if TYPE_CHECKING:
     from steelyard.learn.sparse import Scores as Scores
     from steelyard.learn.sparse import train_sparse as train_sparse
     from steelyard.learn.start import init_ as init_
+    from steelyard.learn.step import Step as Step
     from steelyard.learn.stepped import rounded_weights as rounded_weights
     from steelyard.learn.stepped import stepped as stepped
     from steelyard.learn.structured import prune_structured_ as prune_structured_

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from steelyard.errors import ModelError
+from steelyard.errors import ModelError, RecipeError, UnknownNameError
 from steelyard.formats.module import from_module
 from steelyard.learn.average import Average, Ema, Swa, greedy_soup, update_batch_norm
 from steelyard.learn.evaluate import mean_outcomes
 from steelyard.learn.run import Run, train
-from steelyard.learn.state import tensors_of
+from steelyard.learn.state import copied, model_state, tensors_of
 from steelyard.learn.task import Task, build_seeded
 
 
@@ -68,7 +68,7 @@ def test_an_equal_average_is_the_mean_and_counters_are_copied() -> None:
     for now in walk(model, 12):
         seen.append(now)
         average.update()
-    with average.applied(()):
+    with average.applied([(torch.zeros(3, 5), torch.zeros(3))]):
         assert torch.allclose(model.embed.weight, torch.stack([s["embed.weight"] for s in seen]).mean(0), atol=1e-5)
         assert model.head.weight is model.embed.weight
     assert average.state()["tensors"]["norm.num_batches_tracked"] == 12
@@ -115,6 +115,71 @@ def test_batch_norm_is_measured_anew(blobs: Callable[..., Task]) -> None:
     assert all(module.training for module in model.modules())
 
 
+def test_batch_norm_without_batches_is_refused_and_left_as_it_was(blobs: Callable[..., Task]) -> None:
+    task = blobs(build=lambda: nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 3)))
+    model = build_seeded(task)
+    model(next(iter(task.batches("train", 0))).inputs)
+    before = copied(model_state(model)["tensors"])
+    average = Average(model, "swa")
+    average.update()
+    for use in (lambda: average.applied().__enter__(), lambda: update_batch_norm(model, [])):
+        with pytest.raises(ModelError, match=r"1 batch norms.* give batches of the training data"):
+            use()
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model_state(model)["tensors"].items())
+    with pytest.raises(ModelError, match="a tuple of 3"), average.applied([(1, 2, 3)]):
+        pass
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model_state(model)["tensors"].items())
+    plain = Average(nn.Linear(5, 3), "swa")
+    plain.update()
+    with plain.applied():  # nothing to measure
+        pass
+
+
+@pytest.mark.parametrize("pair", [tuple, list])
+def test_batch_norm_is_measured_on_pairs_of_a_loader(blobs: Callable[..., Task], pair: type) -> None:
+    task = blobs(build=lambda: nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 3)))
+    model, found = build_seeded(task), []
+    average = Average(model, Swa())
+    average.update()
+    batches = list(task.batches("train", 0))
+    for given in (batches, [pair((b.inputs, b.targets)) for b in batches]):
+        with average.applied(given):
+            found.append(model[0].running_mean.clone())
+    assert torch.equal(*found)
+    assert found[0].abs().sum() > 0
+
+
+def test_an_average_is_not_copied_to_another_model() -> None:
+    average, other = Average(nn.Linear(2, 2), "ema"), nn.Linear(2, 3)
+    average.update()
+    before = other.bias.detach().clone()
+    with pytest.raises(ModelError, match=r"Linear: 'weight' is of shape \[2, 2\] in the one and of shape \[3, 2\]"):
+        average.copy_to(other)
+    with pytest.raises(ModelError, match=r"'0\.weight' is absent in the one"):
+        average.copy_to(nn.Sequential(nn.Linear(2, 2)))
+    assert torch.equal(other.bias, before)
+
+
+def test_the_best_of_a_run_with_an_average_is_an_average(task: Task) -> None:
+    """Also if the weights before it were better: those of a rate that is far too high in the end, here."""
+    options = {"epochs": 4, "optimizer": "sgd", "rate": 3.0, "schedule": lambda done: 0.01 if done < 0.5 else 1.0}
+    run = train(task, average="swa=0.6", progress=False, **options)
+    losses = run.history().column("valid loss")
+    assert min(losses[:3]) < min(losses[3:])
+    assert mean_outcomes(run.model, task, "valid")["loss"] == min(losses[3:])
+
+
+def test_an_average_is_named_or_made(task: Task) -> None:
+    a, b = (train(task, epochs=2, average=kind, progress=False) for kind in ("ema=0.9", Ema(0.9)))
+    assert all(torch.equal(x, y) for x, y in zip(a.model.parameters(), b.model.parameters(), strict=True))
+    assert Average(a.model, "swa=0.5").kind == Swa(0.5)
+    for use in (lambda: Run(task, average=0.9), lambda: Average(a.model, None)):
+        with pytest.raises(RecipeError, match=r"expected Ema\(\), Swa\(\), or a text such as ema=0.99"):
+            use()
+    with pytest.raises(UnknownNameError, match="there is no average 'sma'"):
+        Run(task, average="sma")
+
+
 def test_a_frozen_batch_norm_is_left_alone(blobs: Callable[..., Task]) -> None:
     model = nn.Sequential(nn.BatchNorm1d(5).requires_grad_(False), nn.Linear(5, 3))
     assert update_batch_norm(model, blobs().batches("train", 0)) == 0
@@ -133,7 +198,7 @@ def test_a_run_ends_with_its_average_also_when_it_was_broken_off(
     assert [row["loss"] for row in whole.log] == [row["loss"] for row in plain.log]  # training itself is the same
     assert not torch.equal(whole.model.embed.weight, plain.model.embed.weight)
     losses = whole.history().column("valid loss")
-    last = losses[-1] if keep == "last" else min(losses)
+    last = losses[-1] if keep == "last" else min(losses[1 if isinstance(kind, Ema) else 3 :])  # raw until then
     assert mean_outcomes(whole.model, task, "valid")["loss"] == last
     for stop in (8, 19):
         with Run(task, checkpoint=tmp_path / str(stop), **options) as run:
@@ -187,4 +252,6 @@ def test_wrong_numbers_are_named(task: Task) -> None:
         Ema(1.5)
     with pytest.raises(ModelError, match=r"start=1"):
         Swa(1)
+    with pytest.raises(ModelError, match=r"decay='a'"):
+        Ema("a")
     assert replace(Ema(), decay=0.5).share(100) == 0.5

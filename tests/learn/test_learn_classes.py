@@ -7,9 +7,9 @@ import torch
 
 import steelyard as sy
 from steelyard.errors import ModelError, RecipeError, UnknownNameError
-from steelyard.learn.average import Ema, Swa
+from steelyard.learn.average import AVERAGES, Ema, Swa, kind_of
 from steelyard.learn.classes import balance_classes, weigh_classes
-from steelyard.learn.named import AVERAGES, PENALTIES, average, penalty
+from steelyard.learn.named import PENALTIES, penalty
 from steelyard.learn.record import objective_table
 from steelyard.learn.task import objective
 
@@ -80,13 +80,13 @@ def test_what_cannot_be_read_as_a_penalty(text, error, said):
 
 def test_averages_by_name():
     assert set(AVERAGES) == {"ema", "swa"}
-    assert (average("ema=0.9"), average("swa=0.5"), average("ema")) == (Ema(0.9), Swa(0.5), Ema())
+    assert (kind_of("ema=0.9"), kind_of("swa=0.5"), kind_of("ema")) == (Ema(0.9), Swa(0.5), Ema())
     with pytest.raises(UnknownNameError, match="there is no average 'sma'"):
-        average("sma")
+        kind_of("sma")
     with pytest.raises(RecipeError, match=r"expected ema or ema=NUMBER, such as ema=0\.9"):
-        average("ema=long")
+        kind_of("ema=long")
     with pytest.raises(ModelError, match="from 0 to below 1"):
-        average("ema=2")
+        kind_of("ema=2")
 
 
 def test_a_run_within_a_watch_is_the_same_run(tmp_path):

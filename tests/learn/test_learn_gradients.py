@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
 from steelyard.errors import ModelError
+from steelyard.learn.data import Examples
+from steelyard.learn.examples import ExampleLoss
 from steelyard.learn.run import Run, train
 from steelyard.learn.schedules import Scheduler
 from steelyard.learn.task import Batch, Split, Task
@@ -187,7 +189,6 @@ def spoiled(task: Task, spoil: Callable[[Batch], Batch], when: int = 2) -> Task:
         (lambda b: Batch(b.inputs, b.targets + 2), "labels 3, 4, the model's outputs are the classes 0 to 2"),
         (lambda b: Batch(b.inputs, b.targets - 1), "labels -1, the model's"),
         (lambda b: Batch(b.inputs[:5], b.targets), "has 5 inputs and 8 targets"),
-        (lambda b: Batch(b.inputs, b.targets, torch.zeros(8)), "weights of all its examples are 0"),
         (lambda b: Batch(b.inputs / 0, b.targets), "40 of the 40 numbers in the inputs .* in example 0 of the batch"),
     ],
 )
@@ -199,6 +200,80 @@ def test_a_bad_batch_is_named_with_its_cause_and_harms_nothing(
     mended = train(task, epochs=3, checkpoint=tmp_path, resume=True, progress=False)
     whole = train(task, epochs=3, progress=False)
     assert all(torch.equal(a, b) for a, b in zip(mended.model.parameters(), whole.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_weights_below_zero_or_of_another_shape_are_refused(task: Task, named: bool) -> None:
+    def served(weight: Tensor) -> Task:
+        whole = task.batches
+        mine = lambda split, epoch: [Batch(b.inputs, b.targets, weight[: len(b)]) for b in whole(split, epoch)]  # noqa: E731
+        return replace(plain(task), batches=mine, **({"loss": ExampleLoss("cross_entropy")} if named else {}))
+
+    for wrong, said in ((-1.0, "-1.0"), (torch.nan, "nan")):
+        weight = torch.ones(32)
+        weight[3] = wrong
+        with pytest.raises(
+            ModelError, match=rf"step 0 \(batch 0 of epoch 0\): the weight of example 3 .* is {said}: exp"
+        ):
+            train(served(weight), epochs=1, progress=False)
+    with pytest.raises(ModelError, match=r"weights of shape \[8, 1\]: expected one for each example, \[8\]"):
+        train(served(torch.ones(32, 1)), epochs=1, progress=False)
+
+
+class Gated(Examples):
+    """Examples of which some weigh nothing, in batches that do not mix them; `removed`: those are not served."""
+
+    def __call__(self, split: Split, epoch: int) -> Sequence[Batch]:
+        found = list(super().__call__(split, epoch))
+        if split != "train":
+            return found
+        heavy = [i % 3 != 1 for i in range(len(found))]
+        if self.augment is not None:  # stands for: removed
+            return [batch for batch, counts in zip(found, heavy, strict=True) if counts]
+        return [
+            Batch(b.inputs if counts else b.inputs * torch.inf, b.targets, torch.full((len(b),), float(counts)))
+            for b, counts in zip(found, heavy, strict=True)
+        ]
+
+
+def gated(task: Task, removed: bool, named: bool) -> Task:
+    data = task.batches
+    examples = Gated(data.inputs, data.targets, 4, 0, augment=(lambda x, _: x) if removed else None)
+    loss = {"loss": ExampleLoss("cross_entropy")} if named else {}
+    build = {"build": lambda: nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 3))}
+    return replace(task, batches=examples, **loss, **build)
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("accumulate", [1, 10])
+def test_a_batch_without_weight_is_as_if_it_were_removed(task: Task, named: bool, accumulate: int) -> None:
+    """Ten batches of which 1, 4 and 7 weigh nothing: no step with momentum and decay, no statistics of batch norm."""
+    options = {"epochs": 3, "schedule": "constant", "keep": "last", "average": "ema", "weight_decay": 0.1}
+    found, wanted = (
+        train(gated(task, removed, named), accumulate=accumulate, progress=False, **options)
+        for removed in (False, True)
+    )
+    assert len(found.log) == len(wanted.log) == (21 if accumulate == 1 else 3)
+    assert [row["loss"] for row in found.log] == pytest.approx([row["loss"] for row in wanted.log], abs=1e-6)
+    assert found.done == 1.0
+    for a, b in zip(found.model.state_dict().values(), wanted.model.state_dict().values(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_a_run_without_any_weight_is_refused_and_one_with_gaps_goes_on(task: Task, tmp_path: Path) -> None:
+    data = task.batches
+    nothing = replace(data, weight={"train": torch.zeros(40)})
+    with pytest.raises(ModelError, match="epoch 0 has no example of a weight above 0: nothing to learn from"):
+        train(replace(task, batches=nothing), epochs=1, progress=False)
+    options = {"epochs": 3, "keep": "last"}
+    whole = train(gated(task, False, False), progress=False, **options)
+    with Run(gated(task, False, False), checkpoint=tmp_path, every=1, **options) as run:
+        for step in run:
+            if step.index == 9:
+                break
+    parts = train(gated(task, False, False), checkpoint=tmp_path, every=1, resume=True, progress=False, **options)
+    assert [row["rate"] for row in parts.log] == [row["rate"] for row in whole.log]
+    assert all(torch.equal(a, b) for a, b in zip(parts.model.parameters(), whole.model.parameters(), strict=True))
 
 
 def test_a_loss_of_one_number_is_named(task: Task) -> None:
@@ -225,8 +300,9 @@ g = torch.Generator().manual_seed(0)
 x, y = torch.randn(59, 5, generator=g), torch.arange(59) % 3
 class Weighted(Examples):
     def __call__(self, split, epoch):
-        for batch in super().__call__(split, epoch):
-            yield type(batch)(batch.inputs, batch.targets, batch.inputs[:, 0].abs() if split == "train" else None)
+        for i, batch in enumerate(super().__call__(split, epoch)):
+            weight = batch.inputs[:, 0].abs() * (i not in (2, 3, 4)) if split == "train" else None
+            yield type(batch)(batch.inputs, batch.targets, weight)
 data = Weighted({"train": x[:41], "valid": x[41:]}, {"train": y[:41], "valid": y[41:]}, 8, 0)
 build = lambda: nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 3)).double()
 task = Task("noise", build, data, lambda o, t: cross_entropy(o.float(), t), {"accuracy": accuracy})
@@ -243,7 +319,10 @@ run = train(task, progress=False, **options)
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
-    """41 examples in batches of 8: the last batch has 1 example for 2 processes. One of the runs is broken off."""
+    """41 examples in batches of 8: the last batch has 1 example for 2 processes. One of the runs is broken off.
+
+    Of the three updates in an epoch the second has no weight, and the first batch of the third has none.
+    """
     from steelyard.learn.treefile import read_tree
 
     (tmp_path / "program.py").write_text(PROGRAM)
@@ -257,4 +336,6 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     one, two = (read_tree(tmp_path / who / "state.safetensors") for who in ("one", "two"))
     for name, tensor in one["model"]["tensors"].items():
         assert (tensor - two["model"]["tensors"][name]).abs().max() <= 1e-6
+    assert one["done"] == two["done"] == 1.0
+    assert [len((tmp_path / who / "steps.jsonl").read_text().splitlines()) for who in ("one", "two")] == [6, 6]
     assert [r["train loss"] for r in one["epochs"][1:]] == pytest.approx([r["train loss"] for r in two["epochs"][1:]])

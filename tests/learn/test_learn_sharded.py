@@ -25,7 +25,8 @@ from steelyard.learn.average import Ema
 from steelyard.learn.data import Examples
 from steelyard.learn.decay import Decay
 from steelyard.errors import ModelError
-from steelyard.learn.gradients import clip, not_finite
+from steelyard.learn.finite import not_finite
+from steelyard.learn.gradients import clip
 from steelyard.learn.measures import accuracy, cross_entropy
 from steelyard.learn.penalties import L1, L2, GroupL1
 from steelyard.learn.processes import shard

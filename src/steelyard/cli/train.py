@@ -15,7 +15,7 @@ from steelyard.life.recipe import Named
 
 if TYPE_CHECKING:
     from steelyard.core.table import Table
-    from steelyard.learn.run import Gauge
+    from steelyard.learn.step import Gauge
     from steelyard.report.html import Page
     from steelyard.report.plots import Picture
 

@@ -49,12 +49,13 @@ class Training:
 
     def options(self, *, sharded: bool = False) -> dict[str, Any]:
         """The keywords of `train`; sharded: whether each process holds a share of the weights."""
-        from steelyard.learn.named import average, penalty
+        from steelyard.learn.average import kind_of
+        from steelyard.learn.named import penalty
         from steelyard.learn.processes import first
 
         return {
             "penalties": [penalty(text) for text in self.penalties],
-            "average": None if self.average is None else average(self.average),
+            "average": None if self.average is None else kind_of(self.average),
             "within": self._watch if self.watched and (sharded or first()) else None,
         }
 

@@ -27,9 +27,9 @@ from steelyard.learn.matrices import outermost
 from steelyard.learn.measures import IGNORED
 from steelyard.learn.options import check_whole
 from steelyard.learn.passage import Call, Passage, tensors_of
-from steelyard.learn.run import Step
 from steelyard.learn.seeding import derive
 from steelyard.learn.state import State, unwrapped
+from steelyard.learn.step import Step
 from steelyard.learn.task import Batch, Split, Task, apply, device_of, first_examples
 
 INPUTS = "inputs"  # the row of what the model is given

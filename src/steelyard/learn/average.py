@@ -7,9 +7,10 @@ the loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from steelyard.core.table import Column, Table
 from steelyard.core.weights import Weights
-from steelyard.errors import ModelError
+from steelyard.errors import ModelError, RecipeError, UnknownNameError, quoted
 from steelyard.formats._sharded import like, local
 from steelyard.formats.module import into_module
 from steelyard.learn.evaluate import evaluating, mean_outcomes
-from steelyard.learn.state import State, copied, model_state, set_model_state, tensors_of
-from steelyard.learn.task import Batch, Task, apply, device_of
+from steelyard.learn.options import check_fraction, to_number
+from steelyard.learn.state import State, check_fits, copied, model_state, set_model_state, tensors_of
+from steelyard.learn.task import Task, apply, as_batch, device_of
 
 HALVES = (torch.float16, torch.bfloat16)  # in which small changes would be lost: their average is float32
 
@@ -38,8 +40,7 @@ class Ema:
     decay: float = 0.999
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise ModelError(f"decay={self.decay!r}: expected a number from 0 to below 1")
+        check_fraction(decay=self.decay)
 
     def share(self, count: int) -> float:
         """What the newest weights weigh at update ``count``."""
@@ -56,12 +57,35 @@ class Swa:
     start: float = 0.75
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start < 1:
-            raise ModelError(f"start={self.start!r}: expected a fraction of the run, from 0 to below 1")
+        check_fraction(start=self.start)
 
     def share(self, count: int) -> float:
         """What the newest weights weigh at update ``count``."""
         return 1 / count
+
+
+AVERAGES: Mapping[str, Callable[..., Ema | Swa]] = {"ema": Ema, "swa": Swa}
+
+
+def kind_of(given: Ema | Swa | str) -> Ema | Swa:
+    """The average that ``ema``, ``ema=DECAY``, ``swa`` or ``swa=START`` says; an Ema or a Swa as it is.
+
+    Raises UnknownNameError for a name that is not in AVERAGES, RecipeError for what cannot be read.
+
+    >>> kind_of("ema=0.99"), kind_of("swa")
+    (Ema(decay=0.99), Swa(start=0.75))
+    """
+    if isinstance(given, (Ema, Swa)):
+        return given
+    if not isinstance(given, str):
+        raise RecipeError(f"the average {given!r:.100}: expected Ema(), Swa(), or a text such as ema=0.99")
+    name, equals, value = given.partition("=")
+    if name not in AVERAGES:
+        raise UnknownNameError("average", name, AVERAGES)
+    number = to_number(value) if equals else None
+    if equals and number is None:
+        raise RecipeError(f"the average {quoted(given)}: expected {name} or {name}=NUMBER, such as {name}=0.9")
+    return AVERAGES[name]() if number is None else AVERAGES[name](number)
 
 
 class Average:
@@ -73,12 +97,12 @@ class Average:
         for ...:
             optimizer.step()
             average.update()
-        with average.applied():
+        with average.applied():                     # Swa and batch norm: applied(batches)
             evaluate(model)
     """
 
-    def __init__(self, model: nn.Module, kind: Ema | Swa):
-        self.model, self.kind = model, kind
+    def __init__(self, model: nn.Module, kind: Ema | Swa | str):
+        self.model, self.kind = model, kind_of(kind)
         self.count = 0  # updates so far
         self._tensors: dict[str, Tensor] = {}
 
@@ -99,19 +123,27 @@ class Average:
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
-        """Give a model of the same names the averaged values, in place; nothing if there was no update."""
+        """Give a model of the same names and shapes the averaged values, in place; nothing if there was no update.
+
+        Raises ModelError, with the model untouched, for another one.
+        """
         if self._tensors:
+            check_fits(self._tensors, tensors_of(model), "the average", type(model).__name__)
             for name, tensor in tensors_of(model).items():
                 tensor.copy_(self._tensors[name])
 
     @contextmanager
-    def applied(self, batches: Iterable[Batch] = ()) -> Iterator[None]:
-        """Within the block the model has the averaged values; for Swa, batch norm is measured anew on ``batches``."""
+    def applied(self, batches: Iterable[Any] = ()) -> Iterator[None]:
+        """Within the block the model has the averaged values; for Swa, batch norm is measured anew on ``batches``.
+
+        batches: of the training data, each a Batch or a pair (inputs, targets), as a DataLoader gives them. Raises
+        ModelError if Swa needs them and there are none.
+        """
         kept = copied(model_state(self.model))
-        self.copy_to(self.model)
-        if self._tensors and isinstance(self.kind, Swa):
-            update_batch_norm(self.model, batches)
         try:
+            self.copy_to(self.model)
+            if self._tensors and isinstance(self.kind, Swa):
+                update_batch_norm(self.model, batches)
             yield
         finally:
             set_model_state(self.model, kept)
@@ -127,15 +159,17 @@ class Average:
         self._tensors = {name: like(own[name], tensor) for name, tensor in state["tensors"].items()}
 
 
-def update_batch_norm(model: nn.Module, batches: Iterable[Batch]) -> int:
+def update_batch_norm(model: nn.Module, batches: Iterable[Any]) -> int:
     """Measure the running statistics of each trained batch norm anew, as means over batches; how many there are.
 
-    Everything else is in evaluation mode (no dropout). Modes and momenta are as before afterwards.
+    batches: each a Batch or a pair (inputs, targets). Everything else is in evaluation mode (no dropout). Modes and
+    momenta are as before afterwards. Raises ModelError, with the statistics as they were, if there are no batches.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and _trained(m)]
     if not norms:
         return 0
-    momenta, device = [norm.momentum for norm in norms], device_of(model)
+    before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
+    momenta, device, seen = [norm.momentum for norm in norms], device_of(model), 0
     with evaluating(model):
         for norm in norms:
             norm.reset_running_stats()
@@ -143,7 +177,15 @@ def update_batch_norm(model: nn.Module, batches: Iterable[Batch]) -> int:
             norm.train()
         try:
             for batch in batches:
-                apply(model, batch.to(device))
+                apply(model, as_batch(batch, "the source of batches").to(device))
+                seen += 1
+            if not seen:
+                raise ModelError(f"the model has {len(norms)} batch norms, whose statistics are measured anew for "
+                                 "averaged weights: give batches of the training data")  # fmt: skip
+        except BaseException:
+            for buffer, value in before:
+                buffer.copy_(value)
+            raise
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum

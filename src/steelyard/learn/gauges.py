@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from torch import nn
 
 from steelyard.learn.alarm import Alarm, Found
-from steelyard.learn.run import Gauge, Step
+from steelyard.learn.step import Gauge, Step
 
 
 def update_ratio() -> Gauge:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from steelyard.errors import ModelError
 from steelyard.formats._sharded import is_sharded
 from steelyard.learn.calling import calling
-from steelyard.learn.examples import ExampleLoss
+from steelyard.learn.examples import ExampleLoss, checked_weight
 from steelyard.learn.processes import Processes
 from steelyard.learn.robust import GroupDRO
 from steelyard.learn.task import Batch, Task, apply, per_example
@@ -47,16 +47,25 @@ class Gradients:
         self._what = f"loss of {task.name}"
         self._parameters = [p for p in model.parameters() if p.requires_grad]
 
-    def __call__(self, batches: Sequence[Batch]) -> float:
-        """The (weighted) mean loss over the examples of all batches. Raises ModelError for batches without weight."""
+    def __call__(self, batches: Sequence[Batch]) -> float | None:
+        """The (weighted) mean loss over the examples of all batches; None, and no gradients, if none has a weight.
+
+        Raises ModelError for weights below 0. A batch of which no example has a weight is left out, as if it were not
+        there: the model does not see it.
+        """
         for batch in batches:
             check_batch(batch)
         alone = len(batches) == 1 and self.processes.count == 1
         whole = isinstance(self.task.loss, GroupDRO)
         if whole and not alone:
             raise ModelError("GroupDRO weighs the groups of a whole batch: one process, and accumulate=1")
-        plain = alone and batches[0].weight is None and not isinstance(self.task.loss, ExampleLoss)
-        total = None if plain or whole else _weight(batches, self.task)
+        total = None
+        if not alone or batches[0].weight is not None or isinstance(self.task.loss, ExampleLoss):
+            weights = [_weight(batch, self.task) for batch in batches]  # the same in every process
+            batches = [batch for batch, weight in zip(batches, weights, strict=True) if weight > 0]
+            total = sum(weights)
+        if not batches:
+            return None
         found = 0.0
         for i, batch in enumerate(batches):
             with self._unsynchronised() if i < len(batches) - 1 else nullcontext():
@@ -127,52 +136,19 @@ class NotFiniteLoss(Exception):
         self.loss = loss
 
 
-def _weight(batches: Sequence[Batch], task: Task) -> float:
-    """The weight of all examples together; each as often as the loss counts it."""
-    total = 0.0
-    for batch in batches:
-        weight = torch.ones(len(batch), device=batch.targets.device) if batch.weight is None else batch.weight
-        counts = task.loss.counts(batch.targets) if isinstance(task.loss, ExampleLoss) else torch.ones_like(weight)
-        total += float((weight * counts).sum())
-    if total == 0:
-        raise ModelError("the weights of all its examples are 0: leave such a batch out")
-    return total
+def _weight(batch: Batch, task: Task) -> float:
+    """The weight of all its examples together; each as often as the loss counts it."""
+    weight = torch.ones(len(batch), device=batch.targets.device) if batch.weight is None else batch.weight
+    counts = task.loss.counts(batch.targets) if isinstance(task.loss, ExampleLoss) else torch.ones_like(weight)
+    return float((weight * counts).sum())
 
 
 def check_batch(batch: Batch) -> None:
-    """Raise ModelError for a batch without examples, or with inputs and targets that do not go together."""
+    """Raise ModelError for a batch without examples, or with inputs, targets and weights that do not go together."""
     if not len(batch):
         raise ModelError("its batch is empty: leave it out, or mend what serves the batches")
     for x in batch.arguments:
         if x.ndim and x.shape[0] != len(batch):
             raise ModelError(f"its batch has {x.shape[0]} inputs and {len(batch)} targets: expected one for each")
-
-
-def reason(model: nn.Module, batches: Sequence[Batch], index: int) -> str:
-    """Why the loss is not finite, as far as the batches and the weights tell, and what to do."""
-    for batch in batches:
-        for what, tensors in (("inputs", batch.arguments), ("targets", (batch.targets,)), ("weights", _weights(batch))):
-            wrong, numbers = sum(map(not_finite, tensors)), sum(x.numel() for x in tensors)
-            if wrong:
-                row = next(_first_row(x) for x in tensors if not_finite(x))
-                return (f"{wrong} of the {numbers} numbers in the {what} of its batch are not finite, the first in "
-                        f"example {row} of the batch: mend the data")  # fmt: skip
-    names = [name for name, p in model.named_parameters() if not_finite(p)]
-    if names and index == 0:
-        return f"the model starts with weights that are not finite, in {names[0]}: start it from others"
-    found = f"the weights are not finite any more, in {names[0]}: " if names else ""
-    return f"{found}lower the learning rate"
-
-
-def not_finite(x: Tensor) -> int:
-    """How many elements are NaN or infinite."""
-    wrong = (~torch.isfinite(x.detach())).sum()
-    return int(wrong.full_tensor() if is_sharded(wrong) else wrong)
-
-
-def _weights(batch: Batch) -> tuple[Tensor, ...]:
-    return () if batch.weight is None else (batch.weight,)
-
-
-def _first_row(x: Tensor) -> int:
-    return int((~torch.isfinite(x)).reshape(len(x), -1).any(1).nonzero()[0])
+    if batch.weight is not None:
+        checked_weight(batch.weight, batch.targets.new_empty(len(batch), dtype=batch.weight.dtype))

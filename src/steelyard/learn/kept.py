@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -22,7 +23,7 @@ class Kept:
     def __init__(self, task: Task, model: nn.Module, keep: Keep, kind: Ema | Swa | None):
         self.task, self.model, self.keep, self.kind = task, model, keep, kind
         self._average = None if kind is None else Average(model, kind)
-        self._best: tuple[float, State] | None = None
+        self._best: tuple[float, State, bool] | None = None  # its loss, its state, whether it is an average
         self._finished = False
 
     def after_step(self) -> None:
@@ -34,12 +35,18 @@ class Kept:
         """Measure what the run would end with now on the validation split, and remember the best."""
         if self._average is not None and isinstance(self.kind, Swa) and done > self.kind.start:
             self._average.update()
+        averaged = self._average is not None and self._average.count > 0
         with self._applied():
             found = mean_outcomes(self.model, self.task, "valid", required=required or self.keep == "best")
-            loss = found.get("loss")
-            if self.keep == "best" and loss is not None and (self._best is None or loss < self._best[0]):
-                self._best = loss, copied(model_state(self.model))
+            if self.keep == "best" and self._is_best(found.get("loss"), averaged):
+                self._best = found["loss"], copied(model_state(self.model)), averaged
         return found
+
+    def _is_best(self, loss: float | None, averaged: bool) -> bool:
+        """Whether these are the weights to keep: the first average is, as one was asked for, then the lowest loss."""
+        if loss is None or math.isnan(loss):
+            return False
+        return self._best is None or (averaged and not self._best[2]) or loss < self._best[0]
 
     def finish(self) -> None:
         """Give the model what the run ends with."""
@@ -63,11 +70,12 @@ class Kept:
 
     def state(self) -> State:
         """What goes on with `load`, bit for bit."""
-        best = None if self._best is None else {"loss": self._best[0], "model": self._best[1]}
+        best = None if self._best is None else dict(zip(("loss", "model", "averaged"), self._best, strict=True))
         return {"best": best, "average": None if self._average is None else self._average.state()}
 
     def load(self, state: State) -> None:
         """Go on from a `state`."""
-        self._best = None if state["best"] is None else (state["best"]["loss"], state["best"]["model"])
+        best = state["best"]
+        self._best = None if best is None else (best["loss"], best["model"], best["averaged"])
         if self._average is not None:
             self._average.load(state["average"])

@@ -1,4 +1,4 @@
-"""Penalties and averages as words: ``l1=1e-4@conv*``, ``ema=0.99``. Decides their names, and how they are read."""
+"""Penalties as words: ``l1=1e-4@conv*``. Decides their names, and how they are read."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 from steelyard.core.where import Where, where
 from steelyard.errors import RecipeError, UnknownNameError, quoted
-from steelyard.learn.average import Ema, Swa
 from steelyard.learn.decay import Decay
+from steelyard.learn.options import to_number
 from steelyard.learn.penalties import L1, L2, L2SP, ElasticNet, GroupL1, Penalty, Spectral
 
 PENALTIES: Mapping[str, Callable[[float, Where | None], Penalty | Decay]] = {
@@ -21,7 +21,6 @@ PENALTIES: Mapping[str, Callable[[float, Where | None], Penalty | Decay]] = {
     "spectral": lambda strength, chosen: Spectral(strength, where=chosen),
     "decay": lambda strength, chosen: Decay(strength, where=chosen),
 }
-AVERAGES: Mapping[str, Callable[[float], Ema | Swa]] = {"ema": Ema, "swa": Swa}
 
 
 def penalty(text: str) -> Penalty | Decay:
@@ -40,33 +39,9 @@ def penalty(text: str) -> Penalty | Decay:
     strength, at, glob = rest.partition("@")
     if name not in PENALTIES:
         raise UnknownNameError("penalty", name, PENALTIES)
-    number = _number(strength)
+    number = to_number(strength)
     if number is None or (at and not glob):
         raise RecipeError(
             f"the penalty {quoted(text)}: expected NAME=STRENGTH or NAME=STRENGTH@GLOB, such as l1=1e-4@conv*"
         )
     return PENALTIES[name](number, where(glob) if at else None)
-
-
-def average(text: str) -> Ema | Swa:
-    """The average that ``ema``, ``ema=DECAY``, ``swa`` or ``swa=START`` says.
-
-    >>> average("ema=0.99"), average("swa")
-    (Ema(decay=0.99), Swa(start=0.75))
-    """
-    name, given, value = text.partition("=")
-    if name not in AVERAGES:
-        raise UnknownNameError("average", name, AVERAGES)
-    if not given:
-        return {"ema": Ema, "swa": Swa}[name]()
-    number = _number(value)
-    if number is None:
-        raise RecipeError(f"the average {quoted(text)}: expected {name} or {name}=NUMBER, such as {name}=0.9")
-    return AVERAGES[name](number)
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None

@@ -61,6 +61,21 @@ def check_choice(kind: str, value: str, known: Iterable[str]) -> None:
         raise UnknownNameError(kind, str(value), known)
 
 
+def check_fraction(**options: object) -> None:
+    """Raise ModelError, naming the option, for a value that is no number from 0 to below 1."""
+    for name, value in options.items():
+        if not _is_number(value) or float(value) >= 1:  # type: ignore[arg-type]
+            raise ModelError(f"{name}={_shown(value)}: expected a number from 0 to below 1")
+
+
+def to_number(text: str) -> float | None:
+    """The number that a text is; None if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf
 

@@ -26,6 +26,7 @@ from steelyard.core.table import Column, Table
 from steelyard.errors import ModelError
 from steelyard.learn.evaluate import outcomes
 from steelyard.learn.feed import generators_of
+from steelyard.learn.finite import of_split
 from steelyard.learn.optimizers import Optimizers
 from steelyard.learn.options import check_choice
 from steelyard.learn.run import Run
@@ -202,6 +203,7 @@ class _Bench:
         except ModelError as error:
             found, failure = np.array([np.nan]), error
         if not np.isfinite(found).all():
+            failure = failure or (ModelError(of_split(self.task, "valid")) if self.valid else None)
             worst = math.inf if metric == "loss" or self.lower else -math.inf
             return Trial(rate, length, len(run.log), metric, worst, failure=failure)
         spread = float(found.std(ddof=1)) / math.sqrt(len(found)) if len(found) > 1 else 0.0

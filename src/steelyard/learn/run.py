@@ -10,24 +10,24 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypedDict, Unpack, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from steelyard.core.table import Table
 from steelyard.errors import ModelError
 from steelyard.formats._sharded import whole
-from steelyard.learn.average import Ema, Swa
+from steelyard.learn.average import Ema, Swa, kind_of
 from steelyard.learn.checkpoint import Checkpoint
 from steelyard.learn.decay import Decay
 from steelyard.learn.evaluate import training_mode
 from steelyard.learn.feed import Feed
-from steelyard.learn.gradients import Gradients, NotFiniteLoss, Precision, not_finite, reason
+from steelyard.learn.finite import of_split, of_step, of_weights
+from steelyard.learn.gradients import Gradients, NotFiniteLoss, Precision
 from steelyard.learn.interrupt import Interrupt
 from steelyard.learn.kept import Keep, Kept
 from steelyard.learn.optimizers import Optimizers, optimizer_for
@@ -47,36 +47,8 @@ from steelyard.learn.state import (
     set_model_state,
     set_optimizer_state,
 )
-from steelyard.learn.task import Batch, Task, build_seeded, device_of, joined
-
-
-@dataclass(frozen=True)
-class Step:
-    """One update of the weights, as it was made. The gradients of its batch are still on the model."""
-
-    index: int  # counts from 0 over the whole run
-    epoch: int  # counts from 0
-    loss: float  # the data term: the mean over the batch, before the update
-    rate: float  # the learning rate of the first parameter group
-    seconds: float  # spent on this update
-    batches: tuple[Batch, ...]  # several with accumulate
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    before: Mapping[str, Tensor] = field(default_factory=dict)  # the parameters before the update, if a gauge watches
-    penalties: Mapping[str, float] = field(default_factory=dict)  # what each adds to the loss, before the update
-
-    @property
-    def objective(self) -> float:
-        """What the update lowers: the data term and every penalty."""
-        return self.loss + sum(self.penalties.values())
-
-    @property
-    def batch(self) -> Batch:
-        """Its examples; those of several batches put together."""
-        return joined(self.batches)
-
-
-Gauge = Callable[[Step], Mapping[str, float]]
+from steelyard.learn.step import Gauge, Step
+from steelyard.learn.task import Batch, Task, build_seeded, device_of
 
 
 class Run:
@@ -94,7 +66,8 @@ class Run:
     of torch. weight_decay: the optimizer's own, for what decays by `decay_groups`. penalties: L1, GroupL1, Decay, ...:
     each is a column of the table, and so is the objective.
     keep: "best" ends with the weights of the epoch with the lowest validation loss, "last" with the final ones.
-    average: Ema() or Swa() measures, and ends with, an average of the weights; the steps stay the same.
+    average: Ema() or Swa(), or "ema", "ema=0.99", "swa", "swa=0.5": measures, and ends with, an average of the weights;
+    the steps stay the same, and "best" is the best of the averages once there is one.
     patience: stop after so many epochs without a lower validation loss (None: never).
     after_step: called with the model after each update. progress: called with the run after each step.
 
@@ -111,9 +84,10 @@ class Run:
     global generators of Python, numpy and torch go on, too, from where they were.
 
     The same seed gives the same bits; the loop itself leaves the global generators untouched. Within a ``with``
-    block Ctrl-C takes effect between two steps, so that the model is whole. Raises ModelError for a loss that is not
-    finite, code of the task or the model that fails, an empty split or a model without anything to train,
-    UnknownNameError for an optimizer or a schedule that is not there.
+    block Ctrl-C takes effect between two steps, so that the model is whole. Batches of which no example has a weight
+    make no step. Raises ModelError for a loss, a validation loss or weights that are not finite, code of the task or
+    the model that fails, an empty split or a model without anything to train, UnknownNameError for an optimizer, a
+    schedule or an average that is not there.
     """
 
     def __init__(
@@ -130,7 +104,7 @@ class Run:
         seed: int = 0,
         gauges: Sequence[Gauge] = (),
         keep: Keep = "best",
-        average: Ema | Swa | None = None,
+        average: Ema | Swa | str | None = None,
         patience: int | None = None,
         accumulate: int = 1,
         clip: float | None = None,
@@ -157,7 +131,7 @@ class Run:
         self.log: list[dict[str, Any]] = []  # a row for each step
         self.epoch_log: list[dict[str, Any]] = []  # a row for each epoch; epoch 0 is before the first step
         self.done = 0.0  # the fraction of the run
-        self._kept = Kept(task, self.model, keep, average)
+        self._kept = Kept(task, self.model, keep, None if average is None else kind_of(average))
         self._device = device_of(self.model)
         self._losses = [0.0, 0]  # of this epoch: their sum over examples, the number of examples
         self._feed = Feed(task, tracked=checkpoint is not None)
@@ -205,9 +179,12 @@ class Run:
                 self._pace.before_step(self.done)
                 self.penalized.at(self.done)
                 step = self._step(len(self.log), self._feed.epoch, batches)
+                self.done = self._fraction()
+                if step is None:
+                    self._whole = True
+                    continue
                 self._pace.after_step()
                 self._kept.after_step()
-                self.done = min((step.index + 1) / (self.epochs * self._per_epoch()), 1.0)
                 examples = sum(map(len, batches))
                 self._losses = [self._losses[0] + step.loss * examples, self._losses[1] + examples]
                 self._record(step)
@@ -230,7 +207,8 @@ class Run:
         self._interrupt.asked = asked
         self._interrupt.check()
 
-    def _step(self, index: int, epoch: int, batches: tuple[Batch, ...]) -> Step:
+    def _step(self, index: int, epoch: int, batches: tuple[Batch, ...]) -> Step | None:
+        """One update; None, with nothing changed, if no example of its batches has a weight."""
         start = time.perf_counter()
         before = {n: p.detach().clone() for n, p in self.model.named_parameters()} if self.gauges else {}
         purpose = ("step", index) if self._processes.count == 1 else ("step", index, self._processes.rank)
@@ -238,11 +216,13 @@ class Run:
             with seeded(derive(self.seed, *purpose), self._device):  # for dropout
                 self.optimizer.zero_grad(set_to_none=True)
                 loss = self._gradients(batches)
+                if loss is None:
+                    return None
                 self._gradients.clipped()
                 penalties = self.penalized.values() | own_decay(self.optimizer)
                 self.optimizer.step()
         except NotFiniteLoss as error:
-            why = f"the loss is {error.loss}: {reason(self.model, batches, index)}"
+            why = f"the loss is {error.loss}: {of_step(self.model, batches, index)}"
             raise ModelError(f"{self._place(index, len(batches))}: {why}") from None
         except ModelError as error:
             raise ModelError(f"{self._place(index, len(batches))}: {error}") from error.__cause__
@@ -271,9 +251,15 @@ class Run:
     def _end_epoch(self) -> None:
         """Measure on the validation split, note the epoch, remember the best weights."""
         total, examples = self._losses
+        if self._feed.epoch and not examples:
+            raise ModelError(f"epoch {self._feed.epoch - 1} has no example of a weight above 0: nothing to learn from")
         self._losses = [0.0, 0]
+        self._check_weights()
         found = self._kept.after_epoch(self.done, required=self.patience is not None)
         valid, seconds = found.get("loss"), sum(row["seconds"] for row in self.log)
+        if valid is not None and math.isnan(valid):
+            when = f"after epoch {self._feed.epoch - 1}" if self._feed.epoch else "before the first step"
+            raise ModelError(f"the validation loss {when} is nan: {of_split(self.task, 'valid')}")
         row = {"epoch": self._feed.epoch, "train loss": total / examples if examples else None, "valid loss": valid}
         self.epoch_log.append(row | {self.task.headline: found.get(self.task.headline), "seconds": seconds})
         if self._feed.epoch:
@@ -285,9 +271,11 @@ class Run:
         losses = [row["valid loss"] for row in self.epoch_log]
         return self.patience is not None and len(losses) - 1 - losses.index(min(losses)) >= self.patience
 
-    def _per_epoch(self) -> int:
-        """Updates in an epoch."""
-        return math.ceil(self._feed.count() / self.accumulate)
+    def _fraction(self) -> float:
+        """The fraction of the run that is done, in updates: also in those that nothing counted in."""
+        each = math.ceil(self._feed.count() / self.accumulate)
+        here = min(math.ceil(self._feed.served / self.accumulate), each)
+        return min((self._feed.epoch * each + here) / (self.epochs * each), 1.0)
 
     def _begin(self, resume: bool) -> None:
         """Take the state from the checkpoint, or make the folder for one; raises ModelError if it does not fit."""
@@ -315,10 +303,7 @@ class Run:
         """Write the checkpoint, if there is one to write; raises ModelError for weights that are not finite."""
         if self._checkpoint is None:
             return
-        wrong = [name for name, p in self.model.named_parameters() if not_finite(p)]
-        if wrong:
-            raise ModelError(f"the weights are not finite after step {len(self.log) - 1}, in {wrong[0]}: lower the "
-                             "learning rate; the checkpoint is left as it was before")  # fmt: skip
+        self._check_weights()
         state = {"settings": self._identity(), "model": model_state(self.model), "feed": self._feed.state()}
         state |= {"optimizer": self.optimizer.state_dict(), "kept": self._kept.state(), "epochs": self.epoch_log}
         state |= {"done": self.done, "losses": self._losses, "schedule": self._pace.state()}
@@ -328,6 +313,12 @@ class Run:
             self._checkpoint.save(state, self.log)
         self._processes.wait()
         self._saved = len(self.log)
+
+    def _check_weights(self) -> None:
+        """Raise ModelError for weights that are not finite: a finite loss does not tell."""
+        if found := of_weights(self.model, len(self.log)):
+            kept = "; the checkpoint is left as it was before" if self._saved >= 0 else ""
+            raise ModelError(f"{found}{kept}")
 
     def _identity(self) -> dict[str, Any]:
         """What a run that goes on must have in common with the one that began."""
@@ -362,7 +353,7 @@ class RunOptions(TypedDict, total=False):
     seed: int
     gauges: Sequence[Gauge]
     keep: Keep
-    average: Ema | Swa | None
+    average: Ema | Swa | str | None
     patience: int | None
     accumulate: int
     clip: float | None

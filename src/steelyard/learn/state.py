@@ -148,5 +148,14 @@ def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], whose: str) -> 
                              "go on with what the run began with, or begin anew in another folder")  # fmt: skip
 
 
+def check_fits(held: Mapping[str, Tensor], own: Mapping[str, Tensor], whose: str, model: str) -> None:
+    """Raise ModelError that names the first tensor that one of two collections lacks, or has in another shape."""
+    for name in dict.fromkeys((*own, *held)):
+        was, found = (f"of shape {list(of[name].shape)}" if name in of else "absent" for of in (held, own))
+        if was != found:
+            raise ModelError(f"{whose} does not fit the model, {model}: {quoted(name)} is {was} in the one and "
+                             f"{found} in the other")  # fmt: skip
+
+
 def _specs(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return {name: f"{t.dtype}{list(t.shape)}".removeprefix("torch.") for name, t in tensors.items()}

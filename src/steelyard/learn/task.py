@@ -111,7 +111,7 @@ class _Serving:
                 batch = next(batches, _END)
             if batch is _END:
                 return
-            yield _as_batch(batch, self.name)
+            yield as_batch(batch, f"the task {quoted(self.name)}")
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _serving(name: str, split: Split) -> calling:
     return calling(f"serving the {split} batches of the task {quoted(name)}")
 
 
-def _as_batch(found: Any, name: str) -> Batch:
+def as_batch(found: Any, whose: str) -> Batch:
     """A Batch as it is, a pair of (inputs, targets) as a Batch; raises ModelError for anything else."""
     if isinstance(found, (tuple, list)) and len(found) == 2:
         found = Batch(*found)
@@ -140,9 +140,7 @@ def _as_batch(found: Any, name: str) -> Batch:
         wrong = f"weights that are {_kind(found.weight)}"
     else:
         return found
-    raise ModelError(
-        f"the task {quoted(name)} gives {wrong}: expected a Batch of a tensor, or a tuple of tensors, and its targets"
-    )
+    raise ModelError(f"{whose} gives {wrong}: expected a Batch of a tensor, or a tuple of tensors, and its targets")
 
 
 def _kind(found: Any) -> str:

@@ -20,9 +20,9 @@ from steelyard.errors import ModelError
 from steelyard.kernels.sketch import sketch
 from steelyard.learn.gauges import plain_name
 from steelyard.learn.options import check_whole
-from steelyard.learn.run import Step
 from steelyard.learn.seeding import derive
 from steelyard.learn.state import State, check_same, unwrapped
+from steelyard.learn.step import Step
 from steelyard.learn.watch.norms import Norms, is_sharded
 from steelyard.learn.watch.suspects import layers_of
 

@@ -23,7 +23,8 @@ from steelyard.init import start
 from steelyard.learn import TASKS
 from steelyard.learn.locate import locate
 from steelyard.learn.models import model as make_model
-from steelyard.learn.run import Gauge, Run, train
+from steelyard.learn.run import Run, train
+from steelyard.learn.step import Gauge
 from steelyard.learn.task import Task, build_seeded
 from steelyard.learn.tasks import task as find_task
 from steelyard.life.recipe import Named, Recipe, split_name
