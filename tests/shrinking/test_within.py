@@ -81,9 +81,13 @@ def test_the_file_is_smaller_and_is_what_was_proven(task: Task, model: nn.Module
 def test_training_for_size_makes_it_smaller_still(task: Task, model: nn.Module, tmp_path: Path) -> None:
     plain, trained = (shrink(model, task, tolerance=0.02, epochs=epochs) for epochs in (0, 8))
     assert trained.proof.rows[0]["bytes"] < plain.proof.rows[0]["bytes"]
-    assert trained.why.meta["candidate"].startswith("trained 8 within 0.02, ")
-    names = trained.curve.column("candidate")
-    assert [name for name in names if name.endswith(" bits")] == plain.curve.column("candidate")
+    assert trained.why.meta["candidate"].startswith("trained 8 within 0.02 at 0.95, ")
+    asked = [
+        {row["candidate"] for row in found.curve.rows if row.get("valid loss") is not None}
+        for found in (plain, trained)
+    ]
+    assert {name for name in asked[1] if name.endswith(" bits")} == asked[0]
+    assert len(asked[1] - asked[0]) == 8, "six prices, weighed, coded"
 
 
 def test_more_tolerance_is_a_smaller_file(task: Task, model: nn.Module) -> None:
@@ -115,10 +119,10 @@ def test_the_proof_ends_at_the_first_that_fails(
         return found
 
     monkeypatch.setattr(searching.Search, "worse", planted)
-    found = shrink(model, task, tolerance=0.03)
+    found = shrink(model, task, tolerance=0.02)
     assert len(asked) == 4  # three candidates, and the finished file once more
     assert [row["loss"] for row in found.curve.rows if row["loss"] is not None][-1] == 1
-    assert found.proof.rows[0]["loss"] < 0.03
+    assert found.proof.rows[0]["loss"] < 0.02
 
 
 def test_nothing_is_written_where_the_safest_fails(
@@ -282,7 +286,7 @@ def test_a_search_that_is_killed_goes_on_to_the_same_bytes(task: Task, model: nn
     shrink(model, task, tmp_path / "whole.safetensors", tolerance=0.03, epochs=2)
     fork = multiprocessing.get_context("fork")
     ends = []
-    for kill in ("sensitivities", "trained: price", "trained: weighed", "proving", "none"):
+    for kill in ("making sensitivity", "trained: price", "trained: weighed", "proving", "none"):
         child = fork.Process(target=killed, args=(model, task, tmp_path, kill))
         child.start()
         child.join()
@@ -311,7 +315,7 @@ def test_another_search_in_the_folder_is_refused(task: Task, model: nn.Module, m
 
 def test_another_tolerance_measures_little_anew(task: Task, model: nn.Module, made: Path) -> None:
     found = shrink(model, task, tolerance=0.021, checkpoint=made)
-    assert found.proof.meta["evaluations"] <= 2
+    assert found.proof.meta["evaluations"] <= 5
 
 
 @pytest.mark.parametrize("metric", ["agreement", "cosine"])

@@ -29,16 +29,32 @@ def watching() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
 
 @contextmanager
 def stating(title: str) -> Iterator[Callable[[str, float], None]]:
-    """What to call with what is being done and the share of the whole that is done."""
+    """What to call with what is being done and the share of the time of the whole that is gone."""
     import sys
+    import time
 
     if not sys.stderr.isatty():
         yield lambda _what, _done: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn
 
-    shown = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[what]}"), TimeRemainingColumn())
-    with Progress(*shown, console=Console(stderr=True), transient=True) as bar:
-        line = bar.add_task(title, total=1.0, what="")
-        yield lambda what, done: bar.update(line, completed=done, what=what)
+    shown = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[yet]}"))
+    began = time.monotonic()
+    with Progress(*shown, TextColumn("{task.fields[what]}"), console=Console(stderr=True), transient=True) as bar:
+        line = bar.add_task(title, total=1.0, what="", yet="")
+        yield lambda what, done: bar.update(line, completed=done, what=what, yet=yet(time.monotonic() - began, done))
+
+
+def yet(gone: float, share: float) -> str:
+    """How long it will take from now, where `gone` seconds are a share of the whole; nothing before a fiftieth.
+
+    >>> yet(10, 0.25), yet(60, 0.1), yet(1, 0.01)
+    ('30 s left', '9 min left', '')
+    """
+    if share < 0.02:
+        return ""
+    left = gone * (1 - share) / share
+    if left < 90:
+        return f"{left:.0f} s left"
+    return f"{left / 60:.0f} min left" if left < 5400 else f"{left / 3600:.1f} h left"

@@ -46,7 +46,7 @@ def proof(search: Search, found: Candidate, sizes: tuple[int, int], seconds: flo
     }
     meta = {
         "task": search.task.name,
-        "splits": "train: sensitivities; valid: one half chooses, one half stops; test: proves, and nothing else",
+        "splits": "train: sensitivities; valid: chooses what the proof is asked; test: proves, and nothing else",
         "evaluations": search.evaluations,
         "confidence": promise.confidence,
     }
@@ -100,15 +100,17 @@ def curve(search: Search) -> Table:
     columns = [
         Column("candidate"),
         Column("bytes", "B", "of its tensors"),
-        Column("valid loss", unit, f"how much worse {headline} is on validation data"),
+        Column("valid loss", unit, f"how much worse {headline} is on validation data; none where it was not asked"),
         Column("loss", unit, "the same on the proof examples; none where it was not tried"),
         Column("loss at most", unit, "in truth, at the confidence of the promise"),
     ]
     tried = {candidate.name: candidate for candidate in search.tried}
     rows = []
-    for candidate in sorted([*search.measured.values(), *search.others], key=lambda c: -c.bytes):
-        row = {"candidate": candidate.name, "bytes": candidate.bytes, "valid loss": candidate.valid.mean()}
-        test = tried[candidate.name].test if candidate.name in tried else None
+    found = {candidate.name: candidate for candidate in [*search.measured.values(), *search.others]} | tried
+    for candidate in sorted(found.values(), key=lambda c: -c.bytes):
+        row: dict[str, Any] = {"candidate": candidate.name, "bytes": candidate.bytes}
+        row |= {} if candidate.valid is None else {"valid loss": candidate.valid.mean()}
+        test = candidate.test
         row |= {} if test is None else {"loss": test.mean(), "loss at most": search.promise.bound(test)}
         rows.append(row)
     return Table.of(f"{search.task.name}: sizes to choose from", columns, rows)

@@ -16,6 +16,7 @@ from statistics import NormalDist
 import numpy as np
 
 from steelyard.errors import ModelError
+from steelyard.learn.intervals import block_length
 
 _SHARE = 0.85  # of the error is asked of the score limit, which errs in up to 1.12 of the cases that it says
 MOST = 10**9  # examples that anybody could ask for
@@ -35,6 +36,7 @@ class Promise:
 
     tolerance: float
     confidence: float = 0.95
+    ordered: bool = False  # examples follow one another: neighbours are alike, and count together
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.tolerance) and self.tolerance > 0):
@@ -48,8 +50,10 @@ class Promise:
         worse: (examples,), how much worse each example came out: before - after, where more is better.
         If all are -1, 0 or 1 (right or wrong): the upper score limit of a paired difference (Tango), and where nothing
         came out better never less than the exact limit (Clopper and Pearson). Otherwise Student's t, which is exact for
-        normal differences and near it for many examples. Infinite where one example or none cannot say.
+        normal differences and near it for many examples. Where examples follow one another, t of the means of runs that
+        are as long as neighbours are alike (`block_length`). Infinite where one example or none cannot say.
         """
+        worse = self._apart(worse)
         if len(worse) == 0:
             return math.inf
         if _whole(worse):
@@ -85,6 +89,7 @@ class Promise:
 
     def would(self, worse: np.ndarray, examples: int) -> bool:
         """Whether so many examples would prove it, if they came out as these."""
+        worse, examples = self._apart(worse), examples // self._run(worse)
         if len(worse) < 2:
             return False
         scale = examples / len(worse)
@@ -96,6 +101,28 @@ class Promise:
         spread = float(worse.std(ddof=1)) / math.sqrt(examples)
         t = float(stdtrit(max(examples - 1, 1), self.confidence))
         return float(worse.mean()) + t * spread <= self.tolerance
+
+    def chance(self, mean: float, variance: float, seen: int, examples: int, *, shares: bool) -> float:
+        """How probable it is that so many examples prove it, where those that were seen had this mean and variance.
+
+        shares: they are right or wrong; where more is lost, more change. Normal for both; it decides what is worth a
+        proof, and nothing else rests on it.
+        """
+        z = NormalDist().inv_cdf(1 - _SHARE * (1 - self.confidence) if shares else self.confidence)
+        at_the_bar = variance + max(self.tolerance - mean, 0.0) if shares else variance
+        bar = self.tolerance - z * math.sqrt(at_the_bar / examples)
+        spread = math.sqrt(variance * (1 / seen + 1 / examples))
+        return NormalDist().cdf((bar - mean) / spread) if spread else float(mean <= bar)
+
+    def _run(self, worse: np.ndarray) -> int:
+        return block_length(worse) if self.ordered else 1
+
+    def _apart(self, worse: np.ndarray) -> np.ndarray:
+        """The differences as they may be held to be independent."""
+        run = self._run(worse)
+        if run == 1:
+            return worse
+        return np.array([part.mean() for part in np.array_split(worse, max(1, len(worse) // run))])
 
     def _limit(self, lost: float, gained: float, examples: int) -> float:
         """The upper limit of the rate of losses less the rate of gains."""

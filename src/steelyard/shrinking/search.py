@@ -26,15 +26,19 @@ from steelyard.learn.intervals import student
 from steelyard.learn.task import Batch, Split, Task, apply, first_batch
 from steelyard.shrinking.deep import MATRICES, lost, vectors_halved
 from steelyard.shrinking.journal import Journal
+from steelyard.shrinking.order import Step, evidence, foreseen, ordered
 from steelyard.shrinking.promise import Promise
-from steelyard.shrinking.sensitivity import sensitivity
-from steelyard.shrinking.tight import Tight, tighten
+from steelyard.shrinking.sensitivity import BATCHES, sensitivity
+from steelyard.shrinking.tight import PASSES, Tight, tighten
+from steelyard.shrinking.work import Meter, Say, Work
 
-SIZES = tuple(round(8 * 0.85**i, 3) for i in range(22))  # bits for each weight of a matrix: 8 to 0.26
-SAFER = (6, 4, 2, 1)  # the proof begins so many sizes above the smallest hopeful one
+SIZES = tuple(round(8 * 0.93**i, 3) for i in range(48))  # bits for each weight of a matrix: 8 to 0.26
+LOOKS = 5  # at sizes by validation data: halving leaves one or two undecided
+EVEN = 0.5  # the chance of a proof at which a candidate is hopeful
 PRICES = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)  # of a bit of the weights, in bits of the training labels
+PROOFS = 5  # candidates that a proof asks of, more or less
+EXAMPLES = "examples"  # that are evaluated: a kind of work
 FLOOR = 1e-3  # of a tensor's mean sensitivity: that no example reached an element says little of others
-Say = Callable[[str, float], None]  # what is being done, and the share of the whole that is done
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,8 @@ class Candidate:
 
     name: str
     weights: Weights  # packed as a file would hold them
-    valid: np.ndarray  # how much worse each validation example came out
-    test: np.ndarray | None = None  # the same of the proof; None: not asked
+    valid: np.ndarray | None  # how much worse each validation example came out; None: not asked
+    test: np.ndarray | None = None  # the same of the proof
 
     @property
     def bytes(self) -> int:
@@ -60,6 +64,7 @@ class Search:
     ):
         self.model, self.task, self.original, self.promise = model, task, original, promise
         self.journal, self.seed, self.say = journal, seed, say
+        self.work = Work(say)
         self.student = copy.deepcopy(model)
         self.before: dict[Split, np.ndarray] = {}  # the metric of the original, by example
         self.measured: dict[int, Candidate] = {}  # by the index of its size
@@ -69,9 +74,8 @@ class Search:
 
     def precondition(self) -> None:
         """Raise ModelError for what no search could end well with."""
-        self.say("measuring the original", 0.0)
         for split in ("valid", "test"):
-            found = outcomes(self.model, self.task, split)[self.task.headline]  # type: ignore[arg-type]
+            found = self._of_original(self.task, split)  # type: ignore[arg-type]
             if not np.isfinite(found).all():
                 wrong = found[~np.isfinite(found)][0]
                 raise ModelError(f"the metric {self.task.headline!r} of the original is {wrong} for some {split} "
@@ -87,7 +91,7 @@ class Search:
 
     def _better_than_chance(self) -> None:
         """Each output is judged by the target of another example: a model that has learned something does worse."""
-        shuffled = outcomes(self.model, _crossed(self.task), "valid")[self.task.headline]
+        shuffled = self._of_original(_crossed(self.task), "valid")
         if student(lost(self.task, self.before["valid"], shuffled), 0.9)[0] <= 0:
             raise ModelError(
                 f"the original has {self.task.headline} {self.before['valid'].mean():.4g} on validation data, and "
@@ -95,40 +99,82 @@ class Search:
                 "train it first"
             )
 
+    def _of_original(self, task: Task, split: Split) -> np.ndarray:
+        self.work.tell("measuring the original")
+        start = self.work.clock()
+        found = outcomes(self.model, task, split)[task.headline]
+        self.work.took(EXAMPLES, len(found), self.work.clock() - start)
+        return found
+
+    def plan(self, epochs: int) -> None:
+        """Count what there is to do, and guess what none of it has taken yet."""
+        work, first = self.work, first_batch(self.task, "train" if epochs else "valid")
+        work.left |= {"sensitivities": 1, "files": 1}
+        work.guesses["sensitivities"] = EXAMPLES, 4.0 * BATCHES * len(first)
+        work.priors |= {"sizes": 3e-7 * self.original.size + 0.01, "files": 1e-8 * self.original.size + 1.0}
+        if epochs:
+            told = self._told(epochs)
+            work.left["epochs"] = _epochs(told)
+            work.guesses["epochs"] = EXAMPLES, 5.0 * self._training_examples
+        self._expect(LOOKS, len(PRICES) + 2 if epochs else 0, PROOFS)
+
+    def _expect(self, looks: int, stages: int, proofs: int) -> None:
+        """So many sizes are still to be looked at, stages of training to be measured, candidates to be proven."""
+        valid, test = len(self.before["valid"]), len(self.before["test"])
+        self.work.left[EXAMPLES] = (looks + stages) * valid + (proofs + 1) * test  # the file once more
+        self.work.left["sizes"] = looks + proofs / 2
+
     @cached_property
     def minds(self) -> Weights:
         """What the outputs mind of an error in each element of each matrix."""
-        return self.journal.weights("sensitivity", self._sensitivity)
+        return self._made("sensitivities", "sensitivity", self._sensitivity)
 
     def _sensitivity(self) -> Weights:
-        self.say("sensitivities", 0.05)
         served = chain(self.task.batches("train", 0), self.task.batches("valid", 0))
         found = sensitivity(self.model, served, classes=has_classes(self.model, self.task), seed=self.seed)
         matrices = self.original.select(MATRICES)
         return matrices.with_items(Weight.of(name, _floored(found.find(name).array())) for name in matrices)
 
-    def smallest(self) -> int:
-        """The smallest size that validation data hold to be provable; raises VerdictError if there is none."""
+    def sizes(self) -> None:
+        """Measure sizes, by halving, around the smallest that validation data hold to be provable.
+
+        Raises VerdictError if the largest is too rough.
+        """
         low, high = -1, len(SIZES)
-        while high - low > 1:  # by the search half
+        assert self.minds is not None  # the time of the first size is its own
+        while high - low > 1 and len(self.measured) < LOOKS:
             middle = (low + high) // 2
-            low, high = (middle, high) if self._hopeful(self.size(middle).valid[::2]) else (low, middle)
-        while low >= 0 and not self._hopeful(self.size(low).valid[1::2]):  # by the other half
-            low -= 1
-        if low < 0:
+            low, high = (middle, high) if self.hopeful(self._measured(middle)) else (low, middle)
+        if low < 0 and not self.hopeful(self._measured(0)):
             raise VerdictError(f"every form of these weights loses more than {self.promise.tolerance:g} of "
                                f"{self.task.headline} on validation data: nothing is written")  # fmt: skip
-        return low
+
+    def _measured(self, index: int) -> np.ndarray:
+        """What a size loses on validation data."""
+        if index not in self.measured:
+            found = self.size(index)
+            self.work.tell(f"measuring {found.name}")
+            worse = self.journal.of(f"{found.name}, validation", lambda: self.worse(found.weights, "valid").tolist())
+            self.measured[index] = replace(found, valid=np.array(worse))
+        valid = self.measured[index].valid
+        assert valid is not None
+        return valid
 
     def size(self, index: int) -> Candidate:
-        """The candidate of a size, measured on validation data."""
-        if index not in self.measured:
-            name = f"{SIZES[index]:g} bits"
-            self.say(f"measuring {name}", 0.1 + 0.05 * len(self.measured))
-            made = self.journal.weights(name, lambda: self._held(SIZES[index]))
-            worse = self.journal.of(f"{name}, validation", lambda: self.worse(made, "valid").tolist())
-            self.measured[index] = Candidate(name, made, np.array(worse))
-        return self.measured[index]
+        """The candidate of a size."""
+        if index in self.measured:
+            return self.measured[index]
+        name = f"{SIZES[index]:g} bits"
+        return Candidate(name, self._made("sizes", name, lambda: self._held(SIZES[index])), None)
+
+    def _made(self, kind: str, question: str, compute: Callable[[], Weights]) -> Weights:
+        """The answer of the journal, whose making counts as work of a kind."""
+        self.work.tell(f"making {question}")
+        start, found = self.work.clock(), self.journal.found
+        made = self.journal.weights(question, compute)
+        if self.journal.found == found:
+            self.work.took(kind, 1, self.work.clock() - start)
+        return made
 
     def _held(self, bits: float) -> Weights:
         """The original's weights, packed at so many bits for each weight of a matrix."""
@@ -137,53 +183,92 @@ class Search:
 
     def worse(self, weights: Weights, split: Split) -> np.ndarray:
         """How much worse each example of a split comes out with these weights, in the unit of the metric."""
+        start = self.work.clock()
         into_module(weights, self.student)
         self.evaluations += 1
-        return lost(self.task, self.before[split], outcomes(self.student, self.task, split)[self.task.headline])
+        found = outcomes(self.student, self.task, split)[self.task.headline]
+        self.work.took(EXAMPLES, len(found), self.work.clock() - start)
+        return lost(self.task, self.before[split], found)
 
-    def _hopeful(self, worse: np.ndarray) -> bool:
-        """Whether the proof examples would prove it if they came out like these."""
-        return self.promise.would(worse, len(self.before["test"]))
+    def hopeful(self, worse: np.ndarray) -> bool:
+        """Whether the proof rather holds than fails, by what validation examples say."""
+        return self.chance(*evidence(worse)) >= EVEN
+
+    def chance(self, mean: float, variance: float) -> float:
+        """That of the proof, by a mean and variance of validation examples."""
+        seen, examples = len(self.before["valid"]), len(self.before["test"])
+        return self.promise.chance(mean, variance, seen, examples, shares=_whole(self.before["valid"]))
 
     def trained(self, epochs: int) -> None:
         """Candidates that were trained to be small, from the original as their teacher; each of them is measured.
 
-        epochs: at the first price of a bit; half as many at each higher one.
+        epochs: at the first price of a bit; half as many at each further one.
         """
-        examples = sum(len(batch) for batch in self.task.batches("train", 0))
-        if not examples:
+        told = self._told(epochs)
+        self._expect(0, len(PRICES) + 2, PROOFS)
+        key = (
+            f"trained {epochs} within {self.promise.tolerance:g} at {self.promise.confidence:g}"  # which end the climb
+        )
+        meter = Meter(self.work, "epochs", f"training, {told.epochs} epochs at the first price of a bit")
+        stages = tighten(self.model, self.task, told, self.seed, checkpoint=self.journal.place(key), borne=self.hopeful,
+                         progress=meter)  # fmt: skip
+        for i, stage in enumerate(stages):
+            self.evaluations += 1
+            worse = lost(self.task, self.before["valid"], stage.examples)
+            self.others.append(Candidate(f"{key}, {stage.name}", stage.weights, worse))
+            meter.what = f"trained: {stage.name}"
+            meter.at(_epochs(told, i))
+            self._expect(0, len(PRICES) + 1 - i, PROOFS)
+            self.work.tell(meter.what)
+
+    def _told(self, epochs: int) -> Tight:
+        """How the training is pressed."""
+        if not self._training_examples:
             raise ModelError(
                 f"the task {self.task.name!r} has no training examples: shrink it without training, epochs=0"
             )
-        prices = tuple(price * math.log(2) / examples for price in PRICES)
-        told = Tight(tolerance=self.promise.tolerance, prices=prices, epochs=epochs, more_epochs=-(-epochs // 2))
-        key = f"trained {epochs} within {self.promise.tolerance:g}"  # the climb ends where the tolerance is passed
-        for i, stage in enumerate(tighten(self.model, self.task, told, self.seed, checkpoint=self.journal.place(key))):
-            self.say(f"trained: {stage.name}", 0.5 + 0.4 * min(1.0, (i + 1) / (len(PRICES) + 2)))
-            worse = lost(self.task, self.before["valid"], stage.examples)
-            self.others.append(Candidate(f"{key}, {stage.name}", stage.weights, worse))
+        prices = tuple(price * math.log(2) / self._training_examples for price in PRICES)
+        return Tight(self.promise.tolerance, prices, epochs, -(-epochs // 2), rungs=len(PRICES))
 
-    def proven(self, smallest: int) -> Candidate:
+    @cached_property
+    def _training_examples(self) -> int:
+        return sum(len(batch) for batch in self.task.batches("train", 0))
+
+    def proven(self) -> Candidate:
         """The smallest candidate that the proof accepts: from the safest on, until one fails.
 
         Raises VerdictError if the first one fails.
         """
-        sizes = [self.size(index) for index in sorted({max(smallest - more, 0) for more in (*SAFER, 0)})]
-        smaller = [c for c in self.others if c.bytes < sizes[-1].bytes]
-        hopeful = [c for c in smaller if self._hopeful(c.valid[::2]) and self._hopeful(c.valid[1::2])]
-        order = sorted([*sizes, *hopeful], key=lambda c: -c.bytes)
-        accepted = None
-        for i, found in enumerate(order):
-            self.say(f"proving {found.name}", 0.9 + 0.08 * i / len(order))
+        order = self._order()
+        accepted: list[Candidate] = []
+        for i, step in enumerate(order):
+            self._expect(0, 0, min(PROOFS, len(order) - i))
+            found = self.others[step.index] if step.trained else self.size(step.index)
+            self.work.tell(f"proving {found.name}")
             worse = self.journal.of(f"{found.name}, proof", lambda f=found: self.worse(f.weights, "test").tolist())
             found = replace(found, test=np.array(worse))
             self.tried.append(found)
             if not self.promise.kept(found.test):
                 break
-            accepted = found
-        if accepted is None:
+            accepted.append(found)
+        if not accepted:
             raise VerdictError(self.alternative(self.tried[0].bytes, self.tried[0].test))
-        return accepted
+        return min(accepted, key=lambda found: found.bytes)  # the last one, unless sizes were foreseen wrongly
+
+    def _order(self) -> list[Step]:
+        """The candidates of the proof, in their order."""
+        seen = {index: evidence(self._measured(index)) for index in self.measured}
+        chances = [self.chance(*found) for found in foreseen(SIZES, seen)]
+        trained = [(float(c.bytes), self.chance(*evidence(c.valid))) for c in self.others if c.valid is not None]
+        hopeful = max((i for i, found in seen.items() if self.chance(*found) >= EVEN), default=0)
+        return ordered(chances, self._foreseen_bytes(), trained, hopeful)
+
+    def _foreseen_bytes(self) -> list[float]:
+        """Of each size: a line through those that were measured."""
+        bits, found = [SIZES[i] for i in self.measured], [c.bytes for c in self.measured.values()]
+        slope = self.original.select(MATRICES).size / 8
+        rest = float(np.mean([b - slope * a for a, b in zip(bits, found, strict=True)]))
+        return [slope * size + rest for size in SIZES]
 
     def alternative(self, size: int, worse: np.ndarray) -> str:
         """What could be promised of the safest candidate, of so many bytes, which failed on the proof examples."""
@@ -228,6 +313,14 @@ def _enough(promise: Promise) -> int:
     needed = promise.needed(np.zeros(2))
     assert needed is not None  # nothing is lost
     return needed
+
+
+def _epochs(told: Tight, stage: int | None = None) -> int:
+    """Of training and weighing until a stage (None: the last) is reached."""
+    prices = told.rungs if stage is None else min(stage + 1, told.rungs)
+    found = told.epochs + (prices - 1) * told.more_epochs
+    found += PASSES if stage is None or stage >= told.rungs else 0
+    return found + (told.tune_epochs if stage is None or stage > told.rungs else 0)
 
 
 def _floored(sensitivities: np.ndarray) -> np.ndarray:

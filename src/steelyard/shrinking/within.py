@@ -34,7 +34,8 @@ from steelyard.shrinking.deep import MATRICES
 from steelyard.shrinking.journal import Journal, fingerprint
 from steelyard.shrinking.promise import Promise
 from steelyard.shrinking.reread import reread
-from steelyard.shrinking.search import Candidate, Say, Search
+from steelyard.shrinking.search import Candidate, Search
+from steelyard.shrinking.work import Say
 
 SPLITS = "train: widths, students and ranges; valid: one half ends each ladder, both rank; test: proves, nothing else"
 
@@ -66,8 +67,8 @@ def shrink(
     """Find the smallest file of a model's weights whose headline metric falls by at most `tolerance`, and prove it.
 
     The task's training inputs say how much the outputs mind an error in each weight; its validation split is for the
-    search (one half chooses, the other says which candidates are worth a proof); its test split proves, and nothing
-    else looks at it. The file is written, re-read by another process, compared bit for bit and measured before it gets
+    search, which decides what the proof is asked, and in what order; its test split proves, and nothing else looks at
+    it. The file is written, re-read by another process, compared bit for bit and measured before it gets
     the name `target`. The model is left as it was.
 
     Args:
@@ -86,7 +87,8 @@ def shrink(
         seed: of everything random.
         checkpoint: a folder that keeps what was found, so that a search that was broken off, or one with another
             tolerance, goes on from there.
-        say: called with what is being done and the share of the work that is done.
+        say: called with what is being done and the share of the time that is gone, by what each kind of work has
+            taken so far: after `seconds` about ``seconds * (1 - share) / share`` are to come.
 
     Raises ModelError before the search for a tolerance that the test split cannot prove, a metric that is not a
     number, a model that is no better than chance; VerdictError where no candidate keeps the promise, with the best
@@ -98,7 +100,7 @@ def shrink(
         require()
         if place is not None and place.suffix != ".onnx":
             raise ModelError(f"for {aim} the file is ONNX: expected a name that ends in .onnx, found {place.name!r}")
-    promise = Promise(tolerance, confidence)
+    promise = Promise(tolerance, confidence, task.ordered)
     check_not_negative(epochs=epochs)
     original = from_module(model).settle()
     if not original.select(MATRICES):
@@ -109,10 +111,11 @@ def shrink(
     search.precondition()
     if aim != "file":
         return _won(search, aim, epochs, place, began)
-    smallest = search.smallest()
+    search.plan(epochs)
+    search.sizes()
     if epochs:
         search.trained(epochs)
-    found = search.proven(smallest)
+    found = search.proven()
     kept, sizes = _finished(search, found, place)
     search.say("done", 1.0)
     seconds = time.perf_counter() - began
@@ -148,18 +151,20 @@ def _finished(search: Search, found: Candidate, target: Path | None) -> tuple[We
             raise VerdictError(f"the smallest candidate that was proven takes {after:,} bytes, the weights as they are "
                                f"{before:,}: there is nothing to gain, and nothing is written")  # fmt: skip
         if target is None:
-            return _checked(search, found, reread(draft, made)), (before, after)
+            return _checked(search, found, draft, made), (before, after)
         with staging(target, target) as (file, unproven):
             file.write(draft.read_bytes())
             os.fsync(file.fileno())
-            kept = _checked(search, found, reread(unproven, made))
+            kept = _checked(search, found, unproven, made)
             with writing(target):
                 unproven.replace(target)
     return kept, (before, after)
 
 
-def _checked(search: Search, found: Candidate, read: Weights) -> Weights:
-    """`read`, if it does on the proof examples what the candidate did; else VerdictError."""
+def _checked(search: Search, found: Candidate, file: Path, made: Weights) -> Weights:
+    """What another process reads, if it does on the proof examples what the candidate did; else VerdictError."""
+    with search.work.on("files", "re-reading the file"):
+        read = reread(file, made)
     worse = search.worse(read, "test")
     if found.test is None or worse.tolist() != found.test.tolist():
         raise VerdictError(
