@@ -159,6 +159,8 @@ _EXPORTS: dict[str, str] = {
     "memory": "explain.memory:memory",
     # small
     "shrink": "shrinking.within:shrink",
+    "shrink_weights": "shrinking.alone:shrink_weights",
+    "with_weights": "deploy.graft:with_weights",
     "tighten": "shrinking.tight:tighten",
     "Tight": "shrinking.tight:Tight",
     "OnnxModule": "deploy.session:OnnxModule",
@@ -193,6 +195,7 @@ if TYPE_CHECKING:
     from steelyard.core.weights import Weight as Weight
     from steelyard.core.weights import Weights as Weights
     from steelyard.core.where import where as where
+    from steelyard.deploy.graft import with_weights as with_weights
     from steelyard.deploy.session import OnnxModule as OnnxModule
     from steelyard.edit.adaround import AdaRound as AdaRound
     from steelyard.edit.awq import Awq as Awq
@@ -305,6 +308,7 @@ if TYPE_CHECKING:
     from steelyard.learn.watch.reading import read_log as read_log
     from steelyard.learn.watch.reading import watched as watched
     from steelyard.learn.watch.session import watch as watch
+    from steelyard.shrinking.alone import shrink_weights as shrink_weights
     from steelyard.shrinking.tight import Tight as Tight
     from steelyard.shrinking.tight import tighten as tighten
     from steelyard.shrinking.within import shrink as shrink

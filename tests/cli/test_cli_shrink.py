@@ -1,9 +1,14 @@
-"""``steelyard shrink``: what a user sees of a search that is broken off."""
+"""``steelyard shrink``: what a user sees of a search that is broken off, and of weights without a task."""
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 
+from steelyard import formats
+from steelyard.core.weights import Weights
 from steelyard.shrinking import within
 
 
@@ -25,3 +30,32 @@ def test_what_is_interrupted_says_how_to_go_on(steelyard, tmp_path, monkeypatch,
     assert (result.status, result.out) == (130, "")
     assert said in result.err
     assert not target.exists()
+
+
+def test_without_a_task_the_weights_are_shrunk_alone(steelyard, tmp_path):
+    weights, target = tmp_path / "weights.safetensors", tmp_path / "small.safetensors"
+    formats.write(Weights.of({"w": np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)}), weights)
+    result = steelyard("shrink", weights, target, "--error", "0.05", "--json")
+    summary, tensors = map(json.loads, result.out.splitlines())
+    assert result.status == 0
+    assert 0.04 < summary["rows"][0]["error"] <= 0.05
+    assert "nothing is said of any metric" in summary["meta"]["promise"]
+    assert tensors["rows"][0]["name"] == "w"
+    assert steelyard("shrink", weights, target).status == 2  # it is there
+    assert steelyard("shrink", weights, target, "--force").status == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["a.safetensors", "b.safetensors", "--tolerance", "1"], "--tolerance is for a TASK, and none is given"),
+        (["digits", "a.safetensors", "b.safetensors", "--error", "0.1"], "--tolerance is for its metric"),
+        (["a.safetensors"], "expected [TASK] WEIGHTS TARGET, got 1 of them"),
+        (["1", "2", "3", "4"], "expected [TASK] WEIGHTS TARGET, got 4 of them"),
+        (["a.safetensors", "b.safetensors", "--error", "1"], "1.0 is not in the range 0<x<1"),
+    ],
+)
+def test_options_of_the_other_kind_are_refused(steelyard, words, said):
+    result = steelyard("shrink", *words)
+    assert (result.status, result.out) == (2, "")
+    assert said in result.err

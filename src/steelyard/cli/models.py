@@ -55,13 +55,18 @@ def target_argument(function: F) -> F:
     @click.option("--force", is_flag=True, help="Replace TARGET if it exists.")
     @functools.wraps(function)
     def wrapped(*args: Any, target: str, force: bool, **options: Any) -> Any:
-        path, source = Path(target), options.get("weights")
-        check_target(path, None if source is None else Path(source), force=force)
-        if not path.parent.is_dir():
-            raise FormatError(f"there is no folder {str(path.parent)!r}; make it first", path=path)
+        check_new(target, options.get("weights"), force)
         return function(*args, target=target, **options)
 
     return wrapped  # type: ignore[return-value]
+
+
+def check_new(target: str, source: str | None, force: bool) -> None:
+    """Raise FormatError for a target that cannot be written, or that is there and not to be replaced."""
+    path = Path(target)
+    check_target(path, None if source is None else Path(source), force=force)
+    if not path.parent.is_dir():
+        raise FormatError(f"there is no folder {str(path.parent)!r}; make it first", path=path)
 
 
 def keeping_options(function: F) -> F:

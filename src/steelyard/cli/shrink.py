@@ -1,21 +1,23 @@
-"""``steelyard shrink TASK WEIGHTS TARGET``: the smallest file within a tolerance, with proof."""
+"""``steelyard shrink [TASK] WEIGHTS TARGET``: the smallest file within a tolerance, with proof, or an error alone."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 import click
+from click.core import ParameterSource
 
-from steelyard.cli.models import loaded, model_option, target_argument, task_argument
+from steelyard.cli.models import check_new, loaded, model_option, named
 from steelyard.cli.options import Number, Output, output, show
-from steelyard.cli.progress import stating
+from steelyard.cli.progress import stating, watching
 from steelyard.life.recipe import Named
+
+_OF_METRICS = ("model", "seed", "aim", "tolerance", "confidence", "epochs", "checkpoint")
 
 
 @click.command("shrink")
-@task_argument
-@click.argument("weights")
-@target_argument
+@click.argument("given", nargs=-1, required=True, metavar="[TASK] WEIGHTS TARGET")
+@click.option("--force", is_flag=True, help="Replace TARGET if it exists.")
 @model_option
 @click.option("--aim", type=click.Choice(["file", "latency", "memory"]), default="file", show_default=True,
               help="What is to be least: the bytes of a file of weights, or the time or the memory of an ONNX file "
@@ -27,11 +29,12 @@ from steelyard.life.recipe import Named
               help="Of training for size, after rounding; a third as many after each narrowing; 0: none.")  # fmt: skip
 @click.option("--checkpoint", metavar="FOLDER",
               help="Keep what is found here, for a search that was broken off or has another tolerance.")  # fmt: skip
+@click.option("--error", type=Number(0, 1, min_open=True, max_open=True), metavar="SHARE",
+              help="Without TASK: of all weights, relative to their tensor, at most.  [default: 0.1]")  # fmt: skip
 @output
 def verb(
-    task: Named,
-    weights: str,
-    target: str,
+    given: tuple[str, ...],
+    force: bool,
     model: Named | None,
     seed: int,
     aim: Literal["file", "latency", "memory"],
@@ -39,6 +42,7 @@ def verb(
     confidence: float,
     epochs: int,
     checkpoint: str | None,
+    error: float | None,
     output: Output,
 ) -> None:
     """Write TARGET, the smallest file of WEIGHTS that keeps the metric of TASK within the tolerance, and prove it.
@@ -50,11 +54,31 @@ def verb(
     re-read by another process, compared bit for bit and measured before it gets its name. If no candidate can be
     proven the exit status is 1, the best honest alternative is named, and nothing is written.
 
+    Without TASK the weights are shrunk alone, to the --error that they may have, and nothing is said of a metric.
+    WEIGHTS may be any file of weights (TARGET: a .safetensors file with packed tensors), a folder of the Hugging
+    Face libraries (TARGET: a new folder with its config and tokenizer, too), or ONNX (TARGET: packed tensors, or
+    an .onnx file with the rounded weights, which is no smaller, and runs).
+
     \b
     Example:
       steelyard train breast-cancer weights.safetensors --model mlp --epochs 5
       steelyard shrink breast-cancer weights.safetensors small.safetensors --model mlp --tolerance 0.1 --epochs 0
+      steelyard shrink weights.safetensors rounded.safetensors --error 0.05
     """
+    context = click.get_current_context()
+    if len(given) not in (2, 3):
+        raise click.UsageError(f"expected [TASK] WEIGHTS TARGET, got {len(given)} of them", context)
+    chosen = [name for name in _OF_METRICS if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if len(given) == 2 and chosen:
+        raise click.UsageError(f"--{chosen[0]} is for a TASK, and none is given: name it before WEIGHTS", context)
+    if len(given) == 3 and error is not None:
+        raise click.UsageError("--error is for weights without a TASK; --tolerance is for its metric", context)
+    weights, target = given[-2:]
+    if len(given) == 2:
+        _alone(weights, target, 0.1 if error is None else error, force, output)
+        return
+    check_new(target, weights, force)
+    task = named(given[0])
     from steelyard import formats
     from steelyard.shrinking.page import page
     from steelyard.shrinking.within import shrink
@@ -76,3 +100,11 @@ def _interrupted(checkpoint: str | None) -> str:
     if checkpoint is None:
         return "interrupted, and nothing is kept: with --checkpoint FOLDER the same command would go on from there"
     return f"interrupted; the same command goes on from what {checkpoint} has"
+
+
+def _alone(weights: str, target: str, error: float, force: bool, output: Output) -> None:
+    from steelyard.shrinking.alone import shrink_weights
+
+    with watching() as watch:
+        found = shrink_weights(weights, target, error=error, force=force, watch=watch)
+    show([found.summary, found.why], output)

@@ -1,0 +1,59 @@
+"""The graph of an ONNX file with other weights of the same names: what runs them where ONNX runs.
+
+Decides that every floating-point tensor of the weights has to find its place. Needs the extra ``deploy``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from steelyard.core.weights import Weights
+from steelyard.deploy.onnx import require
+from steelyard.errors import ModelError, quoted
+from steelyard.learn.calling import calling
+
+
+def with_weights(graph: str | Path, weights: Weights, target: str | Path) -> None:
+    """Write the ONNX file `graph` to `target` with the values of `weights` in place of its own.
+
+    Initialisers and constants of the main graph are found by name, as `sy.open` names them. The values are plain, of
+    the dtype that the graph has: the file is as large as it was. Raises ModelError for a tensor of `weights` that the
+    graph does not have, or has in another shape, and for a file that cannot be read or written.
+
+    ::
+
+        steelyard shrink model.onnx small.safetensors        # small; and where model.onnx is, too:
+        sy.with_weights("model.onnx", sy.open("small.safetensors"), "restored.onnx")
+    """
+    require()
+    import onnx
+
+    with calling(f"onnx, reading {Path(graph).name},"):
+        model = onnx.load(str(graph))
+    places = dict(_tensors(model.graph))
+    for name, weight in weights.items():
+        if weight.spec.dtype.kind != "float":
+            continue
+        place = places.get(name)
+        if place is None:
+            raise ModelError(f"{Path(graph).name} has no tensor {quoted(name)} in its main graph to take these values")
+        if tuple(place.dims) != weight.spec.shape:
+            raise ModelError(f"{quoted(name)} is {list(place.dims)} in {Path(graph).name}, and the weights have "
+                             f"{list(weight.spec.shape)}")  # fmt: skip
+        with calling(f"onnx, given {quoted(name)},"):
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(place.data_type)
+            place.CopyFrom(onnx.numpy_helper.from_array(weight.array().astype(dtype), name=place.name))
+    with calling(f"onnx, writing {Path(target).name},"):
+        onnx.save(model, str(target))
+
+
+def _tensors(graph: Any) -> Iterator[tuple[str, Any]]:
+    """The tensors of a graph under their names; a constant has the name of its output."""
+    for tensor in graph.initializer:
+        yield tensor.name, tensor
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.name == "value":
+                yield node.output[0], attribute.t
