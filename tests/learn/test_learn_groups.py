@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from steelyard.claims.d_discipline import spurious
 from steelyard.errors import ModelError
 from steelyard.learn.data import Examples
+from steelyard.learn.examples import ExampleLoss
 from steelyard.learn.groups import by_group, group_dro, just_train_twice, refit_head
 from steelyard.learn.robust import GroupDRO
 from steelyard.learn.run import train
@@ -97,6 +99,72 @@ def test_training_twice_weighs_what_the_first_model_got_wrong() -> None:
     first.eval()
     wrong = first(data.inputs["train"]).argmax(1) != data.targets["train"]
     assert int((weights == 7).sum()) == int(wrong.sum())
+
+
+@pytest.mark.parametrize("heavy_classes", [False, True])
+def test_group_dro_takes_weights_of_examples_as_copies(heavy_classes: bool) -> None:
+    """One batch of all examples, so that the order does not matter; group 1 is removed altogether."""
+    task = spurious(0)
+    data, options = task.batches, {"weight": torch.tensor([1.0, 3.0])} if heavy_classes else {}
+    copies = torch.arange(600) % 3 * (data.groups["train"] != 1)
+    weighed = replace(data, batch_size=2000, weight={"train": copies.float()})
+    parts = {"inputs": data.inputs, "targets": data.targets, "groups": data.groups}
+    repeated = {n: {**of, "train": of["train"].repeat_interleave(copies, 0)} for n, of in parts.items()}
+    found = [
+        group_dro(
+            replace(task, batches=batches, loss=ExampleLoss("cross_entropy", options)),
+            epochs=20, step=0.2, adjustment=2.0, keep="last", rate=0.05,
+        )
+        for batches in (weighed, replace(data, batch_size=2000, **repeated))
+    ]  # fmt: skip
+    for a, b in zip(*(run.model.parameters() for run in found), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+    assert found[0].log[-1]["loss"] == pytest.approx(found[1].log[-1]["loss"], abs=1e-5)
+    assert torch.allclose(found[0].task.loss.weights, found[1].task.loss.weights, atol=1e-6)
+    plain = group_dro(replace(task, batches=replace(data, batch_size=2000)), epochs=20, step=0.2, keep="last")
+    assert plain.log[-1]["loss"] != pytest.approx(found[0].log[-1]["loss"], abs=1e-3)
+
+
+def test_group_dro_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    task = spurious(0)
+    options = {"epochs": 3, "step": 0.5, "keep": "last"}
+    whole = group_dro(task, **options)
+
+    def stop(model: nn.Module) -> None:
+        calls.append(1)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+
+    calls: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        group_dro(task, checkpoint=tmp_path, every=1, after_step=stop, **options)
+    parts = group_dro(task, checkpoint=tmp_path, every=1, resume=True, **options)
+    assert [row["loss"] for row in parts.log] == [row["loss"] for row in whole.log]
+    assert torch.equal(parts.task.loss.weights, whole.task.loss.weights)
+    assert all(torch.equal(a, b) for a, b in zip(parts.model.parameters(), whole.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("stop", [4, 25])
+def test_training_twice_goes_on_in_either_training(tmp_path: Path, stop: int) -> None:
+    task = spurious(0)
+    options = {"first_epochs": 2, "epochs": 3, "upweight": 5.0}
+    whole = just_train_twice(task, checkpoint=tmp_path / "whole", **options)
+    assert just_train_twice(task, **options).log[-1]["loss"] == whole.log[-1]["loss"]
+
+    def broken(model: nn.Module) -> None:
+        calls.append(1)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+
+    calls: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        just_train_twice(task, checkpoint=tmp_path / "parts", every=2, after_step=broken, **options)
+    assert (tmp_path / "parts" / "second").exists() == (stop == 25)
+    parts = just_train_twice(task, checkpoint=tmp_path / "parts", every=2, resume=True, **options)
+    assert [row["loss"] for row in parts.log] == [row["loss"] for row in whole.log]
+    assert all(torch.equal(a, b) for a, b in zip(parts.model.parameters(), whole.model.parameters(), strict=True))
+    with pytest.raises(ModelError, match="first holds the checkpoint of a run: go on with it"):
+        just_train_twice(task, checkpoint=tmp_path / "whole", **options)
 
 
 def test_what_has_no_groups_is_refused_in_one_line(task: Task) -> None:

@@ -20,7 +20,7 @@ from steelyard.learn.calling import calling
 from steelyard.learn.examples import ExampleLoss, checked_weight
 from steelyard.learn.processes import Processes
 from steelyard.learn.robust import GroupDRO
-from steelyard.learn.task import Batch, Task, apply, per_example
+from steelyard.learn.task import Batch, Task, apply, inner_loss, terms
 
 Precision = Literal["full", "bfloat16"]
 
@@ -44,7 +44,6 @@ class Gradients:
         if compiled:
             forward = torch.compile(model, **(compiled if isinstance(compiled, Mapping) else {}))
         self._forward = processes.wrapped(forward, device)
-        self._what = f"loss of {task.name}"
         self._parameters = [p for p in model.parameters() if p.requires_grad]
 
     def __call__(self, batches: Sequence[Batch]) -> float | None:
@@ -60,7 +59,7 @@ class Gradients:
         if whole and not alone:
             raise ModelError("GroupDRO weighs the groups of a whole batch: one process, and accumulate=1")
         total = None
-        if not alone or batches[0].weight is not None or isinstance(self.task.loss, ExampleLoss):
+        if not alone or batches[0].weight is not None or isinstance(inner_loss(self.task), ExampleLoss):
             weights = [_weight(batch, self.task) for batch in batches]  # the same in every process
             batches = [batch for batch, weight in zip(batches, weights, strict=True) if weight > 0]
             total = sum(weights)
@@ -94,12 +93,9 @@ class Gradients:
             with torch.autocast(self.device.type, torch.bfloat16):
                 outputs = apply(self._forward, batch)
             outputs = outputs.float()
-        if isinstance(self.task.loss, ExampleLoss):
-            values = self.task.loss.terms(outputs, batch.targets)[0]
-        else:
-            values = per_example(self.task.loss, outputs, batch, self._what)
+        values, counts = terms(self.task, outputs, batch)
         if isinstance(self.task.loss, GroupDRO):
-            loss = self.task.loss.mean(values, batch.groups)
+            loss = self.task.loss.mean(values, batch.groups, batch.weight, counts)
         elif total is None:
             loss = values.mean()
         else:
@@ -139,7 +135,8 @@ class NotFiniteLoss(Exception):
 def _weight(batch: Batch, task: Task) -> float:
     """The weight of all its examples together; each as often as the loss counts it."""
     weight = torch.ones(len(batch), device=batch.targets.device) if batch.weight is None else batch.weight
-    counts = task.loss.counts(batch.targets) if isinstance(task.loss, ExampleLoss) else torch.ones_like(weight)
+    loss = inner_loss(task)
+    counts = loss.counts(batch.targets) if isinstance(loss, ExampleLoss) else torch.ones_like(weight)
     return float((weight * counts).sum())
 
 

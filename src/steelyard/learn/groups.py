@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Unpack
 
 import numpy as np
@@ -75,8 +76,13 @@ def group_dro(
     adjustment: float = 0.0,
     **options: Unpack[RunOptions],
 ) -> Run:
-    """Train against the worst group (`GroupDRO`); the options are those of `train`. The task's data has groups."""
-    counts = torch.bincount(_grouped(task, "train").groups["train"])
+    """Train against the worst group (`GroupDRO`); the options are those of `train`. The task's data has groups.
+
+    Weights of examples count within their group: weight k is k copies, 0 is removed. With ``checkpoint`` it goes on bit
+    for bit, the weights of the groups included.
+    """
+    data = _grouped(task, "train")
+    counts = torch.bincount(data.groups["train"], weights=data.weight.get("train"))
     robust = replace(task, loss=GroupDRO(task.loss, counts, step=step, adjustment=adjustment))
     return train(robust, model, progress=False, **options)
 
@@ -92,11 +98,13 @@ def just_train_twice(
     """Train briefly, then anew with the examples that the first model got wrong weighted up (JTT; Liu et al. 2021).
 
     No groups are needed to train; `first_epochs` and `upweight` are chosen by the worst group of the validation split.
-    Both trainings begin at the same weights. Raises ModelError for a task whose data are not `Examples`.
+    Both trainings begin at the same weights. checkpoint: a folder, in which each has one of its own, "first" and
+    "second"; with ``resume`` it goes on in either. Raises ModelError for a task whose data are not `Examples`.
     """
     data = _in_memory(task)
     start = build_seeded(task, options.get("seed", 0)) if model is None else model
-    brief: RunOptions = {**options, "epochs": first_epochs, "keep": "last"}
+    options, brief = ({**options, "checkpoint": _within(options.get("checkpoint"), n)} for n in ("second", "first"))
+    brief |= {"epochs": first_epochs, "keep": "last"}
     first = train(task, copy.deepcopy(start), progress=False, **brief).model
     wrong = torch.from_numpy(outcomes(first, _as_test(task), "test")[task.headline] < 1)
     weight = torch.where(wrong, float(upweight), 1.0)
@@ -146,6 +154,10 @@ def refit_head(
             head.bias.copy_(fitted.bias)
     columns = {"strength": "", "worst group": "%", "mean": "%"}
     return Table.of("the last layer refitted", columns, table, {"best": best, "split": split, "draws": draws})
+
+
+def _within(folder: str | Path | None, name: str) -> Path | None:
+    return None if folder is None else Path(folder) / name
 
 
 def _averaged(

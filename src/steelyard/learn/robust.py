@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from steelyard.errors import ModelError
+from steelyard.learn.examples import checked_weight
 
 
 class GroupDRO:
-    """sum_g q_g L_g with L_g the mean loss of group g, and q raised where L is high (Sagawa et al. 2020).
+    """sum_g q_g L_g with L_g the (weighted) mean loss of group g, and q raised where L is high (Sagawa et al. 2020).
 
     Before each use in training q_g <- q_g exp(step (L_g + adjustment / sqrt(n_g))), normalised: an online step towards
     the worst group, for the groups that the batch has. It needs strong L2 or early stopping where a network can fit
     every example: then all L_g are 0 and q says nothing (section 3 of the paper).
 
-    loss: (outputs, targets) -> one number for each example. counts: (groups,) training examples of each group, or
-    how many groups there are. step: of q. adjustment: C of the paper, which raises small groups; needs counts.
+    loss: (outputs, targets) -> one number for each example, or an ExampleLoss, whose class weights count. counts:
+    (groups,) training examples of each group (the sum of their weights, if they have some), or how many groups there
+    are. step: of q. adjustment: C of the paper, which raises small groups; needs counts.
     It is the ``loss`` of a `Task` whose training batches have ``groups``; elsewhere it is the plain loss. q belongs to
-    this object: a run that goes on from a checkpoint starts with equal q again.
+    this object, and to the checkpoint of a run.
 
     >>> dro = GroupDRO(lambda outputs, targets: (outputs - targets).square(), 2, step=1.0)
     >>> losses = torch.tensor([0.0, 2.0, 2.0])
@@ -51,16 +54,30 @@ class GroupDRO:
         """The loss of each example, without groups."""
         return self.loss(outputs, targets)
 
-    def mean(self, values: Tensor, groups: Tensor | None) -> Tensor:
-        """The weighted loss of a training batch, after q has been raised; values and groups are (examples,)."""
+    def mean(
+        self, values: Tensor, groups: Tensor | None, weight: Tensor | None = None, counts: Tensor | None = None
+    ) -> Tensor:
+        """The weighted loss of a training batch, after q has been raised. All are (examples,).
+
+        L_g = sum_i w_i values_i / sum_i w_i counts_i over its examples; without counts each counts as one.
+        """
         if groups is None:
             raise ModelError("GroupDRO: the training batches have no groups: give Examples(..., groups=...)")
         if len(groups) and not 0 <= int(groups.min()) <= int(groups.max()) < len(self.weights):
             raise ModelError(f"GroupDRO: a batch has group {int(groups.max())}, there are {len(self.weights)} from 0")
-        count = torch.bincount(groups, minlength=len(self.weights))
-        means = torch.zeros(len(self.weights), dtype=values.dtype, device=values.device).index_add(0, groups, values)
-        means = means / count.clamp_min(1)
+        w = checked_weight(weight, values)
+        none = torch.zeros(len(self.weights), dtype=values.dtype, device=values.device)
+        count = none.index_add(0, groups, w if counts is None else w * counts)
+        means = none.index_add(0, groups, w * values) / count.where(count > 0, 1.0)
         present = (count > 0).cpu()
         raised = self.weights * (self.step * (means.detach().double().cpu() + self._extra) * present).exp()
         self.weights = raised / raised.sum()
         return (self.weights.to(means) * means).sum()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return {"weights": self.weights}
+
+    def load(self, state: dict[str, Any], model: nn.Module) -> None:  # noqa: ARG002 - as every state that goes on
+        """Go on from a `state`."""
+        self.weights = state["weights"]

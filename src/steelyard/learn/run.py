@@ -297,6 +297,7 @@ class Run:
         self.epoch_log, self.done, self._losses = state["epochs"], state["done"], state["losses"]
         self._kept.load(state["kept"])
         set_gauge_states(self.gauges, state.get("gauges", {}), self.model)
+        set_gauge_states((self.task.loss,), state.get("loss", {}), self.model)
         self._saved = len(self.log)
 
     def _save(self) -> None:
@@ -308,7 +309,7 @@ class Run:
         state |= {"optimizer": self.optimizer.state_dict(), "kept": self._kept.state(), "epochs": self.epoch_log}
         state |= {"done": self.done, "losses": self._losses, "schedule": self._pace.state()}
         state["extras"] = self._processes.gathered(state["model"]["extra"])  # a carried state is each process's own
-        state = whole(state | {"gauges": gauge_states(self.gauges)})
+        state = whole(state | {"gauges": gauge_states(self.gauges), "loss": gauge_states((self.task.loss,))})
         if self._processes.rank == 0:
             self._checkpoint.save(state, self.log)
         self._processes.wait()

@@ -271,13 +271,29 @@ def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
     return values.mean() if weight is None else weighted_ratio(values, torch.ones_like(values), weight)
 
 
+def inner_loss(task: Task) -> PerExample:
+    """The loss of single examples: that inside GroupDRO, or the task's own."""
+    return task.loss.loss if isinstance(task.loss, GroupDRO) else task.loss
+
+
+def terms(task: Task, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """What each example adds to the numerator and to the denominator of the mean loss; None: one each.
+
+    Both are (examples,).
+    """
+    loss = inner_loss(task)
+    if isinstance(loss, ExampleLoss):
+        return loss.terms(outputs, batch.targets)
+    return per_example(loss, outputs, batch, f"loss of {task.name}"), None
+
+
 def objective(task: Task, outputs: Tensor, batch: Batch) -> Tensor:
     """What training minimises on this batch: the (weighted) mean of the task's loss over its examples."""
-    if isinstance(task.loss, ExampleLoss):
-        return task.loss.mean(outputs, batch.targets, batch.weight)
-    values = per_example(task.loss, outputs, batch, f"loss of {task.name}")
+    values, counts = terms(task, outputs, batch)
     if isinstance(task.loss, GroupDRO):
-        return task.loss.mean(values, batch.groups)
+        return task.loss.mean(values, batch.groups, batch.weight, counts)
+    if counts is not None:
+        return weighted_ratio(values, counts, batch.weight)
     return weighted_mean(values, batch.weight)
 
 
