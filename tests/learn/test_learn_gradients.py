@@ -186,8 +186,11 @@ def spoiled(task: Task, spoil: Callable[[Batch], Batch], when: int = 2) -> Task:
     ("spoil", "said"),
     [
         (lambda b: Batch(b.inputs[:0], b.targets[:0]), "its batch is empty"),
-        (lambda b: Batch(b.inputs, b.targets + 2), "labels 3, 4, the model's outputs are the classes 0 to 2"),
-        (lambda b: Batch(b.inputs, b.targets - 1), "labels -1, the model's"),
+        (
+            lambda b: Batch(b.inputs, b.targets + 2),
+            "labels 3, 4, the first in example . of the batch; the model has outputs for the classes 0 to 2",
+        ),
+        (lambda b: Batch(b.inputs, b.targets - 1), "labels -1, the first in example . of the batch"),
         (lambda b: Batch(b.inputs[:5], b.targets), "has 5 inputs and 8 targets"),
         (lambda b: Batch(b.inputs / 0, b.targets), "40 of the 40 numbers in the inputs .* in example 0 of the batch"),
     ],

@@ -29,7 +29,8 @@ from steelyard.learn.parameters import decay_groups
 from steelyard.learn.path import regularization_path
 from steelyard.learn.penalize import penalize
 from steelyard.learn.penalties import L1, L2, GroupL1, Penalty
-from steelyard.learn.run import RunOptions, train
+from steelyard.learn.run import train
+from steelyard.learn.runoptions import RunOptions
 from steelyard.learn.seeding import generator, seeded
 from steelyard.learn.task import Interface, Split, Task
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sysconfig
 import traceback
+from collections.abc import Callable
 from types import TracebackType
 
 from steelyard.errors import ModelError, SteelyardError, printable
@@ -28,8 +29,9 @@ class calling:  # noqa: N801 - read as a statement: with calling("the loss"): ..
     steelyard.errors.ModelError: the model fails: KeyError: 'x'
     """
 
-    def __init__(self, what: str):
-        self.what = what
+    def __init__(self, what: str, why: Callable[[], str] | None = None):
+        """why: asked for the likely cause of a failure; '' if it knows none."""
+        self.what, self.why = what, why
 
     def __enter__(self) -> None: ...
 
@@ -40,6 +42,8 @@ class calling:  # noqa: N801 - read as a statement: with calling("the loss"): ..
             return
         lines = [line for line in str(error).splitlines() if line.strip()]
         said = type(error).__name__ + (f": {printable(lines[0].strip())}" if lines else "")
+        if self.why is not None and (cause := self.why()):
+            said = f"{said.rstrip('.')}; {cause}"
         raise ModelError(f"{self.what} fails{_users_line(trace)}: {said}") from error
 
 

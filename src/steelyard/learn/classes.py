@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from steelyard.errors import ModelError, quoted
 from steelyard.learn.data import Examples
 from steelyard.learn.examples import class_weights
-from steelyard.learn.task import Task
+from steelyard.learn.task import Task, check_task
 
 
 def weigh_classes(task: Task, weights: Literal["balanced"] | Sequence[float]) -> Task:
@@ -26,6 +27,9 @@ def weigh_classes(task: Task, weights: Literal["balanced"] | Sequence[float]) ->
     Raises ModelError for a task whose examples do not lie in memory or have no class numbers, or another number of
     weights.
     """
+    numbers = isinstance(weights, (Sequence, Tensor)) and all(isinstance(w, (Real, Tensor)) for w in weights)
+    if weights != "balanced" if isinstance(weights, str) else not numbers:
+        raise ModelError(f'class weights {weights!r:.100}: expected "balanced", or a number for each class')
     data, targets = _classes(task)
     count = int(targets.max()) + 1
     if weights == "balanced":
@@ -51,6 +55,7 @@ def balance_classes(task: Task) -> Task:
 
 def _classes(task: Task) -> tuple[Examples, Tensor]:
     """The examples of a task, and the classes of those for training."""
+    check_task(task)
     data = task.batches
     if not isinstance(data, Examples):
         raise ModelError(

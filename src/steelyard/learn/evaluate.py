@@ -17,7 +17,7 @@ from steelyard.errors import ModelError
 from steelyard.learn.intervals import blocks, paired_proportions, student, wilson
 from steelyard.learn.measures import IGNORED
 from steelyard.learn.processes import reshard
-from steelyard.learn.task import Split, Task, apply, device_of, per_example
+from steelyard.learn.task import Split, Task, apply, check_model, check_task, device_of, per_example
 
 
 def outcomes(model: nn.Module, task: Task, split: Split = "test") -> dict[str, np.ndarray]:
@@ -102,16 +102,21 @@ def mean_outcomes(model: nn.Module, task: Task, split: Split, *, required: bool 
 
 def _measure(model: nn.Module, task: Task, split: Split) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Outcomes by metric, and the decisions (the largest output; none for a single output)."""
+    check_task(task)
+    check_model(model)
     functions = {**task.metrics, "loss": task.loss}
     parts: dict[str, list[Tensor]] = {name: [] for name in functions}
     decisions: list[Tensor] = []
     device = device_of(model)
     with evaluating(model):
-        for batch in task.batches(split, 0):
+        for number, batch in enumerate(task.batches(split, 0)):
             batch = batch.to(device)
-            outputs = apply(model, batch)
-            for name, function in functions.items():
-                parts[name].append(per_example(function, outputs, batch, name).double().cpu())
+            try:
+                outputs = apply(model, batch)
+                for name, function in functions.items():
+                    parts[name].append(per_example(function, outputs, batch, name).double().cpu())
+            except ModelError as error:
+                raise ModelError(f"batch {number} of the {split} split: {error}") from (error.__cause__ or error)
             if outputs.ndim > 1 and outputs.shape[-1] > 1 and not batch.targets.is_floating_point():
                 decided = outputs.argmax(-1)
                 counted = decided[batch.targets != IGNORED] if decided.shape == batch.targets.shape else decided

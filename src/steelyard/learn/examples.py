@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from steelyard.errors import ModelError, RecipeError, UnknownNameError, suggestion
 from steelyard.learn.calling import calling
+from steelyard.learn.labels import IGNORED, out_of_range, wrong_labels, wrong_type
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +68,15 @@ class ExampleLoss:
                 f"{self.name}: outputs {list(outputs.shape)} and targets {list(targets.shape)} "
                 "do not begin with the same number of examples"
             )
-        with calling(f"{self.name}, called with {list(outputs.shape)} and {list(targets.shape)},"):
+        what = f"{self.name}, called with {list(outputs.shape)} and {list(targets.shape)},"
+        with calling(what, lambda: self._wrong(outputs, targets)):
             values = _function(self.name)(outputs, targets, reduction="none", **self.options)
         return _by_example(values), self.counts(targets).to(values)
+
+    def _wrong(self, outputs: Tensor, targets: Tensor) -> str:
+        if LOSSES[self.name] is not _classes and self.name != "focal":
+            return ""
+        return wrong_labels(outputs, targets, ignored=self.options.get("ignore_index", IGNORED))
 
     def counts(self, targets: Tensor) -> Tensor:
         """c of each example: (examples,), float64. It is known before any outputs are."""
@@ -185,15 +192,19 @@ def focal(
     return share * (1 - p).pow(gamma) * cross
 
 
-def class_weights(targets: Tensor, classes: int | None = None, *, beta: float | None = None) -> Tensor:
+def class_weights(targets: Tensor | Sequence[int], classes: int | None = None, *, beta: float | None = None) -> Tensor:
     """The weight of each class that makes up for how often it occurs; their mean over the examples is 1.
 
     n / (K n_k) for K classes of n_k examples; with `beta` proportional to (1 - beta) / (1 - beta^n_k), the inverse
-    of the effective number (Cui et al. 2019). targets: class numbers. Raises ModelError for a class without examples.
+    of the effective number (Cui et al. 2019). targets: class numbers, a tensor or a list. Raises ModelError for a class
+    without examples, and for targets that are no class numbers.
 
     >>> class_weights(torch.tensor([0, 0, 0, 1]))
     tensor([0.6667, 2.0000])
     """
+    targets = torch.as_tensor(targets)
+    if targets.is_floating_point() or targets.is_complex() or bool((targets < 0).any()):
+        raise ModelError("class_weights: expected class numbers, whole and from 0, one for each example")
     counts = torch.bincount(targets.flatten(), minlength=classes or 0).double()
     if not len(counts) or not counts.all():
         empty = int((counts == 0).nonzero()[0]) if len(counts) else 0
@@ -242,11 +253,15 @@ def _examples(targets: Tensor, options: Mapping[str, Any]) -> Tensor:  # noqa: A
 def _classes(targets: Tensor, options: Mapping[str, Any]) -> Tensor:
     """Each position as heavy as its class, and nothing where it is ignored; for probabilities, one each."""
     if targets.is_floating_point():
+        if targets.ndim < 2:
+            raise ModelError(wrong_type(targets))
         return torch.ones_like(targets[:, 0], dtype=torch.float64)
-    counted = targets != options.get("ignore_index", -100)
+    counted = targets != (ignored := options.get("ignore_index", IGNORED))
     heavy = options.get("weight")
     if heavy is None:
         return counted.double()
+    if wrong := out_of_range(targets, len(heavy), ignored):
+        raise ModelError(wrong)
     return heavy.to(targets.device, torch.float64)[targets.where(counted, 0)] * counted
 
 

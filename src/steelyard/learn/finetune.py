@@ -18,7 +18,8 @@ from steelyard.core.where import Where, where
 from steelyard.errors import ModelError
 from steelyard.formats.module import from_module, into_module
 from steelyard.learn.evaluate import evaluating
-from steelyard.learn.run import Run, RunOptions, train
+from steelyard.learn.run import Run, train
+from steelyard.learn.runoptions import RunOptions
 from steelyard.learn.task import Task, apply, build_seeded, device_of, first_batch
 
 

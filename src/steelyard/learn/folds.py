@@ -20,7 +20,8 @@ from steelyard.learn.evaluate import mean_outcomes
 from steelyard.learn.intervals import resampled
 from steelyard.learn.options import check_choice, check_whole
 from steelyard.learn.pool import Pool
-from steelyard.learn.run import RunOptions, train
+from steelyard.learn.run import train
+from steelyard.learn.runoptions import RunOptions
 from steelyard.learn.seeding import derive
 from steelyard.learn.task import Split, Task
 

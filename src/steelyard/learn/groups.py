@@ -28,9 +28,10 @@ from steelyard.learn.intervals import wilson
 from steelyard.learn.penalize import penalize
 from steelyard.learn.penalties import L1
 from steelyard.learn.robust import GroupDRO
-from steelyard.learn.run import Run, RunOptions, train
+from steelyard.learn.run import Run, train
+from steelyard.learn.runoptions import RunOptions
 from steelyard.learn.seeding import generator
-from steelyard.learn.task import Split, Task, build_seeded, device_of
+from steelyard.learn.task import Split, Task, build_seeded, check_task, device_of
 
 
 def by_group(model: nn.Module, task: Task, split: Split = "test", names: Sequence[str] = ()) -> Table:
@@ -213,6 +214,7 @@ def _inputs_of(head: nn.Linear, model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def _in_memory(task: Task) -> Examples:
+    check_task(task)
     if not isinstance(task.batches, Examples):
         raise ModelError(f"the task {task.name!r} serves batches of its own: give its data as Examples")
     return task.batches

@@ -8,25 +8,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from steelyard.errors import ModelError
-
-IGNORED = -100  # a target that does not count, as in torch's cross_entropy
+from steelyard.learn.labels import IGNORED, wrong_labels
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """-log softmax(outputs)[target] in nats; the mean over positions where an example has several.
 
     outputs: (examples, ..., classes) logits; targets: (examples, ...) class numbers, or -100 at a position that does
-    not count. Raises ModelError for a target that is no class.
+    not count. Raises ModelError for a target that is no class, with its example.
     """
     _match(outputs, targets)
     try:
         flat = functional.cross_entropy(outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1), reduction="none")
-    except IndexError:
-        classes = outputs.shape[-1]
-        wrong = targets[((targets < 0) & (targets != IGNORED)) | (targets >= classes)].unique().tolist()
-        raise ModelError(f"the targets have the labels {', '.join(map(str, wrong[:5]))}, the model's outputs are the "
-                         f"classes 0 to {classes - 1}: number the classes from 0, or give the model more outputs"
-                         ) from None  # fmt: skip
+    except (IndexError, RuntimeError) as error:
+        if found := wrong_labels(outputs, targets, axis=-1):
+            raise ModelError(found) from error
+        raise
     return _mean(flat, targets)
 
 

@@ -61,6 +61,30 @@ def check_choice(kind: str, value: str, known: Iterable[str]) -> None:
         raise UnknownNameError(kind, str(value), known)
 
 
+def check_kind(what: str, value: object, kind: type | tuple[type, ...], expected: str) -> None:
+    """Raise ModelError for a value that is none of that kind; a class in the place of an object of it is told as such.
+
+    >>> check_kind("model", 3, str, "a torch.nn.Module")
+    Traceback (most recent call last):
+    steelyard.errors.ModelError: model: expected a torch.nn.Module, found 3
+    """
+    if isinstance(value, kind):
+        return
+    if isinstance(value, type):
+        found = f"the class {value.__name__}: call it, to make one" if issubclass(value, kind) else value.__name__
+    else:
+        found = _shown(value) if isinstance(value, (str, Real, type(None))) else f"a {type(value).__name__}"
+    raise ModelError(f"{what}: expected {expected}, found {found}")
+
+
+def check_lists(**options: object) -> None:
+    """Raise ModelError, naming the option, for a value that is no list; a single thing belongs into one."""
+    for name, value in options.items():
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            found = quoted(value) if isinstance(value, str) else f"a {type(value).__name__}"
+            raise ModelError(f"{name}: expected a list, found {found}: put it into brackets, {name}=[...]")
+
+
 def check_fraction(**options: object) -> None:
     """Raise ModelError, naming the option, for a value that is no number from 0 to below 1."""
     for name, value in options.items():

@@ -19,7 +19,8 @@ from steelyard.learn.decay import Decay
 from steelyard.learn.evaluate import outcomes
 from steelyard.learn.parameters import named_parameters
 from steelyard.learn.penalties import L2, Penalty
-from steelyard.learn.run import RunOptions, train
+from steelyard.learn.run import train
+from steelyard.learn.runoptions import RunOptions
 from steelyard.learn.task import SPLITS, Task, build_seeded
 
 COLUMNS = (

@@ -6,25 +6,36 @@ Decides the order of events around a step. Knows nothing of how a penalty is com
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from steelyard.core.where import Where
 from steelyard.errors import ModelError, quoted
 from steelyard.formats._sharded import is_sharded
 from steelyard.learn.decay import Decay, Shrinking
+from steelyard.learn.options import check_kind
 from steelyard.learn.parameters import named_parameters
 from steelyard.learn.penalties import L1, L2, ElasticNet, Penalty, Term
 from steelyard.learn.stepsize import check_optimizer, rate, step_size
+from steelyard.learn.task import check_model
 
 
 class Penalized:
     """Penalties at work: each step of the optimizer lowers data term + penalties. Made by `penalize`."""
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, terms: Sequence[Term], decays: Sequence[Shrinking]):
-        self.optimizer, self.decays = optimizer, tuple(decays)
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        terms: Sequence[Term],
+        decays: Sequence[Shrinking],
+        given: Sequence[Penalty | Decay] = (),
+    ):
+        self.optimizer, self.decays, self.given = optimizer, tuple(decays), tuple(given)
         self.terms = tuple(sorted(terms, key=lambda term: term.grouped))
         self._names = {id(p.parameter): p.name for p in named_parameters(model)}
         self._check()
@@ -174,7 +185,8 @@ def penalize(model: nn.Module, optimizer: Optimizer, *penalties: Penalty | Decay
     Accumulated gradients, several processes, closures, learning-rate schedules and a GradScaler need nothing more.
     A parameter without a gradient has no step and is left alone, as by the optimizer.
 
-    Raises ModelError for a penalty that concerns nothing of the model or that the optimizer cannot step for.
+    Raises ModelError for a penalty that concerns nothing of the model or that the optimizer cannot step for, and for
+    one that is attached already.
 
     >>> layer = nn.Linear(3, 1)
     >>> optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
@@ -187,7 +199,14 @@ def penalize(model: nn.Module, optimizer: Optimizer, *penalties: Penalty | Decay
     """
     terms: list[Term] = []
     decays: list[Shrinking] = []
+    check_model(model)
+    check_kind("optimizer", optimizer, Optimizer, "a torch optimizer")
+    attached = _attached(optimizer)
     for penalty in penalties:
+        if any(_same(penalty, other) for other in attached):
+            raise ModelError(f"{type(penalty).__name__}({penalty.strength:g}) acts on this optimizer already: remove() "
+                             "it first, or add the two strengths in one")  # fmt: skip
+        attached.append(penalty)
         if isinstance(penalty, Decay):
             decays.append(penalty.bind(model, optimizer))
         elif isinstance(penalty, Penalty):
@@ -196,7 +215,21 @@ def penalize(model: nn.Module, optimizer: Optimizer, *penalties: Penalty | Decay
             terms.append(penalty.bind(model))
         else:
             raise ModelError(f"expected a penalty such as L1(1e-3), found a {type(penalty).__name__}")
-    return Penalized(model, optimizer, terms, decays)
+    return Penalized(model, optimizer, terms, decays, penalties)
+
+
+def _attached(optimizer: Optimizer) -> list[Penalty | Decay]:
+    """The penalties that act on the steps of an optimizer."""
+    hooked = [getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_pre_hooks.values()]
+    return [penalty for one in hooked if isinstance(one, Penalized) for penalty in one.given]
+
+
+def _same(a: object, b: object) -> bool:
+    """Whether two penalties are one, or are alike in every option; tensors are alike if they are one."""
+    if a is b or type(a) is not type(b) or not is_dataclass(a) or not is_dataclass(b):
+        return a is b
+    pairs = [(getattr(a, f.name), getattr(b, f.name)) for f in fields(a)]
+    return all(x is y or (isinstance(x, (int, float, str, Where)) and x == y) for x, y in pairs)
 
 
 def _check_elementwise(penalty: Penalty) -> None:

@@ -28,7 +28,7 @@ from steelyard.learn.evaluate import outcomes
 from steelyard.learn.feed import generators_of
 from steelyard.learn.finite import of_split
 from steelyard.learn.optimizers import Optimizers
-from steelyard.learn.options import check_choice
+from steelyard.learn.options import check_choice, check_kind
 from steelyard.learn.run import Run
 from steelyard.learn.schedules import Schedule
 from steelyard.learn.state import (
@@ -39,7 +39,7 @@ from steelyard.learn.state import (
     set_optimizer_state,
     set_random_state,
 )
-from steelyard.learn.task import Batch, Checked, Split, Task, build_seeded
+from steelyard.learn.task import Batch, Checked, Split, Task, build_seeded, check_model
 
 Effort = Literal["quick", "full"]
 ROUNDS = {"quick": (1 / 12, 1 / 4), "full": (1 / 12, 1 / 4, 1.0)}  # lengths, as fractions of the run
@@ -83,6 +83,8 @@ def find_lr(
     True
     """
     check_choice("effort", effort, get_args(Effort))
+    if model is not None:
+        check_model(model)
     task = data if isinstance(data, Task) else _task(data, valid, loss)
     if model is None:
         model = build_seeded(task, seed)
@@ -245,6 +247,7 @@ class _Sized:
 
 def _task(data: Iterable[Any], valid: Iterable[Any], loss: Callable[[Tensor, Tensor], Tensor] | None) -> Task:
     """A loader and a loss as a Task."""
+    check_kind("data", data, Iterable, "a Task, or batches (inputs, targets); the model comes before them")
     if loss is None:
         raise ModelError("batches need a loss: find_lr(model, batches, optimizer, loss=nn.functional.cross_entropy)")
     for batches in (data, valid):

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypedDict, Unpack, get_args
+from typing import Any, Unpack, get_args
 
 import torch
 from torch import nn
@@ -31,12 +31,19 @@ from steelyard.learn.gradients import Gradients, NotFiniteLoss, Precision
 from steelyard.learn.interrupt import Interrupt
 from steelyard.learn.kept import Keep, Kept
 from steelyard.learn.optimizers import Optimizers, optimizer_for
-from steelyard.learn.options import check_choice, check_not_negative, check_positive, check_whole
+from steelyard.learn.options import (
+    check_choice,
+    check_lists,
+    check_not_negative,
+    check_positive,
+    check_whole,
+)
 from steelyard.learn.penalize import own_decay, penalize
 from steelyard.learn.penalties import Penalty
 from steelyard.learn.processes import Processes
 from steelyard.learn.progress import progress_bar
 from steelyard.learn.record import epochs_table, steps_table
+from steelyard.learn.runoptions import RunOptions
 from steelyard.learn.schedules import Pace, Schedule, Scheduler
 from steelyard.learn.seeding import derive, seeded
 from steelyard.learn.state import (
@@ -47,8 +54,8 @@ from steelyard.learn.state import (
     set_model_state,
     set_optimizer_state,
 )
-from steelyard.learn.step import Gauge, Step
-from steelyard.learn.task import Batch, Task, build_seeded, device_of
+from steelyard.learn.step import Gauge, Step, readings
+from steelyard.learn.task import Batch, Task, build_seeded, check_model, check_task, device_of
 
 
 class Run:
@@ -61,10 +68,10 @@ class Run:
                 print(step.index, step.loss)
 
     model: the module to train, in place (None: a new one of the task, from the seed). optimizer: a name, a function
-    from parameter groups to a torch optimizer, or an optimizer of the model, with its own rates and decay. rate: the
-    highest learning rate. schedule: a name, a function from the fraction done to a factor of the rate, or a Scheduler
-    of torch. weight_decay: the optimizer's own, for what decays by `decay_groups`. penalties: L1, GroupL1, Decay, ...:
-    each is a column of the table, and so is the objective.
+    from parameter groups, which carry the rate and the decay of this run, to a torch optimizer, or an optimizer of the
+    model, with its own rates and decay. rate: the highest learning rate. schedule: a name, a function from the fraction
+    done to a factor of the rate, or a Scheduler of torch. weight_decay: the optimizer's own, for what decays by
+    `decay_groups`. penalties: L1, GroupL1, Decay, ...: each is a column of the table, and so is the objective.
     keep: "best" ends with the weights of the epoch with the lowest validation loss, "last" with the final ones.
     average: Ema() or Swa(), or "ema", "ema=0.99", "swa", "swa=0.5": measures, and ends with, an average of the weights;
     the steps stay the same, and "best" is the best of the averages once there is one.
@@ -116,6 +123,8 @@ class Run:
         every: int | None = None,
         resume: bool = False,
     ):
+        check_task(task)
+        check_lists(penalties=penalties, gauges=gauges)
         check_positive(rate=rate, clip=clip)
         check_not_negative(weight_decay=weight_decay)
         check_whole(epochs=epochs, accumulate=accumulate, every=every, patience=patience)
@@ -124,6 +133,7 @@ class Run:
         self.task, self.epochs, self.seed, self.keep = task, epochs, seed, keep
         self.patience, self.accumulate = patience, accumulate
         self.model = build_seeded(task, seed) if model is None else model
+        check_model(self.model)
         self.optimizer = optimizer_for(self.model, optimizer, rate, weight_decay)
         self.penalized = penalize(self.model, self.optimizer, *penalties)
         self._pace = Pace(schedule, self.optimizer)
@@ -136,6 +146,7 @@ class Run:
         self._losses = [0.0, 0]  # of this epoch: their sum over examples, the number of examples
         self._feed = Feed(task, tracked=checkpoint is not None)
         self._checkpoint, self._every = None if checkpoint is None else Checkpoint(checkpoint), every
+        self._decay = [group.get("weight_decay") for group in self.optimizer.param_groups]
         self._whole = True  # between two steps, not inside one
         self._saved = -1  # the number of steps when the checkpoint was written
         self._processes = Processes.join(self._device)
@@ -242,8 +253,7 @@ class Run:
         row["seconds"] = step.seconds
         if step.penalties:
             row |= {**step.penalties, "objective": step.objective}
-        for gauge in self.gauges:
-            row.update(gauge(step))
+        row.update(readings(self.gauges, step))
         self.log.append(row)
         if self.progress is not None:
             self.progress(self)
@@ -280,6 +290,10 @@ class Run:
     def _begin(self, resume: bool) -> None:
         """Take the state from the checkpoint, or make the folder for one; raises ModelError if it does not fit."""
         if self._checkpoint is None:
+            if self._every is not None:
+                raise ModelError(
+                    f"every={self._every} says when a checkpoint is written: name its folder (checkpoint=)"
+                )
             if resume:
                 raise ModelError("there is nothing to resume from: name the folder (checkpoint=, or --checkpoint)")
             return
@@ -324,7 +338,7 @@ class Run:
     def _identity(self) -> dict[str, Any]:
         """What a run that goes on must have in common with the one that began."""
         more = {"schedule": self._pace.name, "batches in an epoch": self._feed.count(), "patience": self.patience}
-        more |= {"average": repr(self._kept.kind)}
+        more |= {"average": repr(self._kept.kind), "weight_decay": self._decay}
         gradients = {"accumulate": self.accumulate, "clip": self._clip, "precision": self._precision}
         return self._settings() | more | gradients
 
@@ -340,30 +354,6 @@ class Run:
         told = {"task": self.task.name, "optimizer": type(self.optimizer).__name__, "rate": self._pace.rates[0]}
         told |= {"epochs": self.epochs, "seed": self.seed, "keep": self.keep}
         return told | {"penalties": ", ".join(self.penalized.names) or "none"}
-
-
-class RunOptions(TypedDict, total=False):
-    """The keywords of Run that `train` and `finetune` hand on."""
-
-    optimizer: str | Optimizers | torch.optim.Optimizer
-    rate: float
-    epochs: int
-    schedule: str | Schedule | Scheduler
-    weight_decay: float
-    penalties: Sequence[Penalty | Decay]
-    seed: int
-    gauges: Sequence[Gauge]
-    keep: Keep
-    average: Ema | Swa | str | None
-    patience: int | None
-    accumulate: int
-    clip: float | None
-    precision: Precision
-    compiled: bool | Mapping[str, Any]
-    after_step: Callable[[nn.Module], None] | None
-    checkpoint: str | Path | None
-    every: int | None
-    resume: bool
 
 
 def train(
@@ -383,6 +373,7 @@ def train(
     >>> run.history().column("accuracy")[-1] > 0.9
     True
     """
+    check_task(task)
     with progress_bar(f"training on {task.name}", progress) as shown:
         run = Run(task, model, progress=shown, **options)
         with nullcontext() if within is None else within(run), run:

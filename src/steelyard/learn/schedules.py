@@ -9,12 +9,15 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any, Literal
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from steelyard.errors import ModelError, UnknownNameError
+from steelyard.learn.calling import calling
+from steelyard.learn.options import check_kind
 
 Schedule = Callable[[float], float]
 
@@ -94,9 +97,10 @@ class Pace:
             if schedule not in SCHEDULES:
                 raise UnknownNameError("schedule", schedule, SCHEDULES)
             schedule = SCHEDULES[schedule]
+        _check_schedule(schedule)
         self.schedule, self.optimizer = schedule, optimizer
         self.rates = [group["lr"] for group in optimizer.param_groups]
-        self._scheduler = schedule.make(optimizer) if isinstance(schedule, Scheduler) else None
+        self._scheduler = _made(schedule, optimizer) if isinstance(schedule, Scheduler) else None
 
     @property
     def name(self) -> str:
@@ -109,6 +113,9 @@ class Pace:
         if isinstance(self.schedule, Scheduler):
             return
         factor = self.schedule(min(done, 1.0))
+        if not isinstance(factor, Real) or not 0 <= float(factor) < math.inf:
+            raise ModelError(f"the schedule gives {factor!r:.100} at {done:.3g} of the run: expected a factor of the "
+                             "rate, a finite number, 0 or more")  # fmt: skip
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
 
@@ -136,6 +143,24 @@ class Pace:
         """Go on from a state that `state` gave."""
         if self._scheduler is not None and state is not None:
             self._scheduler.load_state_dict(state)
+
+
+def _check_schedule(schedule: object) -> None:
+    """Raise ModelError for what is neither a function of the fraction done nor a Scheduler."""
+    kind = schedule if isinstance(schedule, type) else type(schedule)
+    if issubclass(kind, LRScheduler):
+        raise ModelError(f"schedule: {kind.__name__} belongs to one optimizer: give a function that makes it of the "
+                         f"run's, sy.Scheduler(lambda optimizer: {kind.__name__}(optimizer, ...))")  # fmt: skip
+    if not isinstance(schedule, Scheduler) and not callable(schedule):
+        expected = "a name, a function from the fraction done to a factor of the rate, or a Scheduler"
+        check_kind("schedule", schedule, Scheduler, expected)
+
+
+def _made(schedule: Scheduler, optimizer: Optimizer) -> LRScheduler:
+    with calling("making the scheduler"):
+        made = schedule.make(optimizer)
+    check_kind("what makes the scheduler returns", made, LRScheduler, "a scheduler of torch")
+    return made
 
 
 def _plain(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from steelyard.learn.constrain import Masked, constrained, release
 from steelyard.learn.options import check_choice, check_not_negative, check_positive, check_whole
 from steelyard.learn.parameters import Named, as_where, named_parameters
 from steelyard.learn.penalties import Penalty, Term
-from steelyard.learn.run import Run, RunOptions, train
+from steelyard.learn.run import Run, train
+from steelyard.learn.runoptions import RunOptions
 from steelyard.learn.task import Task, build_seeded
 
 Method = Literal["magnitude", "movement", "soft-movement"]

@@ -5,12 +5,13 @@ Decides what is known of a step. Knows nothing of how it was made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from steelyard.learn.options import check_kind
 from steelyard.learn.task import Batch, joined
 
 
@@ -41,3 +42,15 @@ class Step:
 
 
 Gauge = Callable[[Step], Mapping[str, float]]
+
+
+def readings(gauges: Sequence[Gauge], step: Step) -> dict[str, float]:
+    """What the gauges say of a step, together; raises ModelError for one that says anything but numbers by name."""
+    found: dict[str, float] = {}
+    for gauge in gauges:
+        said = gauge(step)
+        if not isinstance(said, Mapping):
+            name = getattr(gauge, "__qualname__", type(gauge).__qualname__)
+            check_kind(f"what the gauge {name} returns", said, Mapping, "numbers by name, {} for none")
+        found.update(said)
+    return found

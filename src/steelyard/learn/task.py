@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from steelyard.errors import ModelError, quoted
 from steelyard.learn.calling import calling
 from steelyard.learn.examples import ExampleLoss, weighted_ratio
+from steelyard.learn.labels import wrong_labels
+from steelyard.learn.options import check_kind
 from steelyard.learn.robust import GroupDRO
 from steelyard.learn.seeding import derive, seeded
 
@@ -206,6 +208,18 @@ class Task:
         return replace(self, build=build)
 
 
+def check_task(task: object) -> None:
+    """Raise ModelError for what is no Task."""
+    named = f", such as sy.task({task!r})" if isinstance(task, str) else ""
+    swapped = "; the model comes after it" if isinstance(task, nn.Module) else ""
+    check_kind("task", task, Task, f"a Task{named}{swapped}")
+
+
+def check_model(model: object) -> None:
+    """Raise ModelError for what is no module."""
+    check_kind("model", model, nn.Module, "a torch.nn.Module")
+
+
 def build_seeded(task: Task, seed: int = 0) -> nn.Module:
     """A new model of the task; the same seed gives the same bits, and the global generators are untouched.
 
@@ -258,7 +272,8 @@ def apply(model: nn.Module, batch: Batch) -> Tensor:
 
 def per_example(function: PerExample, outputs: Tensor, batch: Batch, name: str) -> Tensor:
     """One number per example, checked; raises ModelError if the function fails or returns anything else."""
-    with calling(f"{quoted(name)}, called with {tuple(outputs.shape)} and {tuple(batch.targets.shape)},"):
+    what = f"{quoted(name)}, called with {tuple(outputs.shape)} and {tuple(batch.targets.shape)},"
+    with calling(what, lambda: wrong_labels(outputs, batch.targets)):
         values = function(outputs, batch.targets)
     if not isinstance(values, Tensor) or values.shape != (len(batch),):
         found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__

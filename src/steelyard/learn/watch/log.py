@@ -37,6 +37,9 @@ class Log:
             raise WeightsError(f"{path}: a log that grows is SQLite; name it run.sqlite, and make Parquet of it with "
                                "log.to_parquet(folder)")  # fmt: skip
         if path is not None and Path(path).exists():
+            if Path(path).is_dir():
+                raise WeightsError(f"{path} is a folder: name a file in it for the log, such as "
+                                   f"{Path(path) / 'run.sqlite'}")  # fmt: skip
             raise WeightsError(f"{path} exists: choose another name for the log, or remove it")
         self.path = None if path is None else Path(path)
         self._base = _connect(str(path) if path is not None else ":memory:")

@@ -21,6 +21,7 @@ from torch.nn.parameter import is_lazy
 
 from steelyard.errors import ModelError, WeightsError
 from steelyard.learn.gauges import plain_name
+from steelyard.learn.options import check_counts, check_lists
 from steelyard.learn.passage import tensors_of
 from steelyard.learn.watch.faults import Fault, Faults
 from steelyard.learn.watch.livepage import LivePage
@@ -51,8 +52,8 @@ class Watch:
         page: bool | int = False,
         run: Run | None = None,
     ):
-        if every < 1:
-            raise ModelError(f"watch: every={every}, expected at least 1 step from one look to the next")
+        check_counts(every=every)
+        check_lists(to=to)
         self.model, self.optimizers, self.every, self.tell, self.run = model, optimizers, every, tell, run
         tensors = _tensors(model, optimizers)
         self.norms, self.noise = Norms(tensors), Noise()
