@@ -61,6 +61,26 @@ def test_each_method_writes_a_smaller_file_that_loads(weights: Path, method: str
     assert main(["explain", "digits", str(weights.with_name("small.safetensors")), "--what", "signal"]) in (0, 1)
 
 
+def test_watersic_takes_two_kinds_of_evidence_and_fractions_of_a_bit(weights: Path, capsys) -> None:
+    hessian, fisher = weights.with_name("h.safetensors"), weights.with_name("f.safetensors")
+    for kind, file in (("hessian", hessian), ("fisher", fisher)):
+        assert main(["score", "digits", str(weights), str(file), "--kind", kind, "--batches", "3"]) == 0
+    by = ["--method", "watersic", "--by", str(hessian), "--fisher", str(fisher)]
+    sizes = [shrunk(weights, "--bits", bits, *by) for bits in ("3.5", "2.5")]
+    assert weights.stat().st_size > 4 * sizes[0] > 4 * sizes[1] + 4 * 10_000
+    target = weights.with_name("no.safetensors")
+    capsys.readouterr()
+    wrong = {
+        "expected evidence of the kind fisher": ["--method", "watersic", "--fisher", str(hessian)],
+        "--fisher is for the method watersic, not gptq": ["--method", "gptq", "--fisher", str(fisher)],
+        "bits is 20, expected more than 0 and at most 16": ["--method", "watersic", "--bits", "20"],
+    }
+    for says, options in wrong.items():
+        assert main(["quantize", str(weights), str(target), *options]) == 2
+        assert says in capsys.readouterr().err
+        assert not target.exists()
+
+
 def test_wrong_options_and_wrong_evidence_write_nothing(weights: Path, capsys) -> None:
     evidence, target = weights.with_name("e.safetensors"), weights.with_name("no.safetensors")
     other = weights.with_name("other.safetensors")
@@ -69,7 +89,7 @@ def test_wrong_options_and_wrong_evidence_write_nothing(weights: Path, capsys) -
     capsys.readouterr()
     wrong = {
         "--step is for the method gptq, not hqq": ["--method", "hqq", "--step", "1"],
-        "--by is for the method nearest, gptq, awq, adaround or entropy, not hqq": [
+        "--by is for the method nearest, gptq, awq, adaround, entropy or watersic, not hqq": [
             "--method",
             "hqq",
             "--by",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from steelyard.codecs import _planes
+from steelyard.codecs._rowwise import Rowwise
 from steelyard.codecs.trellis import Trellis, code, decoded
 from steelyard.core.spec import DTYPES, Spec
 from steelyard.errors import CodecError
@@ -48,6 +49,34 @@ def test_a_tall_matrix_is_turned_where_its_columns_are_correlated() -> None:
             (bits, error), (bits_turned, error_turned) = measured(plain, x), measured(free, x)
             assert bits_turned < bits - 1
             assert error_turned < 1.05 * error
+
+
+@pytest.mark.parametrize("shape", [(), (9,), (30, 40), (8, 3, 5, 5), (0, 4)])
+def test_a_path_down_the_columns_is_that_of_the_turned_matrix(shape: tuple[int, ...]) -> None:
+    x = RNG.normal(size=shape).astype(np.float32)
+    down, codec = Trellis(0.3, down=True), Trellis(0.3)
+    parts, rows = down.encode(x), x.reshape(len(x), int(np.prod(shape[1:]))) if x.ndim > 1 else x.reshape(1, -1)
+    turned = codec.encode(rows.T.copy())
+    assert parts["stream"].tobytes() == turned["stream"].tobytes()
+    y = down.decode(parts, Spec.like(x))
+    assert y.shape == shape
+    assert y.tobytes() == codec.decode(turned, Spec.like(rows.T)).T.tobytes()
+
+
+@pytest.mark.parametrize("states", [1, 8])
+@pytest.mark.parametrize("block", [1 << 21, 100])
+def test_levels_that_are_chosen_row_by_row_are_told_as_they_were_chosen(
+    states: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steelyard.codecs.trellis._BLOCK", block)
+    codec = Trellis(0.5, states=states, lagrangian=0.2)  # type: ignore[arg-type]
+    x = RNG.normal(size=(30, 40)) * 4
+    rows = Rowwise(codec, x)
+    wholes = np.stack([rows.take(row) for row in x])
+    assert np.abs(wholes - x).max() < 3
+    assert (codec.decode(rows.parts(0.5), Spec.of((30, 40), "float64")) == wholes * 0.5).all()
+    with pytest.raises(CodecError, match="steps from 0"):
+        Rowwise(codec, x * 1e9)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])

@@ -122,9 +122,12 @@ def plan_option(name: str, about: str) -> Callable[[F], F]:
 
 def by_option(function: F) -> F:
     """Add ``--by FILE``; the verb receives ``by: Weights | None``."""
-    return click.option("--by", metavar="FILE", callback=_by, help="Evidence from the verb score, of these weights.")(
-        function
-    )
+    return evidence_option("--by", "Evidence from the verb score, of these weights.")(function)
+
+
+def evidence_option(name: str, text: str) -> Callable[[F], F]:
+    """An option that names a file of evidence; the verb receives Weights or None."""
+    return click.option(name, metavar="FILE", callback=_by, help=text)
 
 
 def _plan(_ctx: click.Context, option: click.Parameter, call: str | None) -> Plan:

@@ -24,7 +24,7 @@ from steelyard.core.spec import Spec
 from steelyard.errors import CodecError
 
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
-_LIMIT = 1 << 28  # levels are below this
+LIMIT = 1 << 28  # levels are below this
 _BLOCK = 1 << 21  # elements of a block that is coded by itself, at least
 _PATH = 1 << 19  # elements whose path through the trellis is searched at a time
 _TALL = 16  # a matrix with so many rows for each column may be worth turning
@@ -61,6 +61,7 @@ class Trellis(Codec):
         lagrangian: what a bit is worth, in squared steps; 0 takes the nearest level. 0.4 is close to the best
             at 2 to 5 bits with 8 states, 0.1 with one.
         turn: whether a basis may be held.
+        down: the columns of the matrix are the rows of the streams, so that a path goes down each of them.
 
     >>> x = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
     >>> codec = Trellis(step=0.25)
@@ -77,6 +78,7 @@ class Trellis(Codec):
     states: Literal[1, 4, 8, 16, 32, 64] = 8
     lagrangian: float = 0.4
     turn: bool = True
+    down: bool = False
 
     name: ClassVar[str] = "trellis"
     lossless: ClassVar[bool] = False
@@ -102,7 +104,7 @@ class Trellis(Codec):
         if not x.size:
             return {"stream": np.zeros(0, np.uint8)}
         with np.errstate(invalid="ignore"):  # a signalling NaN
-            values = x.astype(np.float64).reshape(_rows(spec))
+            values = self._laid(x.astype(np.float64).reshape(_rows(spec)))
         most = float(np.abs(values).max())
         if not math.isfinite(most):
             raise CodecError("trellis: NaN or infinite values have no levels; repair them")
@@ -110,19 +112,17 @@ class Trellis(Codec):
             mean = most * math.sqrt(float(np.square(values / (most or 1)).mean()))
             step = 2.0 ** round(math.log2(mean / 8)) if mean else 0.0
         step = _stored(step)
-        if most / step >= _LIMIT:
+        if most / step >= LIMIT:
             raise CodecError(f"trellis: {most:g} is more than 2^28 steps of {step:g} from 0; take a greater step")
         weigh = None
         if importance is not None:
-            weigh = np.broadcast_to(importance, x.shape).astype(np.float64).reshape(values.shape)
+            weigh = self._laid(np.broadcast_to(importance, x.shape).astype(np.float64).reshape(_rows(spec)))
         values /= step
         found = self._plan(values, weigh)
         if weigh is None and self.turn and _may_turn(*values.shape):
             turned = self._turned(values)
             found = turned if len(turned) < len(found) else found
-        narrow = 2.0**-126 <= step < 2.0**127
-        head = bytes([found[0] | (0 if narrow else 2)]) + np.array(step, "<f4" if narrow else "<f8").tobytes()
-        return {"stream": np.frombuffer(head + found[1:], np.uint8).copy()}
+        return {"stream": np.frombuffer(_headed(bool(found[0]), step) + found[1:], np.uint8).copy()}
 
     def decode(self, parts: Mapping[str, np.ndarray], spec: Spec) -> np.ndarray:
         """The rounded tensor; raises CodecError for a stream that is cut off, too long or damaged beyond sense."""
@@ -133,38 +133,46 @@ class Trellis(Codec):
                 raise CodecError(f"trellis: {stream.size} bytes for a tensor without elements")
             return blank(spec)
         based, step, at = _head(stream)
-        count, width = _rows(spec)
+        count, width = _rows(spec)[::-1] if self.down else _rows(spec)
         if based and not _may_turn(count, width):
             raise CodecError(f"trellis: a basis for a matrix of {count} by {width}")
         rows, at = read_varint(stream, at)
         heights = _heights(count, rows)
         shapes = [(width, width)] * based + [(height, width) for height in heights]
         pieces = list(_cut(stream, at, len(shapes)))
-        out = blank(spec)
+        out = self._laid(blank(spec).reshape(_rows(spec)))
         wholes = _each(lambda i: self._wholes(pieces[i], shapes[i]), range(len(shapes)))
-        flat, first = out.reshape(count, width), 0
+        first = 0
         if based:
             step *= 2.0 ** -_exponent(width)
         for whole in wholes[based:]:
             values = _product(whole, wholes[0]) if based else whole
             with np.errstate(over="ignore"):
-                flat[first : first + len(whole)] = (values * np.float64(step)).astype(out.dtype)
+                out[first : first + len(whole)] = (values * np.float64(step)).astype(out.dtype)
             first += len(whole)
-        return out
+        return np.ascontiguousarray(self._laid(out)).reshape(spec.shape)
+
+    def told(self, levels: np.ndarray, step: float) -> dict[str, np.ndarray]:
+        """The parts for levels, (rows, width) int32 as they lie in the streams; a path begins at each `starts_of`."""
+        starts = starts_of(*levels.shape)
+        step = _stored(step)
+        pieces = _each(lambda i: code(levels[starts[i] : starts[i + 1]], self.states), range(len(starts) - 1))
+        return {"stream": np.frombuffer(_headed(False, step) + _framed(levels.shape, pieces), np.uint8).copy()}
+
+    def _laid(self, matrix: np.ndarray) -> np.ndarray:
+        """The matrix as the rows of the streams, and back."""
+        return matrix.T if self.down else matrix
 
     def _plan(self, scaled: np.ndarray, weigh: np.ndarray | None, basis: bytes | None = None) -> bytes:
         """The whole stream for rows that are given in steps."""
-        count, width = scaled.shape
-        rows = 0 if count * width < 2 * _BLOCK else -(-_BLOCK // width)
-        starts = np.cumsum([0, *_heights(count, rows)])
+        starts = starts_of(*scaled.shape)
 
         def block(i: int) -> bytes:
             part = slice(starts[i], starts[i + 1])
             return self._block(scaled[part], None if weigh is None else weigh[part])
 
         pieces = [*([] if basis is None else [basis]), *_each(block, range(len(starts) - 1))]
-        framed = [text for piece in pieces[:-1] for text in (varint(len(piece)), piece)]
-        return b"".join([bytes([basis is not None]), varint(rows), *framed, pieces[-1]])
+        return bytes([basis is not None]) + _framed(scaled.shape, pieces)
 
     def _turned(self, scaled: np.ndarray) -> bytes:
         """The whole stream in the basis of principal components."""
@@ -195,7 +203,7 @@ class Trellis(Codec):
             return near.reshape(scaled.shape)
         kinds = np.empty(flat.size, np.uint8)
         coder.sizes(near, width, kinds)
-        prices = _prices(flat, near, kinds, self.states)
+        prices = prices_of(flat, near, kinds, self.states)
         levels, state = np.empty(flat.size, np.int32), 0
         for at in range(0, flat.size, _PATH):
             piece = slice(at, at + _PATH)
@@ -244,7 +252,7 @@ def decoded(stream: np.ndarray, shape: tuple[int, int], states: int = 1) -> np.n
     return levels
 
 
-def _prices(flat: np.ndarray, near: np.ndarray, kinds: np.ndarray, states: int) -> np.ndarray:
+def prices_of(flat: np.ndarray, near: np.ndarray, kinds: np.ndarray, states: int) -> np.ndarray:
     """Bits of a level by class, quantizer and size, as often as sizes occur; a geometric law where that is seldom."""
     from steelyard.kernels.levels import CLASSES
     from steelyard.kernels.trellis import KNOWN
@@ -269,6 +277,18 @@ def _product(wholes: np.ndarray, basis: np.ndarray) -> np.ndarray:
         raise CodecError("trellis: levels beyond what the product with a basis can hold; the stream is damaged")
     kind = np.float32 if most.max() < 2.0**24 else np.float64
     return np.asarray(wholes.astype(kind) @ basis.astype(kind))
+
+
+def _headed(based: bool, step: float) -> bytes:
+    """The beginning of a stream, which `_head` reads."""
+    narrow = 2.0**-126 <= step < 2.0**127
+    return bytes([based | (0 if narrow else 2)]) + np.array(step, "<f4" if narrow else "<f8").tobytes()
+
+
+def _framed(shape: tuple[int, int], pieces: Sequence[bytes]) -> bytes:
+    """What follows the beginning: how many rows a block has, and each piece."""
+    framed = [text for piece in pieces[:-1] for text in (varint(len(piece)), piece)]
+    return b"".join([varint(_height(*shape)), *framed, pieces[-1]])
 
 
 def _exponent(width: int) -> int:
@@ -310,6 +330,16 @@ def _rows(spec: Spec) -> tuple[int, int]:
     if len(spec.shape) < 2:
         return 1, spec.size
     return spec.shape[0], spec.size // spec.shape[0]
+
+
+def _height(count: int, width: int) -> int:
+    """The rows of a block that an encoder makes; 0: all in one."""
+    return 0 if count * width < 2 * _BLOCK else -(-_BLOCK // width)
+
+
+def starts_of(count: int, width: int) -> np.ndarray:
+    """The first row of each block, and the end of the last."""
+    return np.cumsum([0, *_heights(count, _height(count, width))])
 
 
 def _heights(count: int, rows: int) -> list[int]:

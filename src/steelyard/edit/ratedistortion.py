@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
@@ -19,6 +19,7 @@ from steelyard.codecs.trellis import Trellis
 from steelyard.core.packed import Packed, Scheme
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
+from steelyard.edit._solved import solved
 from steelyard.edit.importance import scores_of
 from steelyard.edit.prune import in_scope
 from steelyard.errors import CodecError, RecipeError, WeightsError, quoted
@@ -205,22 +206,6 @@ class _Together:
             noise = sum(look.size * look.size * look.step**2 / look.squares for look in looks)
             return error * math.sqrt(count / (WITHIN[self.codec.states] * noise))
         start = math.sqrt(sum(look.squares for look in looks) / sum(look.size * look.step**2 for look in looks))
-        return _solved(
+        return solved(
             lambda factor: sum(look.bits(factor, self.codec) for look in looks) / count, self.settings.bits, start
         )
-
-
-def _solved(bits: Callable[[float], float], wanted: float, factor: float) -> float:
-    """The factor of all steps at which `bits` are as `wanted`, to half a per cent.
-
-    Where steps are fine, twice the factor takes one bit less from each weight; where they are coarse it takes fewer.
-    """
-    found, slope = bits(factor), -1.0
-    for _ in range(40):
-        if abs(found - wanted) <= wanted / 200:
-            break
-        change = min(max((wanted - found) / slope, -4.0), 4.0)
-        factor *= 2.0**change
-        before, found = found, bits(factor)
-        slope = min((found - before) / change, -0.05)
-    return factor

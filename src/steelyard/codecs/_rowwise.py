@@ -1,0 +1,57 @@
+"""The trellis codec's choice of levels, one row after the other: each row may depend on what those before became.
+
+Decides levels as `Trellis.encode` does, from statistics of a first guess at all rows. Knows nothing of what rows are.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from steelyard.codecs.trellis import LIMIT, Trellis, prices_of, starts_of
+from steelyard.errors import CodecError
+from steelyard.kernels import levels as coder
+from steelyard.kernels import trellis
+
+
+class Rowwise:
+    """Levels of one row after another, for a matrix whose rows are only known one by one.
+
+    >>> guess = np.float32([[0.2, 3.1], [1.9, -2.2]])
+    >>> rows = Rowwise(Trellis(states=8, lagrangian=0.0), guess)
+    >>> [rows.take(row).tolist() for row in guess]
+    [[0.0, 4.0], [2.0, -2.0]]
+    """
+
+    def __init__(self, codec: Trellis, guess: np.ndarray):
+        """`guess`: (rows, width), about what the rows will be, in steps; raises CodecError for what has no level."""
+        if not np.abs(guess).max(initial=0) < LIMIT:
+            raise CodecError("trellis: NaN, infinite or more than 2^28 steps from 0; take a greater step")
+        self._codec = codec
+        self._following, self._second = trellis.tables(codec.states)
+        near = np.rint(guess / (1 if codec.states == 1 else 2)).astype(np.int32)
+        kinds = np.empty(near.size, np.uint8)
+        coder.sizes(near.reshape(-1), near.shape[1], kinds)
+        self._prices = prices_of(guess.reshape(-1), near.reshape(-1), kinds, codec.states)
+        self._kinds = kinds.reshape(near.shape)
+        self._starts = frozenset(starts_of(*near.shape).tolist())
+        self._levels, self._row, self._state = near, 0, 0
+
+    def take(self, row: np.ndarray) -> np.ndarray:
+        """The whole numbers of steps (float32) that the next row, (width,) in steps, becomes."""
+        if self._row in self._starts:
+            self._state = 0
+        levels, wide = self._levels[self._row], row.astype(np.float64)
+        given = (wide, np.ones(1), self._kinds[self._row], self._prices, self._codec.lagrangian)
+        self._row += 1
+        if self._codec.states == 1:
+            trellis.nearest(*given, levels)
+            return np.asarray(levels, np.float32)
+        before = self._state
+        self._state = trellis.choose(*given, self._following, self._second, before, levels)
+        whole = np.empty(len(row), np.int32)
+        trellis.placed(levels, self._following, self._second, before, whole)
+        return whole.astype(np.float32)
+
+    def parts(self, step: float) -> dict[str, np.ndarray]:
+        """The parts of the codec, when all rows were taken."""
+        return self._codec.told(self._levels, step)
