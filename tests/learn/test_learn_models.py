@@ -118,6 +118,13 @@ def test_a_tied_head_is_the_embedding(name: str) -> None:
         model(name, Interface((12,), 7, 20), tied=True)
 
 
+def test_positions_are_rotary_for_tokens_unless_told() -> None:
+    assert model("transformer", TEXT).positions is None
+    assert model("transformer", TEXT, positions="learned").positions is not None
+    assert model("transformer", IMAGE).positions is not None  # whose rows are at places of their own
+    assert model("transformer", TEXT, width=6, heads=2).positions is not None  # a head of 3 has no pairs to turn
+
+
 def test_rotary_positions_know_distances_alone() -> None:
     turns = angles(40, 8, torch.device("cpu"))
     q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0)).expand(2, 1, 1, 40, 8)

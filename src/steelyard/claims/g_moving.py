@@ -66,7 +66,7 @@ HAND: dict[str, tuple[Callable[[], nn.Module], int, int, int, int]] = {
         0,
     ),
     "transformer on text": (
-        lambda: model("transformer", TEXT, width=16, layers=2, heads=2),
+        lambda: model("transformer", TEXT, width=16, layers=2, heads=2, positions="learned"),
         50 * 16 + 32 * 16 + 2 * (4 * 256 + 16 * 64 + 64 + 64 * 16 + 16 + 4 * 16) + 2 * 16 + 16 * 50 + 50,
         0,
         0,
