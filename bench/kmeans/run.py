@@ -1,6 +1,6 @@
 """k-means on a line: 10^6 values, k = 256, beside scikit-learn and the exact kmeans1d, in CPU seconds.
 
-python bench/kmeans/run.py [--size 1000000] [--k 256] [--seeds 3] [--rounds 300] [--kinds normal ...] [--peer FOLDER]
+python bench/kmeans/run.py [--size 1000000] [--k 256] [--seeds 3] [--rounds 300] [--tol 1e-4] [--peer FOLDER]
 
 With few `--rounds` of scikit-learn its time is a lower bound, and its error an upper one; with 0 it is left out.
 `--peer` holds kmeans1d (pip install --no-deps --target FOLDER kmeans1d). Values are normal, Student t with 3 degrees of
@@ -40,11 +40,11 @@ def error(x: np.ndarray, centres: np.ndarray) -> float:
     return float(np.square(x - c[np.searchsorted((c[1:] + c[:-1]) / 2, x)]).sum())
 
 
-def theirs(x: np.ndarray, k: int, seed: int, rounds: int) -> np.ndarray:
-    """scikit-learn as it is by default, one start, at most so many rounds."""
+def theirs(x: np.ndarray, k: int, seed: int, rounds: int, tol: float) -> np.ndarray:
+    """scikit-learn as it is by default, one start, at most so many rounds, or until centres move less than `tol`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it has not converged
-        return KMeans(k, n_init=1, max_iter=rounds, random_state=seed).fit(x[:, None]).cluster_centers_[:, 0]
+        return KMeans(k, n_init=1, max_iter=rounds, tol=tol, random_state=seed).fit(x[:, None]).cluster_centers_[:, 0]
 
 
 def timed(function: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=256)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--tol", type=float, default=1e-4, help="of scikit-learn, whose default it is")
     parser.add_argument("--kinds", nargs="+", default=["normal", "student", "mixture"])
     parser.add_argument("--peer", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / f"{date.today()}.json")
@@ -70,7 +71,7 @@ def main() -> None:
             ours, seconds = timed(lambda x=x: kmeans_1d(x, options.k))
             row = {"values": kind, "seed": seed, "seconds": seconds}
             if options.rounds:
-                other, slow = timed(lambda x=x, seed=seed: theirs(x, options.k, seed, options.rounds))
+                other, slow = timed(lambda x=x, seed=seed: theirs(x, options.k, seed, options.rounds, options.tol))
                 row |= {"scikit-learn seconds": slow, "of its time": seconds / slow}
                 row |= {"of its error": error(x, ours) / error(x, other)}
             if options.peer is not None and seed == 0:
@@ -82,7 +83,10 @@ def main() -> None:
             rows.append(row)
             print(row, flush=True)
             options.out.write_text(
-                json.dumps({"size": options.size, "k": options.k, "rounds": options.rounds, "rows": rows}, indent=1)
+                json.dumps(
+                    {"size": options.size, "k": options.k, "rounds": options.rounds, "tol": options.tol, "rows": rows},
+                    indent=1,
+                )
                 + "\n"
             )
 

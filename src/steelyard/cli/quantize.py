@@ -86,7 +86,8 @@ def verb(
 
     step = _step(**options)
     with watching() as watch:
-        tables = rewrite(source, target, step, where, force, resumed=options["by"] is None, watch=watch)
+        resumed = options["by"] is None and options["fisher"] is None
+        tables = rewrite(source, target, step, where, force, resumed=resumed, watch=watch)
     show(tables, output)
 
 

@@ -268,9 +268,7 @@ class _Together:
             return pack(np.zeros_like(x), scheme)
         codec = self.how.codec()
         stream, row, column = matrix.rounded(step, codec)
-        unit = (
-            float(np.exp(np.log(np.abs(row[row != 0])).mean())) if row.any() else 1.0
-        )  # rows about 1, as far as any are
+        unit = float(np.median(np.abs(row))) or 1.0  # so that factors of rows are about 1
         values = Packed(weight.spec, codec, stream)
         factors = [short(f.astype(np.float32), SIGNIFICANT) for f in (row / unit, column * unit)]
         first, second = (pack(f, Entropy()) for f in factors)
