@@ -27,7 +27,6 @@ from steelyard.claims import (
     weighting,
 )
 from steelyard.claims.check import Check, Outcome, run_check
-from steelyard.claims.material import digits
 from steelyard.core.weights import Weights
 from steelyard.edit import _levels
 from steelyard.edit.evidence import hessian_of
@@ -71,7 +70,7 @@ from steelyard.learn import (
 from steelyard.learn import recurrent as recurrent_model
 from steelyard.learn.sparse import Gradual
 from steelyard.learn.watch.norms import Norms
-from steelyard.shrinking.settings import Settings
+from steelyard.shrinking import search
 
 Patch = pytest.MonkeyPatch
 
@@ -84,14 +83,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def small_f5() -> Mapping[str, float]:
-    """The measurement of F5 on a smaller net with less healing."""
-    settings = Settings(
-        tolerance=f_small.TOLERANCE, sparsity=0.93, prune_stages=2, prune_epochs=6, k=16, share_epochs=4
-    )
-    return f_small.shrunk(digits("lenet-300-100"), 15, settings)
-
-
 def small_d5() -> Mapping[str, float]:
     """The measurement of D5 with fewer seeds."""
     return d_discipline.upweighting(seeds=5)
@@ -99,7 +90,7 @@ def small_d5() -> Mapping[str, float]:
 
 def check_of(name: str) -> Check:
     found: Check = CLAIMS[name]
-    smaller = {"F5": small_f5, "D5": small_d5}
+    smaller = {"D5": small_d5}
     return replace(found, measure=smaller[name]) if name in smaller else found
 
 
@@ -363,12 +354,12 @@ def _changed_bit(patch: Patch) -> None:
 
 
 def _nothing_coded(patch: Patch) -> None:
-    honest = f_small.deep_compression
+    halves = lambda self, _bits: Weights.of({n: x.astype(np.float16) for n, x in self.original.arrays().items()})  # noqa: E731
+    patch.setattr(search.Search, "_held", halves)
 
-    def plain(model: torch.nn.Module, task: Any, settings: Settings) -> Any:
-        return (replace(stage, weights=Weights.of(stage.weights.arrays())) for stage in honest(model, task, settings))
 
-    patch.setattr(f_small, "deep_compression", plain)
+def _proof_ignored(patch: Patch) -> None:
+    patch.setattr(search.Promise, "kept", lambda _self, _worse: True)
 
 
 def _misread(patch: Patch) -> None:
@@ -767,6 +758,7 @@ MUTATIONS: list[tuple[str, Callable[[Patch], None], str]] = [
     ("F4", _changed_bit, "tied logit difference"),
     ("F5", _nothing_coded, "times smaller"),
     ("F5", _misread, "lost"),
+    ("F5", _proof_ignored, "lost at most"),
     ("G1", _no_buffers, "models counted wrongly"),
     ("G1", _ties_twice, "headers counted wrongly"),
 ]
