@@ -89,8 +89,9 @@ class Contest:
         if not epochs:
             return
         ladder = Ladder(self.search.model, self.task, self.search.journal, epochs, self.search.seed)
-        start, student = [("", self.search.model), *self._climbed(ladder.shallower(), 0.1)][-1]
-        self._climbed(ladder.narrower(start, student), 0.4)
+        borne = self._climbed(ladder.shallower(), 0.1)
+        for i, (start, student) in enumerate([("", self.search.model), *borne[-1:]]):
+            self._climbed(ladder.narrower(start, student), 0.3 + 0.25 * i)
 
     def _climbed(self, rungs: Iterator[Rung], begin: float) -> list[Rung]:
         """The rungs that validation bears, each made in all its forms; the first that it does not bear ends it."""
@@ -99,7 +100,7 @@ class Contest:
             self._say(name, begin + 0.05 * min(i, 5))
             plain = self.folder / f"{len(self.made)}-{len(self.failed)}.onnx"
             worse = lost(self.task, self.search.before["valid"], self._outcomes(student, "valid"))
-            if not self._hopeful(worse[::2]):
+            if not self.search.hopeful(worse[::2]):
                 self.failed[f"{name}, {PLAIN}"] = f"loses {worse[::2].mean():.4f} of {self.task.headline}"
                 break
             self._write(student, plain)
@@ -133,16 +134,13 @@ class Contest:
         self.search.evaluations += 1
         return outcomes(model, self.task, split)[self.task.headline]
 
-    def _hopeful(self, worse: np.ndarray) -> bool:
-        return self.promise.would(worse, len(self.search.before["test"]))
-
     def ranked(self) -> list[Contender]:
         """The contenders that gain and that validation holds to be provable, none both slower and worse than another.
 
         Those that lose least come first. Raises VerdictError where there is none.
         """
         self._say("what is gained", 0.8)
-        hopeful = [c for c in self.made if self._hopeful(c.valid[::2]) and self._hopeful(c.valid[1::2])]
+        hopeful = [c for c in self.made if self.search.hopeful(c.valid)]
         if not hopeful:
             least = min(self.made, key=lambda c: float(c.valid.mean()), default=None)
             raise VerdictError(
