@@ -77,6 +77,13 @@ def test_the_rate_is_found_first(steelyard, tmp_path):
     )
 
 
+def test_the_rate_is_found_with_whole_runs(steelyard, tmp_path):
+    found = steelyard("train", "breast-cancer", tmp_path / "w.safetensors", "--epochs", 1, "--find-lr-full", "--json")
+    tried = tables(found)["learning rates for breast-cancer"]
+    assert tried["meta"]["effort"] == "full"
+    assert tried["rows"][-1]["length"] == 1.0
+
+
 def test_finetune_stays_near_what_was_loaded(steelyard, tmp_path):
     steelyard("train", "breast-cancer", tmp_path / "w.safetensors", "--epochs", 3)
     far, near = tmp_path / "far.safetensors", tmp_path / "near.safetensors"

@@ -134,6 +134,30 @@ def test_frozen_layers(how):
     assert row["remedy"]
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.AdamW(p, lr=0.01),
+        lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=1e-5),
+        lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3),
+    ],
+)
+def test_a_layer_that_its_decay_alone_moves_is_frozen(make):
+    model = mlp()
+    for p in model[2].parameters():
+        p.register_hook(lambda g: g * 0)
+    (row,) = train(model, make(model.parameters()), steps=30).table("faults").rows
+    assert (row["fault"], row["where"], row["step"]) == ("frozen", "2", 9)
+    assert "its decay alone in 10 steps, others have learned: its gradient is zero" in row["evidence"]
+
+
+def test_what_gets_a_gradient_now_and_then_is_not_frozen():
+    model = mlp()
+    for p in model[2].parameters():
+        p.register_hook(lambda g, count=[0]: g * (count.append(0) or len(count) % 4 == 0))
+    assert named(train(model, torch.optim.AdamW(model.parameters(), lr=2e-3), steps=60)) == []
+
+
 def test_a_layer_that_is_frozen_on_purpose_is_no_fault():
     model = mlp()
     model[2].requires_grad_(False)
@@ -188,6 +212,22 @@ def test_nan_of_inputs_of_a_loss_and_of_a_function_on_the_way_back():
             return self.second(torch.sqrt(self.first(x) * 0))  # a function of no layer
 
     assert named(train(Between(), steps=2)) == [("NaN", "first")]
+
+    class Lost(Between):
+        def forward(self, x):
+            return self.second(torch.log(-1 - self.first(x).square()))
+
+    (row,) = train(Lost(), steps=2).table("faults").rows
+    assert (row["fault"], row["where"]) == ("NaN", "first")
+    assert "its outputs are finite, and what second is given, which runs next, is not" in row["evidence"]
+
+    class Early(Between):
+        def forward(self, x):
+            return self.second(self.first(torch.log(-1 - x.square())))
+
+    (row,) = train(Early(), steps=2).table("faults").rows
+    assert (row["fault"], row["where"]) == ("NaN", "first")
+    assert "what the model does before it made them so" in row["evidence"]
 
     model = nn.Sequential(nn.Linear(8, 4))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -372,7 +412,10 @@ def test_statistics_that_drift():
     model[2].running_mean += 5
     log = train(model, steps=101, every=20)
     assert named(log) == [("batch-norm drift", "2")]
-    assert {r["drift"] is not None for r in log.table("layers").rows if r["layer"] == "2"} == {True}
+    rows = [r for r in log.table("layers").rows if r["layer"] == "2"]
+    assert {r["drift"] is not None for r in rows} == {True}
+    assert {r["verdict"] for r in rows if r["drift"] >= 0.5 and r["step"] >= 32} == {"batch-norm drift"}
+    assert {r["verdict"] for r in rows if r["drift"] < 0.5 or r["step"] < 32} <= {"healthy"}
     fine = mlp()
     fine.insert(2, nn.BatchNorm1d(16))
     assert named(train(fine, steps=101, every=20)) == []

@@ -8,7 +8,7 @@ import click
 
 from steelyard.cli.models import keeping_options, model_option, target_argument, task_argument
 from steelyard.cli.options import Number, Output, output, show
-from steelyard.cli.training import FIND_LR, Training, find_rate, training_options
+from steelyard.cli.training import Training, find_rate, rate_options, training_options
 from steelyard.core.where import where
 from steelyard.life.recipe import Named
 
@@ -23,7 +23,7 @@ from steelyard.life.recipe import Named
 @click.option("--start", metavar="SCHEME", help="he, xavier, ... for what starts anew. Default: the model's own.")
 @click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True, help="Passes over the data.")
 @click.option("--rate", type=Number(), default=1e-3, show_default=True, help="The highest learning rate.")
-@FIND_LR
+@rate_options
 @training_options
 @keeping_options
 @output
@@ -38,7 +38,7 @@ def verb(
     start: str | None,
     epochs: int,
     rate: float,
-    find_lr: bool,
+    find_lr: str | None,
     training: Training,
     keeping: dict[str, Any],
     output: Output,
@@ -67,7 +67,7 @@ def verb(
         head=head if head in ("new", "keep") else where(head),
         freeze=None if freeze is None else "body" if freeze == "body" else where(freeze),
     )  # fmt: skip
-    rates = find_rate(net, made, epochs=epochs, seed=seed) if find_lr else None
+    rates = find_rate(net, made, effort=find_lr, epochs=epochs, seed=seed) if find_lr else None
     rate = rate if rates is None else rates.meta["rate"]
     run = train(made, net, rate=rate, epochs=epochs, seed=seed, **options, **keeping)
     formats.write(from_module(run.model).with_meta(task=made.name, seed=str(seed)), target)

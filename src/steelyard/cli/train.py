@@ -10,7 +10,7 @@ import click
 
 from steelyard.cli.models import keeping_options, model_option, target_argument, task_argument
 from steelyard.cli.options import Number, Output, output, show
-from steelyard.cli.training import FIND_LR, Training, find_rate, training_options
+from steelyard.cli.training import Training, find_rate, rate_options, training_options
 from steelyard.life.recipe import Named
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 )
 @click.option("--epochs", type=click.IntRange(min=1), default=20, show_default=True, help="Passes over the data.")
 @click.option("--rate", type=Number(), default=3e-3, show_default=True, help="The highest learning rate.")
-@FIND_LR
+@rate_options
 @click.option("--optimizer", default="adamw", show_default=True, help="adamw, adam, sgd, ...")
 @click.option(
     "--schedule", default="one-cycle", show_default=True, help="one-cycle, cosine, warm-up-cosine, plateau, ..."
@@ -54,7 +54,7 @@ def verb(
     start: str | None,
     epochs: int,
     rate: float,
-    find_lr: bool,
+    find_lr: str | None,
     optimizer: str,
     schedule: str,
     weight_decay: float,
@@ -108,7 +108,7 @@ def verb(
     made, options = training.of(make_task(task, model, seed)), training.options(sharded=sharded)
     net = fresh_start(made, start, seed)
     told: Any = {"optimizer": optimizer, "epochs": epochs, "schedule": schedule, "weight_decay": weight_decay}
-    rates = find_rate(net, made, seed=seed, **told) if find_lr else None
+    rates = find_rate(net, made, effort=find_lr, seed=seed, **told) if find_lr else None
     told |= {"rate": rate if rates is None else rates.meta["rate"], "patience": patience, "accumulate": accumulate}
     told |= {"clip": clip, "precision": precision, "penalties": options["penalties"], "average": options["average"]}
     way, knows = Trajectory(), Probes(made)

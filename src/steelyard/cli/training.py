@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from steelyard.learn.watch.session import Watch
 
 F = TypeVar("F", bound=Callable[..., Any])
-FIND_LR = click.option("--find-lr", is_flag=True, help="Find the rate by short runs first: about three runs more.")
+QUICK = (
+    "Find the rate by short runs first: about three runs more, up to twenty where a run has few steps. Within half a "
+    "point of the best rate in 25 of 40 tasks, and far off in some."
+)
+FULL = "The same with whole runs at the end, about eight runs more: 37 of 40 tasks."
 
 
 @dataclass(frozen=True)
@@ -101,11 +105,17 @@ def training_options(function: F) -> F:
     return wrapped  # type: ignore[return-value]
 
 
+def rate_options(function: F) -> F:
+    """Add ``--find-lr`` and ``--find-lr-full``: the verb receives ``find_lr``, the effort or None."""
+    full = click.option("--find-lr-full", "find_lr", flag_value="full", help=FULL)
+    return click.option("--find-lr", "find_lr", flag_value="quick", help=QUICK)(full(function))
+
+
 def find_rate(net: nn.Module, task: Task, **options: Any) -> Table:
     """The rates that were tried, and the best of them, which is said on standard error."""
     from steelyard.learn.rate import find_lr
 
-    found = find_lr(net, task, effort="quick", **options)
+    found = find_lr(net, task, **options)
     click.echo(f"learning rate {found.meta['rate']:.3g}, found by {len(found.rows)} short runs", err=True)
     return found
 

@@ -72,7 +72,7 @@ def find_lr(
     last quarter of the steps where there are none. Of the rates that are within half a standard error of the best, the
     (geometric) middle is returned: a run with another seed should not fall off an edge. effort: "full" costs about
     eight runs, "quick", whose longest runs are a quarter, three; ``meta["cost"]`` says it, in steps over the steps of
-    a run.
+    a run. Any trial makes 20 steps at least, so that for a run of few steps it is more, up to twenty runs.
 
     Parameters, buffers, gradients, modes, the optimizer, the generators of Python, numpy and torch, and those of a
     DataLoader are put back bit for bit, also after an error or Ctrl-C. Raises ModelError if no rate trains.

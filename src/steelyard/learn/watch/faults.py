@@ -14,7 +14,7 @@ from itertools import islice
 
 import numpy as np
 
-from steelyard.learn.verdicts import WORDS
+from steelyard.learn.verdicts import HEALTHY, WORDS
 from steelyard.learn.watch.pairing import Pairing
 from steelyard.learn.watch.taps import Layer
 
@@ -137,27 +137,33 @@ class Faults:
         update: np.ndarray,
         trained: np.ndarray,
         why: Sequence[str],
+        decayed: np.ndarray | None = None,
     ) -> Iterator[Fault]:
-        """The norms of a step, (tensors,). `trained`: bool, those that should move; `why` says why one does not."""
+        """The norms of a step, (tensors,). `trained`: bool, those that should move; `why` says why one does not.
+
+        decayed: bool, those that got no gradient and were moved by their decay alone.
+        """
+        decayed = np.zeros_like(trained) if decayed is None else decayed
         if not self._still.size:
             self._still = np.zeros(len(self.tensors), int)
         known = self.matrices & trained & (weight > 0)
         if known.any():
             self._ratios.append(float(np.median(update[known] / weight[known])))
-        self._still = np.where(trained & (update == 0), self._still + 1, 0)
-        if (update > 0).any():
-            yield from self._frozen(step, trained, why)
+        self._still = np.where(trained & ((update == 0) | decayed), self._still + 1, 0)
+        if ((update > 0) & ~decayed).any():
+            yield from self._frozen(step, trained, why, decayed)
         else:
             self._still[:] = 0
         yield from self._rate(step, rate)
 
-    def _frozen(self, step: int, trained: np.ndarray, why: Sequence[str]) -> Iterator[Fault]:
+    def _frozen(self, step: int, trained: np.ndarray, why: Sequence[str], decayed: np.ndarray) -> Iterator[Fault]:
         """Layers of which nothing moves: a bias alone may have no effect, before a normalisation, say."""
         for i in np.flatnonzero(self._still == STILL):
             mine = [k for k, layer in enumerate(self.layers) if layer == self.layers[i] and trained[k]]
             if all(self._still[k] >= STILL for k in mine):
                 first = mine[0]
-                text = f"{self.tensors[first]} has not moved in {STILL} steps, others have: {why[first]}"
+                still = "was moved by its decay alone" if decayed[first] else "has not moved"
+                text = f"{self.tensors[first]} {still} in {STILL} steps, others have learned: {why[first]}"
                 yield from self.tell(step, "frozen", self.layers[i], text, _cure(why[first]))
 
     def looked(self, step: int, layers: Sequence[Layer]) -> Iterator[Fault]:
@@ -169,6 +175,13 @@ class Faults:
                 evidence = _scales(layer) if layer.verdict == word else ""
                 yield from self._again(step, word, layer.name, evidence, bad=layer.verdict == word, looks=2)
             yield from self._limits(step, layer)
+
+    def verdict(self, step: int, layer: Layer) -> str:
+        """What is said of a layer at one look: of its signal and gradient, or else of a limit that it is beyond."""
+        shares = (("saturated activation", layer.saturated, SATURATED), ("saturated softmax", layer.peaked, PEAKED),
+                  ("batch-norm drift", layer.drift if step >= SETTLED else None, DRIFT))  # fmt: skip
+        beyond = [word for word, value, most in shares if value is not None and value >= most]
+        return layer.verdict if layer.verdict != HEALTHY or not beyond else beyond[0]
 
     def _limits(self, step: int, layer: Layer) -> Iterator[Fault]:
         if layer.dead is not None:

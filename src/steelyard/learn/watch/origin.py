@@ -31,7 +31,7 @@ def origin(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     """The first layer at which a number is not finite, and how: call it while the weights are those of the batch.
 
     Returns the layer's name and what is wrong there; the name is "inputs" for the batch itself, and "loss" where the
-    model and its gradients are finite up to its end.
+    model and its gradients are finite up to its end. What breaks between two layers is of the one that ran before.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     >>> with torch.no_grad(): _ = model[1].weight.fill_(torch.nan)
@@ -111,16 +111,22 @@ def _watcher(name: str, calls: _Calls) -> Any:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         calls.order.append(name)
         if calls.first is None and not all(map(_finite, tensors_of(output))):
-            broken = [n for n, p in module.named_parameters() if not _finite(p)]
-            if broken:
-                text = f"its {plain_name(broken[0])} holds numbers that are not finite"
-            elif all(map(_finite, tensors_of(args))):
-                text = "its outputs are the first that are not finite, its weights and inputs are"
-            else:
-                text = "its inputs are the first that are not finite: what runs before it made them so"
-            calls.first = name, text
+            calls.first = _first(name, module, args, calls.order[:-1])
 
     return hook
+
+
+def _first(name: str, module: nn.Module, args: Any, before: Sequence[str]) -> tuple[str, str]:
+    """Where and how it broke, at the first module whose outputs are not finite, after others that ran before."""
+    broken = [n for n, p in module.named_parameters() if not _finite(p)]
+    if broken:
+        return name, f"its {plain_name(broken[0])} holds numbers that are not finite"
+    if all(map(_finite, tensors_of(args))):
+        return name, "its outputs are the first that are not finite, its weights and inputs are"
+    if not before:
+        return name, "its inputs are the first that are not finite: what the model does before it made them so"
+    text = f"its outputs are finite, and what {name} is given, which runs next, is not"
+    return before[-1], f"{text}: what the model does between the two made it so"
 
 
 @contextmanager

@@ -54,7 +54,10 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
         Column("step"),
         Column("layer"),
         Column("kind"),
-        Column("verdict", about="of the signal and the gradient, against what came in and the end of the model"),
+        Column(
+            "verdict",
+            about="of signal and gradient, against what came in and the model's end; or of the limits",
+        ),
         Column("rms", about="root mean square of the activation"),
         Column("spread", about="rms of the activation after the mean over the examples is taken away"),
         Column("gradient", about="rms of dL/d(activation)"),

@@ -30,7 +30,7 @@ from steelyard.learn.watch.looks import Noise, spread
 from steelyard.learn.watch.norms import Norms, Readings, gradient_of, is_sharded
 from steelyard.learn.watch.origin import origin
 from steelyard.learn.watch.sinks import Sink, sink
-from steelyard.learn.watch.suspects import NARROW, Lookups, Ties, layers_of, lost_share, reasons
+from steelyard.learn.watch.suspects import NARROW, Lookups, Ties, decayed, layers_of, lost_share, reasons
 from steelyard.learn.watch.taps import Taps
 
 if TYPE_CHECKING:
@@ -174,9 +174,12 @@ class Watch:
         self._record(found)
         tensors = self.norms.tensors
         trained = np.array([p.requires_grad and not is_lazy(p) for p in tensors.values()])
-        still = trained & (found.update == 0)
+        shrunk = trained & found.learning & (found.gradient == 0) & (found.update > 0)
+        for i, name in enumerate(tensors) if shrunk.any() else ():
+            shrunk[i] = shrunk[i] and decayed(tensors[name], self.norms.copies[name])
+        still = trained & ((found.update == 0) | shrunk)
         why = reasons(tensors, self.optimizers) if still.any() else [""] * len(tensors)
-        self._tell(self.faults.stepped(self._step, self._rate, found.weight, found.update, trained, why))
+        self._tell(self.faults.stepped(self._step, self._rate, found.weight, found.update, trained, why, shrunk))
         if not np.isfinite(found.update).all() and np.isfinite(found.gradient).all():
             broken = next(i for i, x in enumerate(found.update) if not np.isfinite(x))
             self._tell(self.faults.overshot(self._step))
@@ -203,7 +206,7 @@ class Watch:
             dead = None if layer.dead is None or not layer.units else len(layer.dead) / layer.units
             scales = layer.rms, layer.spread, layer.gradient
             limits = dead, layer.saturated, layer.peaked, layer.drift
-            self.log.add("layers", [(step, layer.name, layer.kind, layer.verdict, *scales, *limits)])
+            self.log.add("layers", [(step, layer.name, layer.kind, faults.verdict(step, layer), *scales, *limits)])
 
     def _find_origin(self) -> None:
         if self._call is None or any(getattr(o, "found_inf", None) is not None for o in self.optimizers):

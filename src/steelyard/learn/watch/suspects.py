@@ -5,6 +5,7 @@ Decides how these are read off the modules and the optimizer. Reads only. Knows 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,6 +69,24 @@ def lost_share(p: Tensor, before: Tensor) -> float | None:
     pulled = shard(p.grad) != 0
     count = int(pulled.sum())
     return int((pulled & (shard(p.detach()) == shard(before))).sum()) / count if count else None
+
+
+@torch.no_grad()
+def decayed(p: Tensor, before: Tensor) -> bool:
+    """Whether a step did nothing to a tensor but make it smaller as a whole, up to the rounding of its number format.
+
+    >>> before = torch.tensor([3.0, 4.0])
+    >>> decayed(before * 0.99, before), decayed(before - torch.tensor([0.1, 0.0]), before)
+    (True, False)
+    """
+    if is_sharded(p):
+        return False
+    wide = torch.float64 if p.device.type == "cpu" else torch.float32
+    a, b = (x.detach().flatten().to(wide) for x in (before, p))
+    square = float(a @ a)
+    factor = float(a @ b) / square if square else 0.0
+    slack = 0.01 * float((b - a).norm()) + torch.finfo(p.dtype).eps * math.sqrt(square)
+    return 0 < factor < 1 and float((b - factor * a).norm()) <= slack
 
 
 @dataclass
