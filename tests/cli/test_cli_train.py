@@ -77,6 +77,14 @@ def test_the_rate_is_found_first(steelyard, tmp_path):
     )
 
 
+def test_a_training_that_ends_where_it_began_is_told(steelyard, tmp_path):
+    bad = ["--rate", 1e-30, "--epochs", 2]  # moves nothing
+    for options, told in ((bad, True), (["--epochs", 2], False)):
+        found = steelyard("train", "breast-cancer", tmp_path / f"{told}.safetensors", "--model", "mlp", *options)
+        assert found.status == 0
+        assert ("the weights are those of the start; lower --rate, or use --find-lr" in found.err) == told
+
+
 def test_the_rate_is_found_with_whole_runs(steelyard, tmp_path):
     found = steelyard("train", "breast-cancer", tmp_path / "w.safetensors", "--epochs", 1, "--find-lr-full", "--json")
     tried = tables(found)["learning rates for breast-cancer"]

@@ -148,6 +148,14 @@ def test_best_ends_with_the_epoch_of_the_lowest_validation_loss(task: Task) -> N
     assert mean_outcomes(run.model, task, "valid")["loss"] == min(losses)
 
 
+def test_the_epoch_that_is_kept_is_told(task: Task) -> None:
+    run = train(task, epochs=5, rate=0.05, progress=False)
+    losses = run.history().column("valid loss")
+    assert run.kept_epoch == losses.index(min(losses))
+    assert train(task, epochs=2, keep="last", progress=False).kept_epoch == 2
+    assert train(task, epochs=2, optimizer="sgd", rate=50.0, progress=False).kept_epoch == 0
+
+
 def test_last_ends_with_the_last_epoch(task: Task) -> None:
     run = train(task, epochs=6, rate=1.0, optimizer="sgd", schedule="constant", keep="last", progress=False)
     assert mean_outcomes(run.model, task, "valid")["loss"] == run.history().column("valid loss")[-1]

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("design", "files", "generalization", "mup", "processes")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("design", "files", "generalization", "loop", "mup", "processes")),
 ]
 
 
@@ -69,6 +69,13 @@ def test_the_examples_of_the_page_on_generalization_run(capsys):
     assert float(folds.split()[0]) > 0.9
     assert folds.endswith("True")
     assert (spoilt, families) == ("True", "True")
+
+
+def test_the_examples_of_the_page_on_loops_run(capsys):
+    seen: dict[str, object] = {}
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "loop.md").read_text(), re.S):
+        exec(compile(code, "docs/loop.md", "exec"), seen)
+    assert capsys.readouterr().out == "True\nTrue 0\nTrue 4\n"
 
 
 def test_the_example_in_docs_files_is_a_layout():

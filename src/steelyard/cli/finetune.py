@@ -8,7 +8,7 @@ import click
 
 from steelyard.cli.models import keeping_options, model_option, target_argument, task_argument
 from steelyard.cli.options import Number, Output, output, show
-from steelyard.cli.training import Training, find_rate, rate_options, training_options
+from steelyard.cli.training import Training, find_rate, rate_options, tell_of_start, training_options
 from steelyard.core.where import where
 from steelyard.life.recipe import Named
 
@@ -70,6 +70,7 @@ def verb(
     rates = find_rate(net, made, effort=find_lr, epochs=epochs, seed=seed) if find_lr else None
     rate = rate if rates is None else rates.meta["rate"]
     run = train(made, net, rate=rate, epochs=epochs, seed=seed, **options, **keeping)
+    tell_of_start(run)
     formats.write(from_module(run.model).with_meta(task=made.name, seed=str(seed)), target)
     tables = [evaluate(run.model, made), account, run.history(), objective_table(run.table()), rates]
     show([table for table in tables if table is not None], output)

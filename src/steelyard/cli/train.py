@@ -10,7 +10,7 @@ import click
 
 from steelyard.cli.models import keeping_options, model_option, target_argument, task_argument
 from steelyard.cli.options import Number, Output, output, show
-from steelyard.cli.training import Training, find_rate, rate_options, training_options
+from steelyard.cli.training import Training, find_rate, rate_options, tell_of_start, training_options
 from steelyard.life.recipe import Named
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ def verb(
         tables.append(cross_validate(made, folds, model=fresh_start(made, start, seed), seed=seed, **told))
     if not first():
         return
+    tell_of_start(run)
     formats.write(trained.with_meta(task=made.name, seed=str(seed)), target)
     show(tables, output, _page(tables, pictures))
 

@@ -120,6 +120,15 @@ def find_rate(net: nn.Module, task: Task, **options: Any) -> Table:
     return found
 
 
+def tell_of_start(run: Run) -> None:
+    """Say on standard error if the weights that a run ends with are those that it began with."""
+    if run.kept_epoch == 0:
+        text = (
+            "no epoch lowered the validation loss: the weights are those of the start; lower --rate, or use --find-lr"
+        )
+        click.echo(text, err=True)
+
+
 def _number(word: str) -> float:
     try:
         return float(word)

@@ -23,7 +23,7 @@ class Kept:
     def __init__(self, task: Task, model: nn.Module, keep: Keep, kind: Ema | Swa | None):
         self.task, self.model, self.keep, self.kind = task, model, keep, kind
         self._average = None if kind is None else Average(model, kind)
-        self._best: tuple[float, State, bool] | None = None  # its loss, its state, whether it is an average
+        self._best: tuple[float, State, bool, int] | None = None  # its loss, state, whether an average, its epoch
         self._finished = False
 
     def after_step(self) -> None:
@@ -31,7 +31,12 @@ class Kept:
         if self._average is not None and isinstance(self.kind, Ema):
             self._average.update()
 
-    def after_epoch(self, done: float, *, required: bool) -> dict[str, float]:
+    @property
+    def epoch(self) -> int | None:
+        """That of the best weights; None if the last ones are kept."""
+        return None if self._best is None else self._best[3]
+
+    def after_epoch(self, done: float, epoch: int, *, required: bool) -> dict[str, float]:
         """Measure what the run would end with now on the validation split, and remember the best."""
         if self._average is not None and isinstance(self.kind, Swa) and done > self.kind.start:
             self._average.update()
@@ -39,7 +44,7 @@ class Kept:
         with self._applied():
             found = mean_outcomes(self.model, self.task, "valid", required=required or self.keep == "best")
             if self.keep == "best" and self._is_best(found.get("loss"), averaged):
-                self._best = found["loss"], copied(model_state(self.model)), averaged
+                self._best = found["loss"], copied(model_state(self.model)), averaged, epoch
         return found
 
     def _is_best(self, loss: float | None, averaged: bool) -> bool:
@@ -70,12 +75,13 @@ class Kept:
 
     def state(self) -> State:
         """What goes on with `load`, bit for bit."""
-        best = None if self._best is None else dict(zip(("loss", "model", "averaged"), self._best, strict=True))
+        names = ("loss", "model", "averaged", "epoch")
+        best = None if self._best is None else dict(zip(names, self._best, strict=True))
         return {"best": best, "average": None if self._average is None else self._average.state()}
 
     def load(self, state: State) -> None:
         """Go on from a `state`."""
         best = state["best"]
-        self._best = None if best is None else (best["loss"], best["model"], best["averaged"])
+        self._best = None if best is None else (best["loss"], best["model"], best["averaged"], best["epoch"])
         if self._average is not None:
             self._average.load(state["average"])

@@ -265,7 +265,7 @@ class Run:
             raise ModelError(f"epoch {self._feed.epoch - 1} has no example of a weight above 0: nothing to learn from")
         self._losses = [0.0, 0]
         self._check_weights()
-        found = self._kept.after_epoch(self.done, required=self.patience is not None)
+        found = self._kept.after_epoch(self.done, self._feed.epoch, required=self.patience is not None)
         valid, seconds = found.get("loss"), sum(row["seconds"] for row in self.log)
         if valid is not None and math.isnan(valid):
             when = f"after epoch {self._feed.epoch - 1}" if self._feed.epoch else "before the first step"
@@ -341,6 +341,11 @@ class Run:
         more |= {"average": repr(self._kept.kind), "weight_decay": self._decay}
         gradients = {"accumulate": self.accumulate, "clip": self._clip, "precision": self._precision}
         return self._settings() | more | gradients
+
+    @property
+    def kept_epoch(self) -> int:
+        """The epoch whose weights the run ends with; 0 is the start, where no epoch had a lower validation loss."""
+        return self._feed.epoch if self._kept.epoch is None else self._kept.epoch
 
     def table(self) -> Table:
         """A row for each step: loss, rate, seconds, each penalty and the objective, and what the gauges said."""
