@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from steelyard.codecs._grades import Grades
 from steelyard.codecs.trellis import LIMIT, Trellis, prices_of, starts_of
 from steelyard.errors import CodecError
+from steelyard.kernels import feedback, trellis
 from steelyard.kernels import levels as coder
-from steelyard.kernels import trellis
 
 
 class Rowwise:
@@ -22,8 +23,12 @@ class Rowwise:
     [[0.0, 4.0], [2.0, -2.0]]
     """
 
-    def __init__(self, codec: Trellis, guess: np.ndarray):
-        """`guess`: (rows, width), about what the rows will be, in steps; raises CodecError for what has no level."""
+    def __init__(self, codec: Trellis, guess: np.ndarray, mix: np.ndarray | None = None):
+        """`guess`: (rows, width), about what the rows will be, in steps. Raises CodecError for what has no level.
+
+        mix: (width, width), how an error of one element moves those after it in the row (None: not at all); for a
+        codec with one state.
+        """
         if not np.abs(guess).max(initial=0) < LIMIT:
             raise CodecError("trellis: NaN, infinite or more than 2^28 steps from 0; take a greater step")
         self._codec = codec
@@ -34,7 +39,7 @@ class Rowwise:
         self._prices = prices_of(guess.reshape(-1), near.reshape(-1), kinds, codec.states)
         self._kinds = kinds.reshape(near.shape)
         self._starts = frozenset(starts_of(*near.shape).tolist())
-        self._levels, self._row, self._state = near, 0, 0
+        self._levels, self._row, self._state, self._mix = near, 0, 0, mix
 
     def take(self, row: np.ndarray) -> np.ndarray:
         """The whole numbers of steps (float32) that the next row, (width,) in steps, becomes."""
@@ -43,6 +48,9 @@ class Rowwise:
         levels, wide = self._levels[self._row], row.astype(np.float64)
         given = (wide, np.ones(1), self._kinds[self._row], self._prices, self._codec.lagrangian)
         self._row += 1
+        if self._mix is not None:
+            feedback.rounded(wide, self._mix, *given[2:], levels)
+            return np.asarray(levels, np.float32)
         if self._codec.states == 1:
             trellis.nearest(*given, levels)
             return np.asarray(levels, np.float32)
@@ -52,6 +60,6 @@ class Rowwise:
         trellis.placed(levels, self._following, self._second, before, whole)
         return whole.astype(np.float32)
 
-    def parts(self, step: float) -> dict[str, np.ndarray]:
+    def parts(self, step: float, grades: Grades | None = None) -> dict[str, np.ndarray]:
         """The parts of the codec, when all rows were taken."""
-        return self._codec.told(self._levels, step)
+        return self._codec.told(self._levels, step, grades)

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from steelyard.codecs._grades import Grades
 from steelyard.codecs._parts import blank, part
 from steelyard.codecs._planes import read_varint, varint
 from steelyard.core.packed import Codec
@@ -45,12 +46,14 @@ class Trellis(Codec):
 
     The part ``stream`` (uint8, one axis) is nothing for a tensor without elements, else:
 
-    - a byte: 1 if there is a basis, plus 2 if the step is a float64; the step (float32 or float64, little-endian);
+    - a byte: 1 if there is a basis, plus 2 if the step is a float64, plus 4 if rows and columns have grades; the step
+      (float32 or float64, little-endian);
     - the rows of a block as a varint, 0 for all in one;
     - for each stream but the last its length as a varint, and the stream.
 
     The streams are the basis (a square of levels of the step 2^-floor(log2(8 sqrt(columns))), rows are components),
-    and each block of rows (what the first axis indexes; a tensor of one axis is one row) as
+    or the grades of the matrix' rows and those of its columns (each one row of whole numbers k, which multiply the
+    step by 2^(k/4)), and each block of rows (what the first axis indexes; a tensor of one axis is one row) as
     `steelyard.kernels.levels.code_levels` writes it, beginning in state 0. A value is the whole number of steps
     (with a basis: of both steps, the sum over components exact) times the step in float64, rounded to the dtype.
 
@@ -122,7 +125,7 @@ class Trellis(Codec):
         if weigh is None and self.turn and _may_turn(*values.shape):
             turned = self._turned(values)
             found = turned if len(turned) < len(found) else found
-        return {"stream": np.frombuffer(_headed(bool(found[0]), step) + found[1:], np.uint8).copy()}
+        return {"stream": np.frombuffer(_headed(found[0], step) + found[1:], np.uint8).copy()}
 
     def decode(self, parts: Mapping[str, np.ndarray], spec: Spec) -> np.ndarray:
         """The rounded tensor; raises CodecError for a stream that is cut off, too long or damaged beyond sense."""
@@ -132,32 +135,57 @@ class Trellis(Codec):
             if stream.size:
                 raise CodecError(f"trellis: {stream.size} bytes for a tensor without elements")
             return blank(spec)
-        based, step, at = _head(stream)
+        flags, step, at = _head(stream)
+        based, graded = flags & 1, flags & 4
         count, width = _rows(spec)[::-1] if self.down else _rows(spec)
         if based and not _may_turn(count, width):
             raise CodecError(f"trellis: a basis for a matrix of {count} by {width}")
         rows, at = read_varint(stream, at)
         heights = _heights(count, rows)
-        shapes = [(width, width)] * based + [(height, width) for height in heights]
+        first = [(1, size) for size in _rows(spec)] if graded else [(width, width)] * based
+        shapes = [*first, *((height, width) for height in heights)]
         pieces = list(_cut(stream, at, len(shapes)))
+        if graded:
+            return self._graded(pieces, shapes, step, spec)
         out = self._laid(blank(spec).reshape(_rows(spec)))
         wholes = _each(lambda i: self._wholes(pieces[i], shapes[i]), range(len(shapes)))
-        first = 0
+        at = 0
         if based:
             step *= 2.0 ** -_exponent(width)
         for whole in wholes[based:]:
             values = _product(whole, wholes[0]) if based else whole
             with np.errstate(over="ignore"):
-                out[first : first + len(whole)] = (values * np.float64(step)).astype(out.dtype)
-            first += len(whole)
+                out[at : at + len(whole)] = (values * np.float64(step)).astype(out.dtype)
+            at += len(whole)
         return np.ascontiguousarray(self._laid(out)).reshape(spec.shape)
 
-    def told(self, levels: np.ndarray, step: float) -> dict[str, np.ndarray]:
+    def told(self, levels: np.ndarray, step: float, grades: Grades | None = None) -> dict[str, np.ndarray]:
         """The parts for levels, (rows, width) int32 as they lie in the streams; a path begins at each `starts_of`."""
         starts = starts_of(*levels.shape)
         step = _stored(step)
         pieces = _each(lambda i: code(levels[starts[i] : starts[i + 1]], self.states), range(len(starts) - 1))
-        return {"stream": np.frombuffer(_headed(False, step) + _framed(levels.shape, pieces), np.uint8).copy()}
+        if grades is not None:
+            pieces = [code(np.ascontiguousarray(x[None], np.int32)) for x in (grades.rows, grades.columns)] + pieces
+        head = _headed(0 if grades is None else 4, step)
+        return {"stream": np.frombuffer(head + _framed(levels.shape, pieces), np.uint8).copy()}
+
+    def _graded(
+        self, pieces: Sequence[np.ndarray], shapes: Sequence[tuple[int, int]], step: float, spec: Spec
+    ) -> np.ndarray:
+        """Whole numbers times the step, and what grades multiply it by; the pieces begin with the grades."""
+        grades = Grades(*(decoded(pieces[i], shapes[i])[0] for i in range(2)))
+        down, across = grades.factors[:: -1 if self.down else 1]
+        found = blank(spec).reshape(_rows(spec))
+        out, ends = self._laid(found), np.cumsum([0, *(height for height, _ in shapes[2:])])
+
+        def block(i: int) -> None:
+            part = slice(ends[i], ends[i + 1])
+            with np.errstate(over="ignore", invalid="ignore"):
+                values = self._wholes(pieces[2 + i], shapes[2 + i]) * np.float64(step) * across * down[part, None]
+                out[part] = values.astype(out.dtype)
+
+        _each(block, range(len(shapes) - 2))
+        return np.asarray(found.reshape(spec.shape))
 
     def _laid(self, matrix: np.ndarray) -> np.ndarray:
         """The matrix as the rows of the streams, and back."""
@@ -279,10 +307,10 @@ def _product(wholes: np.ndarray, basis: np.ndarray) -> np.ndarray:
     return np.asarray(wholes.astype(kind) @ basis.astype(kind))
 
 
-def _headed(based: bool, step: float) -> bytes:
+def _headed(flags: int, step: float) -> bytes:
     """The beginning of a stream, which `_head` reads."""
     narrow = 2.0**-126 <= step < 2.0**127
-    return bytes([based | (0 if narrow else 2)]) + np.array(step, "<f4" if narrow else "<f8").tobytes()
+    return bytes([flags | (0 if narrow else 2)]) + np.array(step, "<f4" if narrow else "<f8").tobytes()
 
 
 def _framed(shape: tuple[int, int], pieces: Sequence[bytes]) -> bytes:
@@ -313,16 +341,16 @@ def _stored(step: float) -> float:
     return step if step > 2.0**-1000 else 1.0
 
 
-def _head(stream: np.ndarray) -> tuple[bool, float, int]:
-    """Whether there is a basis, the step, and where the rest begins."""
-    flags = int(stream[0]) if stream.size else 4
+def _head(stream: np.ndarray) -> tuple[int, float, int]:
+    """The flags, the step, and where the rest begins."""
+    flags = int(stream[0]) if stream.size else 8
     length = 8 if flags & 2 else 4
-    if flags > 3 or stream.size < 1 + length:
+    if flags > 6 or flags & 5 == 5 or stream.size < 1 + length:
         raise CodecError("trellis: the stream has no beginning; it is damaged or from a later version")
     step = float(stream[1 : 1 + length].view(f"<f{length}")[0])
     if not (step > 0 and math.isfinite(step)):
         raise CodecError(f"trellis: the stream has a step of {step}; it is damaged")
-    return bool(flags & 1), step, 1 + length
+    return flags, step, 1 + length
 
 
 def _rows(spec: Spec) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from typing import ClassVar
@@ -21,6 +21,7 @@ from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
 from steelyard.edit._solved import solved
 from steelyard.edit.importance import scores_of
+from steelyard.edit.kronecker import PAIRED, Kronecker, is_kronecker
 from steelyard.edit.prune import in_scope
 from steelyard.errors import CodecError, RecipeError, WeightsError, quoted
 
@@ -38,6 +39,10 @@ class RateDistortion(Step):
     tensors get fewer bits a weight than small ones. With `by`, importances >= 0 of the same names and shapes
     (a Fisher diagonal or what inputs contribute to a Hessian, say), the least ``sum by * error^2`` is sought instead:
     steps are inverse to the root of a tensor's mean importance, and levels are chosen by that of each element.
+
+    With `by` from `sy.kronecker`, which knows what errors in pairs of rows and of columns cost, the least ``tr(A D B
+    Dᵀ)`` is sought, summed over the tensors: rows and columns have steps of their own, and what one element loses is
+    made up for by those after it. At the same bytes this often loses several times less; it takes longer to write.
 
     `importance` multiplies what the squared errors of tensors count, by globs of their names, of which the first
     that matches decides: queries and keys, say, reach the output through a softmax alone, and may have more error:
@@ -79,6 +84,8 @@ class RateDistortion(Step):
         for glob, factor in self.importance.items():
             if not 0 <= factor < math.inf:
                 raise RecipeError(f"the importance of {glob!r} is {factor}, expected a number of at least 0")
+        if self.error is not None and is_kronecker(self.by):
+            raise RecipeError("the error of pairs of elements has no unit to be given in: give bits")
         self.codec()
 
     def codec(self) -> Trellis:
@@ -93,13 +100,24 @@ class RateDistortion(Step):
         for glob in self.importance:
             if weights and not any(fnmatchcase(item.name, glob) for item in chosen):
                 raise WeightsError(f"no weight in scope matches {quoted(glob)}, to which an importance is given")
-        codec = self.codec()
-        parts = tuple(_Part(item, scores_of(self.by, item), self._factor(item.name)) for item in chosen)
-        together = _Together(self, codec, parts)
+        parts = tuple(self._part(item) for item in chosen)
+        together = _Together(self, parts)
         return weights.with_items(
-            item.then(partial(together.hold, name), scheme=Scheme(codec)) if name in together.parts else item
+            item.then(partial(together.hold, name), scheme=Scheme(together.parts[name].codec))
+            if name in together.parts
+            else item
             for name, item in weights.items()
         )
+
+    def _part(self, item: Weight) -> _Part:
+        codec, factor = self.codec(), self._factor(item.name)
+        if self.by is None or not is_kronecker(self.by):
+            return _Part(item, codec, factor, importance=scores_of(self.by, item))
+        if Kronecker.paired(self.by, item):  # what is made up for within a row has no path through a trellis
+            codec = Trellis(states=1, lagrangian=PAIRED, turn=False, down=True)
+        else:
+            codec = replace(codec, turn=False, down=True)
+        return _Part(item, codec, factor, pairs=self.by)
 
     def _factor(self, name: str) -> float:
         """What multiplies the importance of a tensor."""
@@ -111,8 +129,14 @@ class _Part:
     """A weight and what it counts."""
 
     weight: Weight
-    importance: Weight | None
+    codec: Trellis
     factor: float
+    importance: Weight | None = None
+    pairs: Weights | None = None  # evidence of `learn.kronecker`
+
+    def kronecker(self) -> Kronecker | None:
+        """What errors of pairs of elements cost, where that is known."""
+        return None if self.pairs is None else Kronecker.of(self.pairs, self.weight)
 
     def important(self) -> np.ndarray | None:
         """The importance of each element, finite and not negative; None where none is given."""
@@ -133,12 +157,28 @@ class _Part:
         if not math.isfinite(squares):
             text = "NaN, infinite or too large values have no levels; repair them"
             raise CodecError(f"{self.weight.origin}: {quoted(self.weight.name)}: {text}")
+        found = self.kronecker()
+        if found is not None:
+            return self._graded(x, found)
         important = self.important()
         importance = (1 / squares if squares else 0.0) if important is None else float(important.mean())
         rows = x.reshape(x.shape[0] if x.ndim > 1 else 1, -1)
         few = max(1, SAMPLE // rows.shape[1])
-        some = rows[:: max(1, -(-len(rows) // few))][:, :SAMPLE].astype(np.float64)
-        return _Look(x.size, squares, importance * self.factor, some)
+        step = max(1, -(-len(rows) // few))
+        some, weigh = rows[::step][:, :SAMPLE].astype(np.float64), None
+        if important is not None and importance > 0:
+            weigh = important.reshape(rows.shape)[::step][:, :SAMPLE] / importance
+        return _Look(x.size, squares, importance * self.factor, some, weigh)
+
+    def _graded(self, x: np.ndarray, found: Kronecker) -> _Look:
+        """In units of its grades, in which all tensors have one step."""
+        if not found.counts:
+            return _Look(x.size, 0.0, 0.0, x.astype(np.float64).reshape(1, -1)[:, :1])
+        rows, columns = found.grades.factors
+        lines = x.reshape(len(rows), -1).T.astype(np.float64) / columns[:, None] / rows  # (inputs, outputs)
+        few = max(1, SAMPLE // lines.shape[1])
+        some = lines[:: max(1, -(-len(lines) // few))][:, :SAMPLE].T  # as the codec has it
+        return _Look(x.size, float(np.square(lines).sum()), self.factor, some)
 
 
 @dataclass(frozen=True)
@@ -147,6 +187,7 @@ class _Look:
     squares: float  # the sum of them
     importance: float  # of the squared error of one element
     sample: np.ndarray  # some rows, float64
+    weigh: np.ndarray | None = None  # importances of the sample, of mean 1 in the whole tensor
 
     @property
     def step(self) -> float:
@@ -157,7 +198,7 @@ class _Look:
         """Foreseen for the whole tensor."""
         if not self.step:
             return 0.0
-        stream = codec.held(self.sample, factor * self.step)["stream"]
+        stream = codec.held(self.sample, factor * self.step, self.weigh)["stream"]
         return 8 * stream.size * self.size / self.sample.size
 
 
@@ -166,7 +207,6 @@ class _Together:
     """The factor of all steps, found when the first tensor is read. Safe with several threads."""
 
     settings: RateDistortion
-    codec: Trellis
     members: tuple[_Part, ...]
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -185,11 +225,15 @@ class _Together:
         step = factor * look.step or None
         if not look.step:  # of no importance, or zeros
             x, important = np.zeros_like(x), None
+        found = part.kronecker() if look.step else None
         try:
-            held = self.codec.held(x, step, important)
+            if found is not None and step is not None:
+                held = found.held(x, step, part.codec)
+            else:
+                held = part.codec.held(x, step, important)
         except CodecError as error:
             raise CodecError(f"{part.weight.origin}: {quoted(name)}: {error}") from error
-        return Packed(part.weight.spec, self.codec, held)
+        return Packed(part.weight.spec, part.codec, held)
 
     @cached_property
     def _looks(self) -> dict[str, _Look]:
@@ -204,8 +248,10 @@ class _Together:
         if self.settings.bits is None:
             error = self.settings.error or 0.0
             noise = sum(look.size * look.size * look.step**2 / look.squares for look in looks)
-            return error * math.sqrt(count / (WITHIN[self.codec.states] * noise))
+            return error * math.sqrt(count / (WITHIN[self.settings.states] * noise))
         start = math.sqrt(sum(look.squares for look in looks) / sum(look.size * look.step**2 for look in looks))
         return solved(
-            lambda factor: sum(look.bits(factor, self.codec) for look in looks) / count, self.settings.bits, start
+            lambda factor: sum(look.bits(factor, self.parts[name].codec) for name, look in self._looks.items()) / count,
+            self.settings.bits,
+            start,
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import ClassVar
@@ -22,6 +21,7 @@ from steelyard.codecs.trellis import Trellis
 from steelyard.core.packed import Packed, Scheme, pack
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
+from steelyard.edit._feed import feed
 from steelyard.edit._levels import finite, short
 from steelyard.edit._solved import solved
 from steelyard.edit.evidence import About, check_same, evidence_of, hessian_of
@@ -29,7 +29,6 @@ from steelyard.edit.prune import in_scope
 from steelyard.edit.quantize import held_so
 from steelyard.errors import CodecError, RecipeError, WeightsError, quoted
 
-BLOCK = 64  # columns whose effect on all that follow is added up before it is applied
 SAMPLE = 1 << 15  # elements by which the bits of a tensor are foreseen
 LEAST = 0.1  # of the mean importance of rows, which every row has besides its own
 OUTPUTS = 4096  # rows whose products are in memory at once
@@ -188,8 +187,8 @@ class _Matrix:
         column, upper = (step * self.column).astype(np.float32), self.upper.astype(np.float32)
         w = np.ascontiguousarray(self.w.T)  # (inputs, outputs)
         w /= self.row.astype(np.float32)
-        rows = Rowwise(codec, _feed(w, upper, column, np.rint)[0])
-        wholes = _feed(w, upper, column, rows.take)[1]
+        rows = Rowwise(codec, feed(w, upper, column, np.rint)[0])
+        wholes = feed(w, upper, column, rows.take)[1]
         return rows.parts(1.0), *self._fitted(wholes, step * self.column)
 
     def _fitted(self, wholes: np.ndarray, column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -211,26 +210,6 @@ class _Matrix:
                 size, own = (h @ k * k).sum(axis=0), (k * target).sum(axis=0)
                 row[part] = np.where(size > 0, own / np.where(size > 0, size, 1), row[part])
         return row, column
-
-
-def _feed(
-    w: np.ndarray, upper: np.ndarray, column: np.ndarray, choose: Callable[[np.ndarray], np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The inputs of `w` (inputs, outputs) in steps when their turn comes, and the whole numbers that `choose` makes.
-
-    The error of each is spread over the inputs that follow, in blocks of them.
-    """
-    w, steps, wholes = w.copy(), np.empty_like(w), np.empty_like(w)
-    for start in range(0, len(w), BLOCK):
-        stop = min(start + BLOCK, len(w))
-        lost = np.empty((stop - start, w.shape[1]), np.float32)
-        for j in range(start, stop):
-            steps[j] = w[j] / column[j]
-            wholes[j] = choose(steps[j])
-            lost[j - start] = (w[j] - wholes[j] * column[j]) / upper[j, j]
-            w[j:stop] -= upper[j, j:stop, None] * lost[j - start]
-        w[stop:] -= upper[start:stop, stop:].T @ lost
-    return steps, wholes
 
 
 def _fisher_of(fisher: Weights, weight: Weight, x: np.ndarray) -> np.ndarray:

@@ -1,0 +1,155 @@
+"""How much the outputs of a model mind errors in pairs of its weights: two small matrices for each large one.
+
+Decides how gradients become the two factors, and how rows that few examples reach are judged. What is done with the
+factors is `edit.kronecker`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from steelyard.core.weights import Weights
+from steelyard.edit.kronecker import INPUTS, KIND, OUTPUTS
+from steelyard.errors import ModelError
+from steelyard.learn.calling import calling
+from steelyard.learn.evidence import collected
+from steelyard.learn.parameters import Named, named_parameters
+from steelyard.learn.unharmed import unmoved
+
+WIDEST = 2048  # rows or columns of which pairs are kept: 16 MB for a factor of float32
+BINS = 16  # of rows that were reached, by how much
+
+
+def kronecker(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss: Callable[[nn.Module, Any], Tensor],
+) -> Weights:
+    """Measure E[g gᵀ] and E[gᵀ g] for each matrix W (outputs, inputs, ...) of `model`, g the gradient of `loss`.
+
+    With ``A = E[g gᵀ]`` and ``B = E[gᵀ g] / tr A``, an error D of the weights costs about ``tr(A D B Dᵀ) / 2``: the
+    Fisher matrix as a product of Kronecker. For the weight `name` the result holds ``name|outputs`` (A: (outputs,
+    outputs), or its diagonal where there are more than 2,048) and ``name|inputs`` (B, the same way, a kernel being
+    flattened), float32. `sy.RateDistortion` takes it as `by`.
+
+    loss: of (model, batch), one number; its gradient has to be of mean zero over draws for the Fisher matrix, as with
+    labels that the model itself draws. One backward pass for each batch. The diagonal of many outputs is smoothed: for
+    rows that one half of the batches reached equally, what the other half says of them on average; so a row that
+    nothing reached, as that of a rare word, counts as such rows do. The model is left as it was.
+
+    Weights of which no gradient arrives have zeros. Raises ModelError if there is no batch, no matrix, or a gradient
+    is not finite.
+
+    >>> x = torch.eye(2) * torch.tensor([1.0, 2.0])
+    >>> found = kronecker(nn.Linear(2, 1, bias=False), [x[:1], x[1:]], lambda model, batch: model(batch).sum())
+    >>> found["weight|inputs"].array().tolist()
+    [[0.2, 0.0], [0.0, 0.8]]
+
+    Source: V. Gupta, T. Koren, Y. Singer, "Shampoo: Preconditioned Stochastic Tensor Optimization", ICML 2018; as the
+    Fisher matrix: D. Morwani et al., "A New Perspective on Shampoo's Preconditioner", 2024; the smoothing is after
+    I. J. Good, "The population frequencies of species and the estimation of population parameters", 1953.
+    """
+    chosen = [n for n in named_parameters(model) if n.parameter.is_floating_point() and n.parameter.ndim > 1]
+    if not chosen:
+        raise ModelError(f"{type(model).__name__} has no matrix or filter")
+    sums = [_Sums(n.parameter) for n in chosen]
+    count = 0
+    with unmoved(model):
+        model.eval()
+        frozen = [n.parameter for n in chosen if not n.parameter.requires_grad]
+        for p in frozen:
+            p.requires_grad_(True)
+        try:
+            for batch in batches:
+                with torch.enable_grad(), calling("the loss of a batch"):
+                    value = loss(model, batch)
+                    gradients = torch.autograd.grad(value, [n.parameter for n in chosen], allow_unused=True)
+                for total, gradient in zip(sums, gradients, strict=True):
+                    if gradient is not None:
+                        total.add(gradient.flatten(1), count % 2)
+                count += 1
+        finally:
+            for p in frozen:
+                p.requires_grad_(False)
+    if not count:
+        raise ModelError("there are no batches to measure on: give at least one")
+    return _told(model, chosen, sums, count)
+
+
+def _told(model: nn.Module, chosen: list[Named], sums: list[_Sums], count: int) -> Weights:
+    found: dict[str, np.ndarray] = {}
+    named: dict[str, Named] = {}
+    for n, total in zip(chosen, sums, strict=True):
+        outputs, inputs = total.factors(count)
+        found |= {n.name + OUTPUTS: outputs, n.name + INPUTS: inputs}
+    ties = {alias: n.name for n in chosen for alias in list(n.names)[1:]}
+    made = collected(found, named, {"kind": KIND, "model": type(model).__name__, "inputs first": [], "samples": {}})
+    both = {alias + part: name + part for alias, name in ties.items() for part in (OUTPUTS, INPUTS)}
+    return Weights(made.values(), both, made.meta)
+
+
+class _Sums:
+    """What is summed for one matrix."""
+
+    def __init__(self, parameter: Tensor):
+        rows, columns = parameter.shape[0], parameter[0].numel() if len(parameter) else 0
+        like = {"dtype": torch.float64, "device": parameter.device}
+        self.outputs = torch.zeros((rows, rows) if rows <= WIDEST else (2, rows), **like)  # pairs, or halves
+        self.inputs = torch.zeros((columns, columns) if columns <= WIDEST else (columns,), **like)
+        self.paired = rows <= WIDEST
+
+    def add(self, g: Tensor, half: int) -> None:
+        if self.paired:
+            self.outputs += g @ g.T
+        else:
+            self.outputs[half] += g.square().sum(1)
+        self.inputs += g.T @ g if self.inputs.ndim > 1 else g.square().sum(0)
+
+    def factors(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """A and B."""
+        outputs, inputs = (x.cpu().numpy() for x in (self.outputs, self.inputs))
+        outputs = outputs / count if self.paired else smoothed(outputs[0], outputs[1]) / count
+        whole = float(inputs.trace() if inputs.ndim > 1 else inputs.sum())
+        return outputs.astype(np.float32), (inputs / (whole or 1.0)).astype(np.float32)
+
+
+def smoothed(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The sum of two halves, numbers >= 0 of the same rows, each as other rows that were reached equally have it.
+
+    Rows are ranked by one half; those it did not reach, and sixteenths of the others, have the mean of the other half,
+    never less than the rows below them. Nothing changes where one half reached no row.
+
+    >>> smoothed(np.array([0.0, 0, 4, 0]), np.array([0.0, 1, 3, 0])).round(2).tolist()
+    [0.33, 2.5, 2.5, 0.33]
+    """
+    if not (first.any() and second.any()):
+        return first + second
+    means = (_foretold(first, second) + _foretold(second, first)) / 2
+    means = np.maximum.accumulate(means)
+    whole = first + second
+    found = means[_bins(whole, _edges(whole))]
+    return np.asarray(found * (whole.sum() / found.sum()) if found.sum() else whole)
+
+
+def _edges(x: np.ndarray) -> np.ndarray:
+    return np.quantile(x[x > 0], np.linspace(0, 1, BINS + 1)[1:-1])
+
+
+def _bins(x: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """0 for rows that were not reached, 1 to BINS for the others."""
+    return np.where(x > 0, 1 + np.searchsorted(edges, x, side="right"), 0)
+
+
+def _foretold(known: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The mean of `other` for each bin of `known`; an empty bin has that of the one before."""
+    bins = _bins(known, _edges(known))
+    count, total = (np.bincount(bins, w, BINS + 1) for w in (None, other))
+    means = np.divide(total, count, out=np.full(BINS + 1, np.nan), where=count > 0)
+    for i in np.flatnonzero(np.isnan(means)):
+        means[i] = means[i - 1] if i else 0.0
+    return means
