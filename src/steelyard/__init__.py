@@ -117,6 +117,7 @@ _EXPORTS: dict[str, str] = {
     "sample": "learn.sample:sample",
     "shard": "learn.processes:shard",
     "score": "learn.evidence:score",
+    "kronecker": "learn.kronecker:kronecker",
     "blockwise": "learn.blockwise:blockwise",
     "stepped": "learn.stepped:stepped",
     "rounded_weights": "learn.stepped:rounded_weights",
@@ -272,6 +273,7 @@ if TYPE_CHECKING:
     from steelyard.learn.groups import just_train_twice as just_train_twice
     from steelyard.learn.groups import refit_head as refit_head
     from steelyard.learn.imitation import imitation as imitation
+    from steelyard.learn.kronecker import kronecker as kronecker
     from steelyard.learn.levels import EntropyRate as EntropyRate
     from steelyard.learn.levels import levelled as levelled
     from steelyard.learn.levels import straight_through as straight_through

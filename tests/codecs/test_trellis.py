@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from steelyard.codecs import _planes
+from steelyard.codecs._grades import Grades
 from steelyard.codecs._rowwise import Rowwise
 from steelyard.codecs.trellis import Trellis, code, decoded
 from steelyard.core.spec import DTYPES, Spec
@@ -137,3 +138,22 @@ def test_bad_settings_and_bad_values_are_named() -> None:
     stream = Trellis(0.1).encode(np.ones(3))["stream"]
     with pytest.raises(CodecError, match="later version"):
         Trellis().decode({"stream": stream | 128}, Spec.of((3,), "float64"))
+
+
+@pytest.mark.parametrize("down", [False, True])
+@pytest.mark.parametrize("states", [1, 8])
+def test_grades_multiply_the_steps_of_rows_and_columns(
+    down: bool, states: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steelyard.codecs.trellis._BLOCK", 300)
+    spec, grades = Spec((40, 2, 15), DTYPES["float32"]), Grades(np.arange(-20, 20), np.arange(30) % 7 - 9)
+    shape = (30, 40) if down else (40, 30)
+    codec = Trellis(states=states, down=down)  # type: ignore[arg-type]
+    levels = RNG.integers(-9, 10, shape).astype(np.int32)
+    plain = codec.decode(codec.told(levels, 0.25), spec).reshape(40, 30).astype(np.float64)
+    parts = codec.told(levels, 0.25, grades)
+    exact = plain * 2.0 ** (grades.rows[:, None] / 4) * 2.0 ** (grades.columns / 4)
+    np.testing.assert_allclose(codec.decode(parts, spec).reshape(40, 30), exact, rtol=1e-6)
+    for cut in (3, 12, 60):
+        with pytest.raises(CodecError):
+            codec.decode({"stream": parts["stream"][:cut]}, spec)

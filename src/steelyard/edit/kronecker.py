@@ -65,6 +65,19 @@ class Kronecker:
         return factor is not None and len(factor.spec.shape) > 1
 
     @property
+    def single(self) -> np.ndarray:
+        """What a squared error of each single element costs: (outputs, inputs)."""
+        rows, columns = (x.diagonal() if x.ndim > 1 else x for x in (self.outputs, self.inputs))
+        return np.outer(rows, columns)
+
+    def cost(self, error: np.ndarray) -> float:
+        """tr(A D B Dᵀ) of an error in the shape of the weight."""
+        d = error.astype(np.float64).reshape(len(self.outputs), -1)
+        left = self.outputs @ d if self.outputs.ndim > 1 else self.outputs[:, None] * d
+        right = d @ self.inputs if self.inputs.ndim > 1 else d * self.inputs
+        return float(np.vdot(left, right))
+
+    @property
     def counts(self) -> bool:
         """Whether any error costs anything."""
         return bool(self.outputs.any() and self.inputs.any())
@@ -79,6 +92,14 @@ class Kronecker:
         """Steps of rows and columns: so much error in one element costs the same everywhere."""
         rows, columns = (x.diagonal() if x.ndim > 1 else x for x in self.uppers)
         return Grades.nearest(rows, columns)
+
+    @property
+    def noise(self) -> tuple[np.ndarray, np.ndarray]:
+        """By what the errors before it multiply the variance of an element's own error: for rows times for columns."""
+        rows, columns = (
+            np.square(x).sum(axis=0) / np.square(x.diagonal()) if x.ndim > 1 else np.ones(len(x)) for x in self.uppers
+        )
+        return rows, columns
 
     def held(self, x: np.ndarray, step: float, codec: Trellis) -> dict[str, np.ndarray]:
         """Parts of the codec for a tensor; step: in units of the grades. Raises CodecError where it is too small."""

@@ -175,10 +175,14 @@ class _Part:
         if not found.counts:
             return _Look(x.size, 0.0, 0.0, x.astype(np.float64).reshape(1, -1)[:, :1])
         rows, columns = found.grades.factors
-        lines = x.reshape(len(rows), -1).T.astype(np.float64) / columns[:, None] / rows  # (inputs, outputs)
-        few = max(1, SAMPLE // lines.shape[1])
-        some = lines[:: max(1, -(-len(lines) // few))][:, :SAMPLE].T  # as the codec has it
-        return _Look(x.size, float(np.square(lines).sum()), self.factor, some)
+        matrix = x.reshape(len(rows), -1) / rows[:, None] / columns
+        few = max(1, SAMPLE // matrix.shape[0])
+        every = max(1, -(-matrix.shape[1] // few))
+        by_row, by_column = found.noise
+        spread = np.sqrt((np.outer(by_row[:SAMPLE], by_column[::every]) - 1) / 12)
+        noise = np.random.default_rng(0).normal(size=spread.shape) * spread
+        some = matrix[:SAMPLE, ::every]
+        return _Look(x.size, float(np.square(matrix).sum()), self.factor, some, noise=noise)
 
 
 @dataclass(frozen=True)
@@ -188,6 +192,7 @@ class _Look:
     importance: float  # of the squared error of one element
     sample: np.ndarray  # some rows, float64
     weigh: np.ndarray | None = None  # importances of the sample, of mean 1 in the whole tensor
+    noise: np.ndarray | float = 0.0  # what other elements' errors add to the sample, in steps
 
     @property
     def step(self) -> float:
@@ -198,7 +203,8 @@ class _Look:
         """Foreseen for the whole tensor."""
         if not self.step:
             return 0.0
-        stream = codec.held(self.sample, factor * self.step, self.weigh)["stream"]
+        step = factor * self.step
+        stream = codec.held(self.sample + step * self.noise, step, self.weigh)["stream"]
         return 8 * stream.size * self.size / self.sample.size
 
 

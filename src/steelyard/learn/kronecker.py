@@ -47,8 +47,8 @@ def kronecker(
 
     >>> x = torch.eye(2) * torch.tensor([1.0, 2.0])
     >>> found = kronecker(nn.Linear(2, 1, bias=False), [x[:1], x[1:]], lambda model, batch: model(batch).sum())
-    >>> found["weight|inputs"].array().tolist()
-    [[0.2, 0.0], [0.0, 0.8]]
+    >>> found["weight|inputs"].array().round(3).tolist() == np.float32([[0.2, 0], [0, 0.8]]).tolist()
+    True
 
     Source: V. Gupta, T. Koren, Y. Singer, "Shampoo: Preconditioned Stochastic Tensor Optimization", ICML 2018; as the
     Fisher matrix: D. Morwani et al., "A New Perspective on Shampoo's Preconditioner", 2024; the smoothing is after
@@ -119,37 +119,33 @@ class _Sums:
 
 
 def smoothed(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The sum of two halves, numbers >= 0 of the same rows, each as other rows that were reached equally have it.
+    """The sum of two halves, numbers >= 0 of the same rows, each as the halves foretell each other.
 
-    Rows are ranked by one half; those it did not reach, and sixteenths of the others, have the mean of the other half,
-    never less than the rows below them. Nothing changes where one half reached no row.
+    Rows that one half did not reach have the mean that the other half gives to such rows. The others are ranked in
+    sixteenths, and multiplied by what the other half gives to a sixteenth in the mean, as a share of its own. Nothing
+    changes where one half reached no row.
 
     >>> smoothed(np.array([0.0, 0, 4, 0]), np.array([0.0, 1, 3, 0])).round(2).tolist()
-    [0.33, 2.5, 2.5, 0.33]
+    [0.32, 0.47, 6.9, 0.32]
     """
-    if not (first.any() and second.any()):
-        return first + second
-    means = (_foretold(first, second) + _foretold(second, first)) / 2
-    means = np.maximum.accumulate(means)
     whole = first + second
-    found = means[_bins(whole, _edges(whole))]
-    return np.asarray(found * (whole.sum() / found.sum()) if found.sum() else whole)
+    if not (first.any() and second.any()):
+        return whole
+    both = [_foretold(first, second), _foretold(second, first)]
+    least, shares = (sum(x) / 2 for x in zip(*both, strict=True))
+    found = np.maximum(whole * shares[_bins(whole)], 2 * least)
+    return np.asarray(found * (whole.sum() / found.sum()))
 
 
-def _edges(x: np.ndarray) -> np.ndarray:
-    return np.quantile(x[x > 0], np.linspace(0, 1, BINS + 1)[1:-1])
+def _bins(x: np.ndarray) -> np.ndarray:
+    """Which sixteenth of the rows that were reached each row is in."""
+    edges = np.quantile(x[x > 0], np.linspace(0, 1, BINS + 1)[1:-1])
+    return np.searchsorted(edges, x, side="right")
 
 
-def _bins(x: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """0 for rows that were not reached, 1 to BINS for the others."""
-    return np.where(x > 0, 1 + np.searchsorted(edges, x, side="right"), 0)
-
-
-def _foretold(known: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The mean of `other` for each bin of `known`; an empty bin has that of the one before."""
-    bins = _bins(known, _edges(known))
-    count, total = (np.bincount(bins, w, BINS + 1) for w in (None, other))
-    means = np.divide(total, count, out=np.full(BINS + 1, np.nan), where=count > 0)
-    for i in np.flatnonzero(np.isnan(means)):
-        means[i] = means[i - 1] if i else 0.0
-    return means
+def _foretold(known: np.ndarray, other: np.ndarray) -> tuple[float, np.ndarray]:
+    """The mean of `other` where `known` is 0, and for each bin of the rest its mean as a share of the known one."""
+    unseen, bins = known == 0, _bins(known)
+    sums = [np.bincount(bins[~unseen], x[~unseen], BINS) for x in (known, other)]
+    shares = np.divide(sums[1], sums[0], out=np.ones(BINS), where=sums[0] > 0)
+    return float(other[unseen].mean()) if unseen.any() else 0.0, shares

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from steelyard.core.table import Column, Table
 from steelyard.core.weights import Weight
+from steelyard.edit.kronecker import Kronecker
 from steelyard.shrinking.deep import MATRICES
 from steelyard.shrinking.search import Candidate, Search, held_bytes
 
@@ -81,10 +83,10 @@ def _row(search: Search, weight: Weight, held: Weight) -> dict[str, Any]:
     if not MATRICES(weight) or not spec.size:
         return row
     before, after = (w.array().astype(np.float64) for w in (weight, held))
-    minds = search.minds.find(weight.name).array().astype(np.float64)
-    square, wrong = float(np.square(before).mean()), np.square(after - before)
-    row |= {"zeros": float(np.mean(after == 0)), "error": float(np.sqrt(wrong.mean() / square)) if square else 0.0}
-    return row | {"sensitivity": float(minds.sum()) * square / 2, "damage": float((minds * wrong).sum()) / 2}
+    minds, wrong = Kronecker.of(search.minds, weight), after - before
+    square, mean = float(np.square(before).mean()), float(np.square(wrong).mean())
+    row |= {"zeros": float(np.mean(after == 0)), "error": math.sqrt(mean / square) if square else 0.0}
+    return row | {"sensitivity": float(minds.single.sum()) * square / 2, "damage": minds.cost(wrong) / 2}
 
 
 def _note(weight: Weight, held: Weight) -> str:

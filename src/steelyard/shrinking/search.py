@@ -38,7 +38,6 @@ EVEN = 0.5  # the chance of a proof at which a candidate is hopeful
 PRICES = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)  # of a bit of the weights, in bits of the training labels
 PROOFS = 5  # candidates that a proof asks of, more or less
 EXAMPLES = "examples"  # that are evaluated: a kind of work
-FLOOR = 1e-3  # of a tensor's mean sensitivity: that no example reached an element says little of others
 
 
 @dataclass(frozen=True)
@@ -126,14 +125,12 @@ class Search:
 
     @cached_property
     def minds(self) -> Weights:
-        """What the outputs mind of an error in each element of each matrix."""
+        """What the outputs mind of errors in each matrix: evidence of `kronecker`."""
         return self._made("sensitivities", "sensitivity", self._sensitivity)
 
     def _sensitivity(self) -> Weights:
         served = chain(self.task.batches("train", 0), self.task.batches("valid", 0))
-        found = sensitivity(self.model, served, classes=has_classes(self.model, self.task), seed=self.seed)
-        matrices = self.original.select(MATRICES)
-        return matrices.with_items(Weight.of(name, _floored(found.find(name).array())) for name in matrices)
+        return sensitivity(self.model, served, classes=has_classes(self.model, self.task), seed=self.seed)
 
     def sizes(self) -> None:
         """Measure sizes, by halving, around the smallest that validation data hold to be provable.
@@ -321,7 +318,3 @@ def _epochs(told: Tight, stage: int | None = None) -> int:
     found = told.epochs + (prices - 1) * told.more_epochs
     found += PASSES if stage is None or stage >= told.rungs else 0
     return found + (told.tune_epochs if stage is None or stage > told.rungs else 0)
-
-
-def _floored(sensitivities: np.ndarray) -> np.ndarray:
-    return np.maximum(sensitivities, sensitivities.mean() * FLOOR)

@@ -1,7 +1,7 @@
 """How much the outputs mind an error in each weight: evidence from the model and inputs alone, without labels.
 
-Decides which differences of outputs count. An error d of the weights changes the outputs by about ``sum(F d^2) / 2``:
-in nats of KL divergence from the original for classes, otherwise in squares of the outputs' standard deviation.
+Decides which differences of outputs count. An error d of the weights changes the outputs by about ``d F d / 2``: in
+nats of KL divergence from the original for classes, otherwise in squares of the outputs' standard deviation.
 
 Sources: Y. LeCun, J. Denker, S. Solla, Optimal brain damage, NIPS 1989; labels drawn from the model instead of those of
 the data: J. Martens, New insights and perspectives on the natural gradient method, JMLR 2020 (arXiv 1412.1193).
@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
 from steelyard.core.weights import Weights
-from steelyard.learn.evidence import score
+from steelyard.learn.kronecker import kronecker
 from steelyard.learn.seeding import generator
 from steelyard.learn.task import Batch, apply
 
@@ -26,7 +27,7 @@ BATCHES = 32  # a gradient of each: the mean of so many squares is near the trut
 def sensitivity(
     model: nn.Module, batches: Iterable[Batch], *, classes: bool, seed: int = 0, most: int = BATCHES
 ) -> Weights:
-    """The diagonal of the Fisher information of one example's outputs, under the name and in the shape of each weight.
+    """The Fisher information of one example's outputs, as two factors for each matrix: see `kronecker`.
 
     classes: the last axis of the outputs are logits of which one is true; otherwise they are numbers, all of the same
     error. One backward pass for each of at most `most` batches: the gradient of drawn labels has mean zero, so that its
@@ -39,7 +40,7 @@ def sensitivity(
         outputs = apply(model, batch)
         return _drawn(outputs, classes, draw) / math.sqrt(len(batch))
 
-    return score(model, batches, "fisher", batches=most, loss=drawn)
+    return kronecker(model, islice(batches, most), drawn)
 
 
 def _drawn(outputs: Tensor, classes: bool, draw: torch.Generator) -> Tensor:

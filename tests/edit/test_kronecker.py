@@ -1,0 +1,98 @@
+"""Errors that cost tr(A D B Dᵀ): how much less is lost at the same bytes, what has no evidence, and what counts nothing."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from steelyard import formats
+from steelyard.core.weights import Weights
+from steelyard.edit.kronecker import INPUTS, OUTPUTS, Kronecker
+from steelyard.edit.ratedistortion import RateDistortion
+from steelyard.errors import RecipeError, WeightsError
+
+
+def moments(random: np.random.Generator, size: int) -> np.ndarray:
+    """Of correlated numbers, some larger than others."""
+    mix = random.normal(size=(size, size)) / size**0.5 + np.eye(size)
+    x = random.normal(size=(4 * size, size)) @ mix * np.exp(0.7 * random.normal(size=size))
+    return np.asarray(x.T @ x / len(x), np.float32)
+
+
+def evidence(**factors: np.ndarray) -> Weights:
+    """`learn.kronecker`'s form, for a weight ``w``."""
+    about = {"kind": "kronecker", "model": "", "inputs first": [], "samples": {}}
+    named = {"w" + {"outputs": OUTPUTS, "inputs": INPUTS}[name]: x for name, x in factors.items()}
+    return Weights.of(named, meta={"evidence": json.dumps(about)})
+
+
+def problem(seed: int, shape: tuple[int, ...], *, paired: bool = True) -> tuple[Weights, Weights]:
+    random = np.random.default_rng(seed)
+    a, b = moments(random, shape[0]), moments(random, int(np.prod(shape[1:])))
+    w = Weights.of({"w": random.normal(size=shape).astype(np.float32)})
+    return w, evidence(outputs=a if paired else a.diagonal().copy(), inputs=b)
+
+
+def lost(step: RateDistortion, w: Weights, by: Weights) -> tuple[int, float]:
+    """The bytes, and what the error costs."""
+    held = step(w)["w"].read()
+    return held.nbytes, Kronecker.of(by, w["w"]).cost(held.array().astype(np.float64) - w["w"].array())
+
+
+@pytest.mark.parametrize(("paired", "share"), [(True, 0.35), (False, 0.6)])
+@pytest.mark.parametrize("shape", [(200, 160), (96, 16, 3, 3)])
+def test_much_less_is_lost_at_no_more_bytes_than_by_single_importances(
+    paired: bool, share: float, shape: tuple[int, ...]
+) -> None:
+    w, by = problem(1, shape, paired=paired)
+    single = Weights.of({"w": Kronecker.of(by, w["w"]).single.reshape(shape).astype(np.float32)})
+    size, cost = lost(RateDistortion(bits=2.9, by=by), w, by)
+    plain, plainly = lost(RateDistortion(bits=3.1, by=single), w, by)
+    assert size <= plain
+    assert cost < share * plainly
+
+
+@pytest.mark.parametrize("bits", [1.5, 3, 5])
+def test_bits_are_about_what_was_asked_for(bits: float) -> None:
+    w, by = problem(2, (256, 200))
+    size, _ = lost(RateDistortion(bits=bits, by=by), w, by)
+    assert 0.9 * bits < 8 * size / w["w"].spec.size < 1.05 * bits
+
+
+def test_a_file_holds_it_and_gives_the_same_values(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    w, by = problem(3, (40, 6, 3, 3))
+    made = RateDistortion(bits=3, by=by)(w)
+    formats.write(made, tmp_path / "small.safetensors")
+    assert (formats.open(tmp_path / "small.safetensors")["w"].array() == made["w"].array()).all()
+
+
+def test_what_counts_nothing_becomes_zero_and_takes_next_to_nothing() -> None:
+    w, by = problem(4, (30, 20))
+    nothing = evidence(outputs=np.zeros((30, 30), np.float32), inputs=by["w" + INPUTS].array())
+    held = RateDistortion(bits=3, by=nothing)(w)["w"].read()
+    assert not held.array().any()
+    assert held.nbytes < 20
+
+
+def test_a_row_that_costs_more_is_held_finer() -> None:
+    w, _ = problem(5, (64, 300))
+    rows = np.geomspace(1, 1e4, 64).astype(np.float32)
+    by = evidence(outputs=rows, inputs=np.eye(300, dtype=np.float32) / 300)
+    error = np.square(RateDistortion(bits=3, by=by)(w)["w"].array() - w["w"].array()).mean(axis=1)
+    assert error[:8].mean() > 100 * error[-8:].mean()
+
+
+def test_evidence_that_does_not_fit_is_named() -> None:
+    w, by = problem(6, (12, 10))
+    for wrong in (
+        evidence(outputs=by["w" + OUTPUTS].array()),
+        evidence(outputs=np.eye(9, dtype=np.float32), inputs=by["w" + INPUTS].array()),
+        evidence(outputs=-by["w" + OUTPUTS].array(), inputs=by["w" + INPUTS].array()),
+        evidence(outputs=by["w" + OUTPUTS].array() * np.float32(np.nan), inputs=by["w" + INPUTS].array()),
+    ):
+        with pytest.raises(WeightsError, match="'w'"):
+            RateDistortion(bits=3, by=wrong)(w)["w"].read()
+    with pytest.raises(RecipeError, match="give bits"):
+        RateDistortion(error=0.1, by=by)

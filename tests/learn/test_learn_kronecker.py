@@ -1,0 +1,78 @@
+"""Two factors for each matrix: the moments of gradients, rows that few examples reach, and what has no gradient."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from steelyard.errors import ModelError
+from steelyard.learn.kronecker import kronecker, smoothed
+
+
+def squared(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    return (model(batch) ** 2).sum()
+
+
+def test_factors_are_the_moments_of_gradients() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 3, 2), nn.Flatten(), nn.Linear(12, 4))
+    batches = [torch.randn(5, 2, 3, 3) for _ in range(3)]
+    before = [p.clone() for p in net.parameters()]
+    found = kronecker(net, batches, squared)
+    for name in ("0.weight", "2.weight"):
+        gradients = []
+        for batch in batches:
+            parameter = dict(net.named_parameters())[name]
+            gradients.append(torch.autograd.grad(squared(net, batch), parameter)[0].flatten(1).double().numpy())
+        a, b = sum(g @ g.T for g in gradients) / 3, sum(g.T @ g for g in gradients) / 3
+        np.testing.assert_allclose(found[f"{name}|outputs"].array(), a, rtol=1e-4, atol=1e-4 * a.max())
+        np.testing.assert_allclose(found[f"{name}|inputs"].array(), b / np.trace(a), rtol=1e-4, atol=1e-5)
+    assert all(bool((p == q).all()) and p.grad is None for p, q in zip(net.parameters(), before, strict=True))
+
+
+def test_rows_of_a_large_table_are_smoothed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steelyard.learn.kronecker.WIDEST", 20)
+    torch.manual_seed(1)
+    net = nn.Embedding(50, 4)
+    tokens = torch.multinomial(1 / torch.arange(1.0, 51), 400, replacement=True).split(20)
+    found = kronecker(net, tokens, lambda model, batch: (model(batch) * torch.randn(20, 4)).sum())
+    rows = found["weight|outputs"].array()
+    assert rows.shape == (50,)
+    assert found["weight|inputs"].spec.shape == (4, 4)
+    unseen = [i for i in range(50) if not any((t == i).any() for t in tokens)]
+    assert unseen
+    assert (rows[unseen] > 0).all()
+    assert rows[:3].mean() > 3 * rows[unseen].max()
+
+
+def test_smoothing_gives_rows_that_were_not_reached_their_share() -> None:
+    random = np.random.default_rng(0)
+    rates = random.exponential(size=4000) ** 3
+    first, second = (random.poisson(rates).astype(float) for _ in range(2))
+    raw, truth = first + second, 2 * rates
+    found = smoothed(first, second)
+    assert np.isclose(found.sum(), raw.sum())
+    unseen = raw == 0  # by both: rarer than what one half did not reach
+    assert truth[unseen].mean() < found[unseen].mean() < 2 * truth[unseen].mean()
+    for rows in (raw == 2, raw > 50):
+        assert abs(found[rows].mean() - truth[rows].mean()) < 0.3 * truth[rows].mean()
+    np.testing.assert_array_equal(smoothed(raw, 0 * raw), raw)
+
+
+def test_what_cannot_be_measured_is_said() -> None:
+    net = nn.Linear(3, 2)
+    with pytest.raises(ModelError, match="at least one"):
+        kronecker(net, [], squared)
+    with pytest.raises(ModelError, match="no matrix"):
+        kronecker(nn.LayerNorm(3), [torch.ones(1, 3)], squared)
+    with pytest.raises(ModelError, match="not finite"):
+        kronecker(net, [torch.full((1, 3), torch.inf)], squared)
+
+
+def test_a_frozen_weight_is_measured_and_stays_frozen() -> None:
+    net = nn.Linear(3, 2).requires_grad_(False)
+    found = kronecker(net, [torch.ones(1, 3)], squared)
+    assert found["weight|outputs"].array().any()
+    assert not net.weight.requires_grad
