@@ -32,7 +32,7 @@ BESIDES = {  # files of a folder that are no entries of its table
     "formats": {"base", "config", "fileset", "layout", "manifest", "module", "ranges", "remote", "resuming", "source"},
     "codecs": set(),
     "init": {"base"},
-    "edit": {"evidence", "importance", "transfer"},
+    "edit": {"kronecker", "evidence", "importance", "transfer"},
     "cli": {"entry", "options", "models", "progress", "training"},
 }
 HEAVY = ("torch", "numpy", "click", "numba", "rich", "plotly", "sklearn", "yaml", "ml_dtypes")
