@@ -14,9 +14,11 @@ import yaml
 from safetensors import safe_open
 
 from steelyard import formats, life
+from steelyard.errors import VerdictError
 from steelyard.formats.module import into_module
 from steelyard.learn.evaluate import evaluate
 from steelyard.learn.task import build_seeded
+from steelyard.life import stages
 from steelyard.life.recipe import load, parse
 from steelyard.life.record import make_task
 
@@ -25,7 +27,7 @@ SMALL = """
 task: breast-cancer
 model: {mlp: {widths: [32, 16]}}
 train: {epochs: 8}
-shrink: {tolerance: 0.05, sparsity: 0.7, prune_stages: 2, prune_epochs: 3, share_epochs: 2, k: 8}
+deep_compression: {tolerance: 0.05, sparsity: 0.7, prune_stages: 2, prune_epochs: 3, share_epochs: 2, k: 8}
 """
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -108,6 +110,31 @@ def test_the_same_seed_gives_the_same_bytes(done, tmp_path):
         assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
 
 
+def test_the_smallest_file_within_a_tolerance_is_proven(tmp_path):
+    text = "task: breast-cancer\nmodel: {mlp: {widths: [32, 16]}}\ntrain: {epochs: 8}\nexplain: null\nship: null\n"
+    found = life.run(parse(text + "shrink: {tolerance: 0.1, epochs: 0}", "x"), tmp_path / "out")
+    rows = {row["stage"]: row for row in found.stages.rows}
+    assert list(rows) == ["started", "trained", "re-read"]
+    assert rows["re-read"]["bytes"] == (tmp_path / "out" / "small.safetensors").stat().st_size
+    assert rows["re-read"]["ratio"] > 2
+    proof = next(chapter for chapter in found.chapters if chapter.name == "Shrink").tables[0].rows[0]
+    assert proof["accuracy"] == pytest.approx(rows["re-read"]["accuracy"])
+    assert proof["loss at most"] <= 0.1
+    assert not found.failures
+
+
+def test_what_cannot_be_proven_is_a_failure_that_is_said(tmp_path, monkeypatch):
+    def refuse(*_given, **_options):
+        raise VerdictError("nothing is written")
+
+    monkeypatch.setattr(stages, "shrink", refuse)
+    text = "task: breast-cancer\ntrain: {epochs: 3}\nexplain: null\nship: null\nshrink: {tolerance: 0.1}"
+    found = life.run(parse(text, "x"), tmp_path / "out")
+    assert found.failures == ["nothing is written"]
+    assert not (tmp_path / "out" / "small.safetensors").exists()
+    assert "No smaller file: nothing is written." in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_a_goal_that_is_missed_is_said_and_ends_with_status_1(tmp_path):
     text = yaml.safe_load(SMALL) | {"shrink": None, "ship": None, "explain": None}
     text["train"] = {"epochs": 1, "rate": 1e-6, "goal": 0.99}
@@ -138,6 +165,7 @@ def test_the_documented_example_runs_from_anywhere(tmp_path):
         ("task: digits\ntrain: {optimizer: adamm}", "did you mean 'adam"),
         ("task: digits\nmove: {target: digist}", "did you mean 'digits'?"),
         ("task: digits\ntrain: {goal: 98}", "accuracy is a fraction"),
+        ("task: digits\nshrink: {tolerance: 0.001}", "450 test examples cannot prove 0.001"),
     ],
 )
 def test_a_mistake_ends_in_one_line_and_nothing_is_written(recipe, said, tmp_path, monkeypatch, capsys):
@@ -187,9 +215,7 @@ def test_a_net_of_bare_parameters_lives_too(tmp_path, monkeypatch):
         "    def forward(self, x):\n"
         "        return x @ self.w\n"
     )
-    text = (
-        "task: breast-cancer\nmodel: bare:Bare\ntrain: {epochs: 5}\nship: null\nshrink: {tolerance: 0.1, sparsity: 0.3}"
-    )
+    text = "task: breast-cancer\nmodel: bare:Bare\ntrain: {epochs: 5}\nship: null\ndeep_compression: {tolerance: 0.1, sparsity: 0.3}"
     found = life.run(parse(text, "x"), tmp_path / "out", tmp_path)
     said = {chapter.name: chapter.text for chapter in found.chapters}
     assert "No signal is shown: no layer with weights runs" in said["Start"]

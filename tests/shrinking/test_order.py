@@ -33,23 +33,24 @@ def test_steps_go_from_sure_to_hopeless_and_are_close_where_it_is_uncertain() ->
     promise = Promise(0.02)
     means = foreseen(SIZES, {18: (0.004, 0.012), 22: (0.012, 0.03)})
     chances = [promise.chance(*found, 1000, 1000, shares=True) for found in means]
-    steps = ordered(chances, BYTES, [], 18)
+    steps = ordered(chances, BYTES, [], [18, 22])
     assert [step.bytes for step in steps] == sorted((step.bytes for step in steps), reverse=True)
     assert steps[0].chance > 0.99
     assert steps[-1].chance < 0.2
     assert len([step for step in steps if 0.1 < step.chance < 0.95]) >= 3
 
 
-def test_the_first_step_is_no_smaller_than_what_was_found_hopeful() -> None:
-    """Where every size that was measured is without loss, nobody knows of a smaller one."""
-    steps = ordered([1.0] * 48, BYTES, [], 30)
+def test_the_first_step_was_measured_or_is_the_largest() -> None:
+    """Where every size that was measured is without loss, nobody knows of another one."""
+    assert ordered([1.0] * 20 + [0.0] * 28, BYTES, [], [23])[0].index == 0
+    steps = ordered([1.0] * 48, BYTES, [], [23, 30])
     assert steps[0].index == 30
     assert [step.index for step in steps] == [30, (30 + 47) // 2, 47], "a wide gap is halved"
 
 
 def test_what_was_trained_stands_among_the_sizes_and_beats_those_that_risk_more_for_more_bytes() -> None:
     chances = [1.0] * 20 + [0.4] * 28
-    steps = ordered(chances, BYTES, [(200.0, 0.8), (100.0, 0.005)], 19)
+    steps = ordered(chances, BYTES, [(200.0, 0.8), (100.0, 0.005)], [19])
     assert [(step.index, step.trained) for step in steps] == [(19, False), (0, True)]
 
 

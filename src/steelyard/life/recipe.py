@@ -56,6 +56,23 @@ class Move:
 
 
 @dataclass(frozen=True)
+class Shrink:
+    """The smallest file within a tolerance, with proof: `steelyard shrink`."""
+
+    tolerance: float = 0.02  # how much worse the headline metric may be in truth, in its own unit
+    confidence: float = 0.95
+    epochs: int = 20  # of training for size; 0: rounding alone
+
+    def __post_init__(self) -> None:
+        if not self.tolerance > 0:
+            raise RecipeError(f"expected tolerance to be more than 0, got {self.tolerance:g}")
+        if not 0.5 <= self.confidence < 1:
+            raise RecipeError(f"expected 0.5 <= confidence < 1, got {self.confidence:g}")
+        if self.epochs < 0:
+            raise RecipeError(f"expected epochs to be 0 or more, got {self.epochs}")
+
+
+@dataclass(frozen=True)
 class Ship:
     """What is exported beside the weights."""
 
@@ -74,7 +91,8 @@ class Recipe:
     train: Train = field(default_factory=Train)
     explain: Explain | None = field(default_factory=Explain)
     move: Move | None = None
-    shrink: Settings | None = field(default_factory=Settings)
+    shrink: Shrink | None = field(default_factory=Shrink)
+    deep_compression: Settings | None = None  # prune, share, code as in the paper, instead of `shrink`
     ship: Ship | None = field(default_factory=Ship)
 
 

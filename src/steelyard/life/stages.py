@@ -18,7 +18,7 @@ from steelyard import formats
 from steelyard.core.table import Table
 from steelyard.core.weights import Weights
 from steelyard.deploy.onnx import export_onnx, require
-from steelyard.errors import ModelError, RecipeError
+from steelyard.errors import ModelError, RecipeError, VerdictError
 from steelyard.explain.depth import against_depth
 from steelyard.explain.inventory import inventory
 from steelyard.explain.overview import signal_of
@@ -32,10 +32,13 @@ from steelyard.learn.run import Run
 from steelyard.learn.task import Task, build_seeded, first_batch
 from steelyard.life.fresh import measure
 from steelyard.life.moving import moved
-from steelyard.life.recipe import Recipe, dump
+from steelyard.life.recipe import Recipe, Shrink, dump
 from steelyard.life.record import Chapter, Life, fresh_start, make_task, trained_run
 from steelyard.life.telling import explained
 from steelyard.shrinking.deep import deep_compression, lost
+from steelyard.shrinking.promise import Promise
+from steelyard.shrinking.settings import Settings
+from steelyard.shrinking.within import shrink
 
 
 def begin(recipe: Recipe, out: Path, say: Callable[[str], None]) -> Life:
@@ -47,6 +50,8 @@ def begin(recipe: Recipe, out: Path, say: Callable[[str], None]) -> Life:
     Run(task, None, optimizer=told.optimizer, rate=told.rate, schedule=told.schedule, weight_decay=told.weight_decay)
     if told.goal is not None and task.headline == "accuracy" and not told.goal <= 1:
         raise RecipeError(f"accuracy is a fraction, so expected at most 1, got {told.goal:g}", at="$.train.goal")
+    if recipe.shrink is not None and recipe.deep_compression is None:
+        _check_provable(recipe.shrink, task)
     if recipe.move is not None:
         for named in filter(None, (recipe.move.source, recipe.move.target)):
             build_seeded(make_task(named, recipe.model, recipe.seed), recipe.seed)
@@ -115,36 +120,64 @@ def trained(life: Life, model: nn.Module) -> None:
 
 
 def shrunk(life: Life, model: nn.Module, at_start: Weights) -> nn.Module:
-    """Prune, share, code; write each stage, re-read it, measure it; the last one in a fresh process."""
+    """The small weights: the smallest file within the tolerance, or as deep compression makes them; the model of it."""
+    if life.recipe.deep_compression is not None:
+        return compressed(life, model, at_start, life.recipe.deep_compression)
     told = life.recipe.shrink
     if told is None:
         return model
-    before, reread = from_module(model).settle(), copy.deepcopy(model)
-    notes, since, small = [], time.perf_counter(), life.out / "small.safetensors"
+    since, small = time.perf_counter(), life.out / "small.safetensors"
+    try:
+        found = shrink(model, life.task, small, tolerance=told.tolerance, confidence=told.confidence,
+                       epochs=told.epochs, seed=life.recipe.seed)  # fmt: skip
+    except VerdictError as error:
+        life.failures.append(str(error))
+        life.chapters.append(Chapter("Shrink", f"No smaller file: {error}."))
+        return model
+    text = (
+        f"The smallest file whose {life.task.headline} has fallen by no more than {told.tolerance:g} in truth, at "
+        f"{told.confidence:.0%} confidence: validation data chose what the proof was asked, test examples proved it. "
+        "The last row of the stages is what a fresh process measured on the file alone."
+    )
+    return _reread(life, model, at_start, since, text, (found.proof, found.why, found.curve))
+
+
+def compressed(life: Life, model: nn.Module, at_start: Weights, told: Settings) -> nn.Module:
+    """Prune, share, code; write each stage, re-read it, measure it; the last one in a fresh process."""
+    reread, notes, since = copy.deepcopy(model), [], time.perf_counter()
     for stage in deep_compression(model, life.task, told, life.recipe.seed):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "stage.safetensors"
             formats.write(stage.weights, file)
             into_module(formats.open(file), reread)
             life.add(stage.name, file, evaluate(reread, life.task), since, "(not kept)")
-        notes.append(f"{stage.name}: {stage.note} ({life.task.headline} on validation data {stage.valid:.4f})")
+        notes.append(f"- {stage.name}: {stage.note} ({life.task.headline} on validation data {stage.valid:.4f})")
         since = time.perf_counter()
-    formats.write(stage.weights.with_meta(task=life.task.name, seed=str(life.recipe.seed)), small)
-    life.add("re-read", small, measure(life.out / "recipe.yaml", small), since)
-    into_module(formats.open(small), reread)
-    versus = compare(model, reread, life.task)
+    weights = stage.weights.with_meta(task=life.task.name, seed=str(life.recipe.seed))
+    formats.write(weights, life.out / "small.safetensors")
+    text = "\n".join(notes) + "\n\nThe last row of the stages is what a fresh process measured on the file alone."
+    small = _reread(life, model, at_start, since, text, ())
     loss = lost(life.task, life.score("trained"), life.score("re-read"))
     if loss > told.tolerance:
         life.failures.append(f"small.safetensors loses {loss:.4f} of {life.task.headline} on held-out data, the "
-                             f"tolerance is {told.tolerance:g}; lower shrink.sparsity or raise shrink.k")  # fmt: skip
-    text = "\n".join(f"- {note}" for note in notes)
-    text += "\n\nThe last row of the stages is what a fresh process measured on the file alone."
-    sizes = bytes_by_tensor({"trained": formats.open(life.out / "weights.safetensors"), "small": formats.open(small)})
+                             f"tolerance is {told.tolerance:g}; lower the sparsity or raise k")  # fmt: skip
+    return small
+
+
+def _reread(
+    life: Life, model: nn.Module, at_start: Weights, since: float, text: str, tables: tuple[Table, ...]
+) -> nn.Module:
+    """A model of the small file, which a fresh process has measured, and the chapter about it."""
+    file, reread = life.out / "small.safetensors", copy.deepcopy(model)
+    life.add("re-read", file, measure(life.out / "recipe.yaml", file), since)
+    small = formats.open(file)
+    into_module(small, reread)
     drawn = {
-        "bytes": sizes,
-        "histograms": distributions({"start": at_start, "trained": before, "small": formats.open(small)}),
+        "bytes": bytes_by_tensor({"trained": formats.open(life.out / "weights.safetensors"), "small": small}),
+        "histograms": distributions({"start": at_start, "trained": from_module(model), "small": small}),
     }
-    life.chapters.append(Chapter("Shrink", text, (versus, inventory(formats.open(small))), drawn))
+    versus = compare(model, reread, life.task)
+    life.chapters.append(Chapter("Shrink", text, (*tables, versus, inventory(small)), drawn))
     return reread
 
 
@@ -187,6 +220,18 @@ def _check_direction(task: Task, before: float, after: float) -> None:
             f"{'less' if less else 'more'} counts as better; if that is wrong, "
             + ("leave it out of" if less else "name it in")
             + " Task(lower_is_better=...), and else change how it is trained"
+        )
+
+
+def _check_provable(told: Shrink, task: Task) -> None:
+    """A tolerance that the test examples cannot prove is said before anything is trained for it."""
+    examples = sum(len(batch) for batch in task.batches("test", 0))
+    least = Promise(told.tolerance, told.confidence).least(examples)
+    if task.headline == "accuracy" and least > told.tolerance:
+        raise RecipeError(
+            f"{examples} test examples cannot prove {told.tolerance:g}, even if none of them changes: take at least "
+            f"{least:.2g}, or name deep_compression, which proves nothing",
+            at="$.shrink.tolerance",
         )
 
 

@@ -7,7 +7,7 @@ that were.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -56,15 +56,17 @@ def foreseen(sizes: Sequence[float], measured: Mapping[int, Evidence]) -> list[E
 
 
 def ordered(
-    chances: Sequence[float], bytes_of: Sequence[float], trained: Sequence[tuple[float, float]], seen: int
+    chances: Sequence[float], bytes_of: Sequence[float], trained: Sequence[tuple[float, float]], measured: Iterable[int]
 ) -> list[Step]:
     """The steps of the proof, the largest first.
 
-    chances, bytes_of: of each size, the largest first; trained: bytes and chance of each that was trained; seen: the
-    smallest size that was measured and found hopeful: the proof begins no smaller, where all may suddenly be lost.
+    chances, bytes_of: of each size, the largest first; trained: bytes and chance of each that was trained;
+    measured: indices of sizes. The proof begins at one of them, or at the largest of all: what was not measured may
+    lose all at once, and would then end it before anything is proven.
     """
     rungs = [max((i for i, chance in enumerate(chances) if chance >= bar), default=0) for bar in LADDER]
-    chosen = sorted({min(rungs[0], seen), *rungs})
+    first = max((i for i in measured if i <= rungs[0] and chances[i] >= LADDER[1]), default=0)
+    chosen = sorted({first, *rungs})
     chosen += [(a + b) // 2 for a, b in pairwise(chosen) if b - a > WIDEST]
     steps = [Step(bytes_of[i], chances[i], i, False) for i in sorted(chosen)]
     steps += [Step(size, chance, i, True) for i, (size, chance) in enumerate(trained) if chance >= LEAST]

@@ -257,8 +257,7 @@ class Search:
         seen = {index: evidence(self._measured(index)) for index in self.measured}
         chances = [self.chance(*found) for found in foreseen(SIZES, seen)]
         trained = [(float(c.bytes), self.chance(*evidence(c.valid))) for c in self.others if c.valid is not None]
-        hopeful = max((i for i, found in seen.items() if self.chance(*found) >= EVEN), default=0)
-        return ordered(chances, self._foreseen_bytes(), trained, hopeful)
+        return ordered(chances, self._foreseen_bytes(), trained, seen)
 
     def _foreseen_bytes(self) -> list[float]:
         """Of each size: a line through those that were measured."""
