@@ -258,7 +258,7 @@ def test_a_search_goes_on_where_it_was_broken_off(
 ) -> None:
     whole = shrink(model, task, tmp_path / "whole.safetensors", tolerance=0.02)
     steps = whole_steps = 0
-    for stop in range(1, 30, 3):
+    for stop in range(1, 90, 6):
         calls: list[str] = []
 
         def say(what: str, _done: float, stop: int = stop, calls: list[str] = calls) -> None:
