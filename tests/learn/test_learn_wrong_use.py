@@ -213,3 +213,38 @@ def test_labels_of_another_type_have_a_remedy(task: Task, dtype: torch.dtype, lo
         SteelyardError, match=rf"step 0 .*the targets are {kind}, and class numbers are int64: give targets"
     ):
         train(wrong, epochs=1, progress=False)
+
+
+def test_a_run_that_fails_or_ends_leaves_no_penalty_on_the_optimizer() -> None:
+    task = sy.task("digits", batch_size=512)
+    model = build_seeded(task, 0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(SteelyardError):
+        Run(task, model, optimizer=optimizer, penalties=[sy.L1(1e-3)], schedule="cosin")
+    for _ in Run(task, model, optimizer=optimizer, penalties=[sy.L1(1e-3)], epochs=1):
+        pass
+    train(task, model, optimizer=optimizer, penalties=[sy.L1(1e-3)], epochs=1)
+    assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_two_modules_with_one_optimizer_may_have_the_same_penalty() -> None:
+    first, second = nn.Linear(3, 3), nn.Linear(3, 1)
+    optimizer = torch.optim.AdamW([*first.parameters(), *second.parameters()])
+    sy.penalize(first, optimizer, sy.L1(1e-4))
+    sy.penalize(second, optimizer, sy.L1(1e-4))
+    with pytest.raises(SteelyardError, match="acts on this optimizer already"):
+        sy.penalize(nn.Sequential(first, second), optimizer, sy.L1(1e-4))
+
+
+def test_a_mean_is_no_sum_of_each_example() -> None:
+    model = nn.Linear(3, 2)
+    loss = nn.functional.cross_entropy(model(torch.randn(5, 3)), torch.zeros(5, dtype=torch.long))
+    with pytest.raises(SteelyardError, match="expected one of each for every example"):
+        sy.GlobalMean(model).backward(loss, torch.ones(5))
+
+
+def test_a_function_may_make_groups_of_its_own() -> None:
+    task = sy.task("digits", batch_size=512)
+    model = build_seeded(task, 0)
+    run = Run(task, model, optimizer=lambda groups: torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5))
+    assert run.optimizer.param_groups[0]["weight_decay"] == 0.5

@@ -112,7 +112,10 @@ class GlobalMean:
         self._count: Tensor | None = None
 
     def backward(self, sums: Tensor, counts: Tensor, weight: Tensor | None = None) -> None:
-        """Add the gradients of some examples; all three are (examples,)."""
+        """Add the gradients of some examples; all three are (examples,), else ModelError."""
+        if sums.ndim != 1 or sums.shape != counts.shape:
+            raise ModelError(f"GlobalMean: sums of shape {list(sums.shape)} and counts of {list(counts.shape)}: "
+                             "expected one of each for every example, as ExampleLoss.terms gives them")  # fmt: skip
         w = checked_weight(weight, sums)
         total, count = (w * sums).sum(), (w * counts).sum().detach().double()
         total.backward()

@@ -64,6 +64,8 @@ def _check_own(optimizer: torch.optim.Optimizer, rate: float, weight_decay: floa
     known = inspect.signature(type(optimizer)).parameters
     for key, option, value in (("lr", "rate", rate), ("weight_decay", "weight_decay", weight_decay)):
         said, default = optimizer.defaults.get(key), known[key].default if key in known else inspect.Parameter.empty
+        if any(group.get(key) == said for group in optimizer.param_groups):
+            continue  # of groups of its own
         if isinstance(said, Real) and default is not inspect.Parameter.empty and said not in (default, value):
             raise ModelError(f"the optimizer's function says {key}={said}, and the groups that it is given carry "
                              f"{key}={value:g}, which goes before it: leave it out there, and say "

@@ -71,6 +71,11 @@ class Penalized:
             if term.pace is not None:
                 term.pace(done)
 
+    @property
+    def held(self) -> frozenset[int]:
+        """The ids of the parameters of its model."""
+        return frozenset(self._names)
+
     def remove(self) -> None:
         """Leave the optimizer as it was; the weights stay as they are."""
         for hook in self._hooks:
@@ -201,7 +206,7 @@ def penalize(model: nn.Module, optimizer: Optimizer, *penalties: Penalty | Decay
     decays: list[Shrinking] = []
     check_model(model)
     check_kind("optimizer", optimizer, Optimizer, "a torch optimizer")
-    attached = _attached(optimizer)
+    attached = _attached(optimizer, model)
     for penalty in penalties:
         if any(_same(penalty, other) for other in attached):
             raise ModelError(f"{type(penalty).__name__}({penalty.strength:g}) acts on this optimizer already: remove() "
@@ -218,10 +223,12 @@ def penalize(model: nn.Module, optimizer: Optimizer, *penalties: Penalty | Decay
     return Penalized(model, optimizer, terms, decays, penalties)
 
 
-def _attached(optimizer: Optimizer) -> list[Penalty | Decay]:
-    """The penalties that act on the steps of an optimizer."""
+def _attached(optimizer: Optimizer, model: nn.Module) -> list[Penalty | Decay]:
+    """The penalties that act on the steps of an optimizer, on weights that are the model's, too."""
+    own = {id(p) for p in model.parameters()}
     hooked = [getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_pre_hooks.values()]
-    return [penalty for one in hooked if isinstance(one, Penalized) for penalty in one.given]
+    found = [one for one in hooked if isinstance(one, Penalized) and own & one.held]
+    return [penalty for one in found for penalty in one.given]
 
 
 def _same(a: object, b: object) -> bool:

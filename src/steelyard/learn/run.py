@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -136,25 +136,28 @@ class Run:
         check_model(self.model)
         self.optimizer = optimizer_for(self.model, optimizer, rate, weight_decay)
         self.penalized = penalize(self.model, self.optimizer, *penalties)
-        self._pace = Pace(schedule, self.optimizer)
-        self.gauges, self.after_step, self.progress = tuple(gauges), after_step, progress
-        self.log: list[dict[str, Any]] = []  # a row for each step
-        self.epoch_log: list[dict[str, Any]] = []  # a row for each epoch; epoch 0 is before the first step
-        self.done = 0.0  # the fraction of the run
-        self._kept = Kept(task, self.model, keep, None if average is None else kind_of(average))
-        self._device = device_of(self.model)
-        self._losses = [0.0, 0]  # of this epoch: their sum over examples, the number of examples
-        self._feed = Feed(task, tracked=checkpoint is not None)
-        self._checkpoint, self._every = None if checkpoint is None else Checkpoint(checkpoint), every
-        self._decay = [group.get("weight_decay") for group in self.optimizer.param_groups]
-        self._whole = True  # between two steps, not inside one
-        self._saved = -1  # the number of steps when the checkpoint was written
-        self._processes = Processes.join(self._device)
-        self._clip, self._precision = clip, precision
-        self._begin(resume)
-        self._gradients = Gradients(task, self.model, self._device, clip, precision, compiled, self._processes)
-        self._interrupt = Interrupt()
-        self._steps = self._all_steps()
+        with ExitStack() as undone:  # by whatever is wrong below: the optimizer may be the user's
+            undone.callback(self.penalized.remove)
+            self._pace = Pace(schedule, self.optimizer)
+            self.gauges, self.after_step, self.progress = tuple(gauges), after_step, progress
+            self.log: list[dict[str, Any]] = []  # a row for each step
+            self.epoch_log: list[dict[str, Any]] = []  # a row for each epoch; epoch 0 is before the first step
+            self.done = 0.0  # the fraction of the run
+            self._kept = Kept(task, self.model, keep, None if average is None else kind_of(average))
+            self._device = device_of(self.model)
+            self._losses = [0.0, 0]  # of this epoch: their sum over examples, the number of examples
+            self._feed = Feed(task, tracked=checkpoint is not None)
+            self._checkpoint, self._every = None if checkpoint is None else Checkpoint(checkpoint), every
+            self._decay = [group.get("weight_decay") for group in self.optimizer.param_groups]
+            self._whole = True  # between two steps, not inside one
+            self._saved = -1  # the number of steps when the checkpoint was written
+            self._processes = Processes.join(self._device)
+            self._clip, self._precision = clip, precision
+            self._begin(resume)
+            self._gradients = Gradients(task, self.model, self._device, clip, precision, compiled, self._processes)
+            self._interrupt = Interrupt()
+            self._steps = self._all_steps()
+            undone.pop_all()
 
     def __iter__(self) -> Iterator[Step]:
         return self._steps
@@ -209,6 +212,7 @@ class Run:
             self._interrupt.check()
         self._feed.end()
         self._kept.finish()
+        self.penalized.remove()
 
     def _between_steps(self) -> None:
         """Write the checkpoint if it is time to, and let Ctrl-C take effect."""
