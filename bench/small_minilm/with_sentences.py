@@ -74,7 +74,9 @@ def main() -> None:
             clock, file = time.process_time(), Path(folder) / "small.safetensors"
             size = sy.write(vectors_halved()(sy.RateDistortion(bits=bits, by=by, min_ndim=2)(weights)), file)
             spent = time.process_time() - clock
-            found = embed({name: torch.from_numpy(np.asarray(x)) for name, x in sy.open(file).arrays().items()}, fresh)
+            found = embed(
+                {name: torch.from_numpy(np.asarray(x, np.float32)) for name, x in sy.open(file).arrays().items()}, fresh
+            )
         cosines = nn.functional.cosine_similarity(found, reference)
         row = {"what": f"{bits:g} bits", "bytes": size, "cosine": float(cosines.mean()), "least": float(cosines.min())}
         row |= {"spearman": float(stats.spearmanr(ranks(found), ranks(reference))[0]), "CPU seconds": round(spent, 1)}
