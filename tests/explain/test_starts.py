@@ -162,7 +162,7 @@ def test_a_training_that_diverges_is_last_and_says_so() -> None:
     assert table.column("start") == ["he", "enormous"]
     assert table.rows[1]["accuracy"] is None
     assert table.rows[1]["why"].startswith("cannot be trained: ")
-    assert "the loss is" in table.rows[1]["why"]
+    assert "the validation loss before the first step is nan" in table.rows[1]["why"]
 
 
 def test_a_start_that_cannot_be_made_is_last_and_says_why() -> None:

@@ -79,7 +79,7 @@ def test_an_error_in_the_loop_closes_the_sinks():
 
 def test_a_log_that_cannot_be_made_closes_the_sinks(tmp_path):
     sink, model = Kept(), nn.Linear(2, 2)
-    with pytest.raises(WeightsError, match="exists"):
+    with pytest.raises(WeightsError, match="is a folder: name a file in it"):
         sy.watch(model, torch.optim.SGD(model.parameters()), to=[sink], path=tmp_path)
     assert sink.closed == 1
 

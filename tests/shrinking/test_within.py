@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -281,28 +282,34 @@ def test_a_search_goes_on_where_it_was_broken_off(
     assert found.proof.meta["evaluations"] < whole.proof.meta["evaluations"]
 
 
-def test_a_search_that_is_killed_goes_on_to_the_same_bytes(task: Task, model: nn.Module, tmp_path: Path) -> None:
+def test_a_search_that_is_killed_goes_on_to_the_same_bytes(model: nn.Module, tmp_path: Path) -> None:
     """SIGKILL at a step of the training, in its weighing and in the proof, in one search after another."""
-    shrink(model, task, tmp_path / "whole.safetensors", tolerance=0.03, epochs=2)
-    fork = multiprocessing.get_context("fork")
-    ends = []
-    for kill in ("making sensitivity", "trained: price", "trained: weighed", "proving", "none"):
-        child = fork.Process(target=killed, args=(model, task, tmp_path, kill))
-        child.start()
-        child.join()
-        ends.append(child.exitcode)
+    formats.write(from_module(model), tmp_path / "model.safetensors")
+    places = ("making sensitivity", "trained: price", "trained: weighed", "proving", "none")
+    ends = [killed(tmp_path, "small", place) for place in places]
     assert ends == [-signal.SIGKILL] * 4 + [0]
+    assert killed(tmp_path, "whole", "none") == 0
     assert (tmp_path / "small.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
 
-def killed(model: nn.Module, task: Task, folder: Path, kill: str) -> None:
-    """The process that shrinks, until it says what it is to be killed at."""
+def killed(folder: Path, name: str, place: str) -> int:
+    """The exit code of a process of its own that shrinks until it says what it is to be killed at."""
+    code = f"import test_within; test_within.shrink_until({str(folder)!r}, {name!r}, {place!r})"
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    return subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, check=False).returncode
+
+
+def shrink_until(folder: str, name: str, place: str) -> None:
+    """What that process does."""
+    task, small = blobs(), Path(folder) / f"{name}.safetensors"
+    model = task.build()
+    into_module(formats.open(Path(folder) / "model.safetensors"), model)
 
     def say(what: str, _done: float) -> None:
-        if what.startswith(kill):
+        if what.startswith(place):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    shrink(model, task, folder / "small.safetensors", tolerance=0.03, epochs=2, checkpoint=folder / "kept", say=say)
+    shrink(model, task, small, tolerance=0.03, epochs=2, checkpoint=Path(folder) / f"{name} kept", say=say)
 
 
 def test_another_search_in_the_folder_is_refused(task: Task, model: nn.Module, made: Path) -> None:

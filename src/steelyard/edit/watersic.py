@@ -88,7 +88,7 @@ class WaterSic(Step):
 
     def __post_init__(self) -> None:
         if not 0 < self.bits <= 16:
-            raise RecipeError(f"bits is {self.bits}, expected more than 0 and at most 16")
+            raise RecipeError(f"bits is {self.bits:g}, expected more than 0 and at most 16")
         if not 0 < self.damping < 1e6:
             raise RecipeError(f"damping is a share of the mean of the diagonal, above 0, not {self.damping}")
         self.codec()
