@@ -28,7 +28,7 @@ from steelyard.claims import (
 )
 from steelyard.claims.check import Check, Outcome, run_check
 from steelyard.core.weights import Weights
-from steelyard.edit import _levels
+from steelyard.edit import _layers
 from steelyard.edit.evidence import hessian_of
 from steelyard.edit.importance import Importance
 from steelyard.edit.quantize import Quantize
@@ -318,7 +318,7 @@ def _no_evidence(patch: Patch) -> None:
 
 
 def _no_compensation(patch: Patch) -> None:
-    patch.setattr(_levels, "hessian_of", _no_hessian)
+    patch.setattr(_layers, "hessian_of", _no_hessian)
 
 
 def _no_hessian(by: Weights, item: Any) -> Any:

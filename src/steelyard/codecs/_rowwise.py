@@ -11,7 +11,6 @@ from steelyard.codecs._grades import Grades
 from steelyard.codecs.trellis import LIMIT, Trellis, prices_of, starts_of
 from steelyard.errors import CodecError
 from steelyard.kernels import feedback, trellis
-from steelyard.kernels import levels as coder
 
 
 class Rowwise:
@@ -33,13 +32,9 @@ class Rowwise:
             raise CodecError("trellis: NaN, infinite or more than 2^28 steps from 0; take a greater step")
         self._codec = codec
         self._following, self._second = trellis.tables(codec.states)
-        near = np.rint(guess / (1 if codec.states == 1 else 2)).astype(np.int32)
-        kinds = np.empty(near.size, np.uint8)
-        coder.sizes(near.reshape(-1), near.shape[1], kinds)
-        self._prices = prices_of(guess.reshape(-1), near.reshape(-1), kinds, codec.states)
-        self._kinds = kinds.reshape(near.shape)
-        self._starts = frozenset(starts_of(*near.shape).tolist())
-        self._levels, self._row, self._state, self._mix = near, 0, 0, mix
+        self._kinds, self._prices = prices_of(guess, codec.states)
+        self._starts = frozenset(starts_of(*guess.shape).tolist())
+        self._levels, self._row, self._state, self._mix = np.empty(guess.shape, np.int32), 0, 0, mix
 
     def take(self, row: np.ndarray) -> np.ndarray:
         """The whole numbers of steps (float32) that the next row, (width,) in steps, becomes."""

@@ -114,7 +114,7 @@ class Trellis(Codec):
         if step is None:  # scaled first, so that no square overflows or vanishes
             mean = most * math.sqrt(float(np.square(values / (most or 1)).mean()))
             step = 2.0 ** round(math.log2(mean / 8)) if mean else 0.0
-        step = _stored(step)
+        step = stored(step)
         if most / step >= LIMIT:
             raise CodecError(f"trellis: {most:g} is more than 2^28 steps of {step:g} from 0; take a greater step")
         weigh = None
@@ -162,7 +162,7 @@ class Trellis(Codec):
     def told(self, levels: np.ndarray, step: float, grades: Grades | None = None) -> dict[str, np.ndarray]:
         """The parts for levels, (rows, width) int32 as they lie in the streams; a path begins at each `starts_of`."""
         starts = starts_of(*levels.shape)
-        step = _stored(step)
+        step = stored(step)
         pieces = _each(lambda i: code(levels[starts[i] : starts[i + 1]], self.states), range(len(starts) - 1))
         if grades is not None:
             pieces = [code(np.ascontiguousarray(x[None], np.int32)) for x in (grades.rows, grades.columns)] + pieces
@@ -219,19 +219,15 @@ class Trellis(Codec):
 
     def _levels(self, scaled: np.ndarray, weigh: np.ndarray | None) -> np.ndarray:
         """The levels (rows, width) int32 for elements in steps."""
-        from steelyard.kernels import levels as coder
         from steelyard.kernels import trellis
 
         following, second = trellis.tables(self.states)
-        width, flat = scaled.shape[1], scaled.reshape(-1)
+        flat = scaled.reshape(-1)
         weights = np.ones(1) if weigh is None else np.ascontiguousarray(weigh).reshape(-1)
-        distance = 1 if self.states == 1 else 2
-        near = np.rint(flat / distance).astype(np.int32)
         if self.states == 1 and not self.lagrangian:
-            return near.reshape(scaled.shape)
-        kinds = np.empty(flat.size, np.uint8)
-        coder.sizes(near, width, kinds)
-        prices = prices_of(flat, near, kinds, self.states)
+            return np.asarray(np.rint(scaled), np.int32)
+        kinds, prices = prices_of(scaled, self.states)
+        kinds = kinds.reshape(-1)
         levels, state = np.empty(flat.size, np.int32), 0
         for at in range(0, flat.size, _PATH):
             piece = slice(at, at + _PATH)
@@ -280,7 +276,17 @@ def decoded(stream: np.ndarray, shape: tuple[int, int], states: int = 1) -> np.n
     return levels
 
 
-def prices_of(flat: np.ndarray, near: np.ndarray, kinds: np.ndarray, states: int) -> np.ndarray:
+def prices_of(scaled: np.ndarray, states: int) -> tuple[np.ndarray, np.ndarray]:
+    """For a matrix in steps the class of each element, as its neighbours are large (uint8), and the bits of levels."""
+    from steelyard.kernels import levels as coder
+
+    near = np.rint(scaled / (1 if states == 1 else 2)).astype(np.int32)
+    kinds = np.empty(scaled.shape, np.uint8)
+    coder.sizes(near.reshape(-1), scaled.shape[1], kinds.reshape(-1))
+    return kinds, _bits(scaled.reshape(-1), near.reshape(-1), kinds.reshape(-1), states)
+
+
+def _bits(flat: np.ndarray, near: np.ndarray, kinds: np.ndarray, states: int) -> np.ndarray:
     """Bits of a level by class, quantizer and size, as often as sizes occur; a geometric law where that is seldom."""
     from steelyard.kernels.levels import CLASSES
     from steelyard.kernels.trellis import KNOWN
@@ -334,7 +340,7 @@ def _may_turn(count: int, width: int) -> bool:
     return 1 < width <= _WIDE and count >= _TALL * width
 
 
-def _stored(step: float) -> float:
+def stored(step: float) -> float:
     """The step as it is stored: the nearest float32 where that is a normal one; 1 where all that has levels is 0."""
     if 2.0**-126 <= step < 2.0**127:
         return float(np.float32(step))

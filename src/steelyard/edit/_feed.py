@@ -9,6 +9,16 @@ import numpy as np
 BLOCK = 64  # inputs whose effect on all that follow is added up before it is applied
 
 
+def upper_of(h: np.ndarray) -> np.ndarray:
+    """The upper triangular Cholesky factor of the inverse; raises LinAlgError if `h` is not positive definite."""
+    return np.asarray(np.linalg.cholesky(np.linalg.inv(h)).T)
+
+
+def gathered(upper: np.ndarray) -> np.ndarray:
+    """What the errors before it add to each input, in squared errors of one input."""
+    return np.asarray(np.square(upper).sum(axis=0) / np.square(np.diag(upper)) - 1)
+
+
 def feed(
     w: np.ndarray, upper: np.ndarray, column: np.ndarray, choose: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:

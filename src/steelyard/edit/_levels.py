@@ -6,16 +6,16 @@ values again is the affine codec.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from steelyard.codecs.affine import Affine
-from steelyard.core.packed import Packed, Plan, Scheme, pack
+from steelyard.core.packed import Packed, Plan, pack
 from steelyard.core.spec import Spec
-from steelyard.core.weights import Weight, Weights
-from steelyard.edit.evidence import About, Rows, check_same, hessian_of
+from steelyard.core.weights import Weight
+from steelyard.edit.evidence import Rows
 from steelyard.errors import CodecError, RecipeError, quoted
 
 SIGNIFICANT = 8  # bits of a scale: more would cost bytes and gain nothing
@@ -106,29 +106,6 @@ class Levels:
 
 # of a matrix (outputs, inputs), the second moments of its inputs (None: all alike) and how many inputs share a scale:
 # codes (outputs, inputs), scales and zero points (outputs, groups)
-Solver = Callable[[np.ndarray, np.ndarray | None, int], tuple[np.ndarray, np.ndarray, np.ndarray]]
-
-
-def by_layer(
-    weight: Weight, by: Weights | None, levels: Levels, plans: Mapping[str, Plan], solve: Solver, x: np.ndarray
-) -> Packed | np.ndarray:
-    """`x`, the values of `weight`, rounded by `solve`: as one matrix, or several where outputs have own inputs.
-
-    Raises WeightsError for evidence that is missing, of another kind or of other weights, CodecError for NaN.
-    """
-    rows, h = (Rows(weight.spec.shape), None) if by is None else hessian_of(by, weight)
-    if by is not None:
-        check_same(About.of(by), weight, x)
-    if not finite(weight, x).size:
-        return pack(x, Scheme(levels.codec(rows), plans))
-    group = levels.grouped(rows)
-    parts = [
-        solve(own, None if h is None else h[i], group) for i, own in enumerate(np.split(rows.matrix(x), rows.blocks))
-    ]
-    codes, scale, zero = (np.concatenate(found) for found in zip(*parts, strict=True))
-    return levels.packed(rows, weight.spec, codes, scale, zero, plans)
-
-
 def plans_of(codes: Plan, scale: Plan, symmetric: bool) -> dict[str, Plan]:
     """How the parts of the affine codec are held, where anything is said: zero points as scales are."""
     given = {"codes": codes, "scale": scale, "zero": None if symmetric else scale}

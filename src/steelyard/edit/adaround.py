@@ -12,13 +12,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from steelyard.core.packed import Plan, Scheme
+from steelyard.core.packed import Plan
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
-from steelyard.edit._levels import Levels, by_layer, plans_of
-from steelyard.edit.evidence import About, Rows
-from steelyard.edit.prune import in_scope
-from steelyard.edit.quantize import held_so
+from steelyard.edit._layers import by_layer
+from steelyard.edit._levels import Levels, plans_of
 from steelyard.errors import RecipeError, WeightsError, quoted
 
 LOW, HIGH = -0.1, 1.1  # between which the sigmoid is stretched, so that it reaches 0 and 1
@@ -89,20 +87,11 @@ class AdaRound(Step):
 
     def __call__(self, weights: Weights) -> Weights:
         plans = plans_of(self.codes, self.scale, self.symmetric)
-        about = About() if self.by is None else About.of(self.by)
         levels = Levels(self.bits, self.symmetric, self.group)
-
-        def one(item: Weight) -> Weight:
-            codec = levels.codec(Rows(item.spec.shape, item.name in about.first))
-            if not in_scope(item, self.min_ndim) or held_so(item, codec):
-                return item
-            solve = partial(self._solve, item, levels)
-            return item.then(partial(by_layer, item, self.by, levels, plans, solve), scheme=Scheme(codec, plans))
-
-        return weights.with_items(one(item) for item in weights.values())
+        return by_layer(weights, self.by, levels, plans, self.min_ndim, partial(self._solve, levels))
 
     def _solve(
-        self, weight: Weight, levels: Levels, w: np.ndarray, h: np.ndarray | None, group: int
+        self, levels: Levels, weight: Weight, w: np.ndarray, h: np.ndarray | None, group: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Codes (outputs, inputs), scales and zero points (outputs, groups) of one matrix."""
         inputs = w.shape[1]

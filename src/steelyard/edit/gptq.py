@@ -11,13 +11,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from steelyard.core.packed import Plan, Scheme
+from steelyard.core.packed import Plan
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
-from steelyard.edit._levels import Levels, by_layer, plans_of
-from steelyard.edit.evidence import About, Rows
-from steelyard.edit.prune import in_scope
-from steelyard.edit.quantize import held_so
+from steelyard.edit._feed import upper_of
+from steelyard.edit._layers import by_layer
+from steelyard.edit._levels import Levels, plans_of
 from steelyard.errors import RecipeError, WeightsError, quoted
 
 BLOCK = 64  # columns whose effect on all that follow is added up before it is applied
@@ -83,21 +82,11 @@ class Gptq(Step):
 
     def __call__(self, weights: Weights) -> Weights:
         plans = plans_of(self.codes, self.scale, self.symmetric)
-        about = About() if self.by is None else About.of(self.by)
         levels = Levels(self.bits, self.symmetric, self.group)
-
-        def one(item: Weight) -> Weight:
-            rows = Rows(item.spec.shape, item.name in about.first)
-            codec = levels.codec(rows)
-            if not in_scope(item, self.min_ndim) or held_so(item, codec):
-                return item
-            solve = partial(self._solve, item, levels)
-            return item.then(partial(by_layer, item, self.by, levels, plans, solve), scheme=Scheme(codec, plans))
-
-        return weights.with_items(one(item) for item in weights.values())
+        return by_layer(weights, self.by, levels, plans, self.min_ndim, partial(self._solve, levels))
 
     def _solve(
-        self, weight: Weight, levels: Levels, w: np.ndarray, h: np.ndarray | None, group: int
+        self, levels: Levels, weight: Weight, w: np.ndarray, h: np.ndarray | None, group: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """See `rounded`."""
         try:
@@ -128,7 +117,7 @@ def rounded(
     h = h / (mean or 1.0)
     h[np.diag_indices(len(h))] += settings.damping
     order = np.argsort(-diagonal, kind="stable") if settings.order else np.arange(len(h))
-    upper = np.linalg.cholesky(np.linalg.inv(h[np.ix_(order, order)])).T  # of the inverse: upper triangular
+    upper = upper_of(h[np.ix_(order, order)])
     problem = _Problem(np.ascontiguousarray(w.T, np.float32), h.astype(np.float32), levels, group)
     fixed = settings.step is not None
     scales = problem.searched() if settings.step is None else problem.scaled(settings.step)

@@ -17,9 +17,9 @@ import numpy as np
 
 from steelyard.codecs._grades import Grades
 from steelyard.codecs._rowwise import Rowwise
-from steelyard.codecs.trellis import Trellis
+from steelyard.codecs.trellis import Trellis, stored
 from steelyard.core.weights import Weight, Weights
-from steelyard.edit._feed import feed
+from steelyard.edit._feed import feed, gathered, upper_of
 from steelyard.edit.evidence import About
 from steelyard.errors import WeightsError, quoted
 
@@ -96,9 +96,7 @@ class Kronecker:
     @property
     def noise(self) -> tuple[np.ndarray, np.ndarray]:
         """By what the errors before it multiply the variance of an element's own error: for rows times for columns."""
-        rows, columns = (
-            np.square(x).sum(axis=0) / np.square(x.diagonal()) if x.ndim > 1 else np.ones(len(x)) for x in self.uppers
-        )
+        rows, columns = (1 + gathered(x) if x.ndim > 1 else np.ones(len(x)) for x in self.uppers)
         return rows, columns
 
     def held(self, x: np.ndarray, step: float, codec: Trellis) -> dict[str, np.ndarray]:
@@ -110,7 +108,7 @@ class Kronecker:
         if upper.ndim == 1:
             upper = np.diag(upper)
         mix = None if own.ndim == 1 else np.ascontiguousarray(own / own.diagonal()[:, None] * rows[:, None] / rows)
-        step = float(np.float32(step)) if 2.0**-126 <= step < 2.0**127 else step
+        step = stored(step)
         chosen = Rowwise(codec, w / (step * columns[:, None]), mix)
         feed(w, upper, step * columns, chosen.take)
         return chosen.parts(step, self.grades)
@@ -120,4 +118,4 @@ def _upper(factor: np.ndarray) -> np.ndarray:
     if factor.ndim == 1:
         return np.asarray((factor + DAMPING * factor.mean()) ** -0.5)
     damped = factor + DAMPING * factor.diagonal().mean() * np.eye(len(factor))
-    return np.linalg.cholesky(np.linalg.inv(damped)).T
+    return upper_of(damped)

@@ -21,7 +21,7 @@ from steelyard.codecs.trellis import Trellis
 from steelyard.core.packed import Packed, Scheme, pack
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
-from steelyard.edit._feed import feed
+from steelyard.edit._feed import feed, gathered, upper_of
 from steelyard.edit._levels import finite, short
 from steelyard.edit._solved import solved
 from steelyard.edit.evidence import About, check_same, evidence_of, hessian_of
@@ -145,7 +145,7 @@ class _Matrix:
         try:
             if diagonal < 0:
                 raise np.linalg.LinAlgError
-            upper = np.linalg.cholesky(np.linalg.inv(h)).T
+            upper = upper_of(h)
         except np.linalg.LinAlgError:
             raise WeightsError(
                 f"{weight.origin}: the Hessian of {quoted(weight.name)} is not positive definite even with "
@@ -177,10 +177,6 @@ class _Matrix:
         few = max(1, SAMPLE // max(1, self.w.shape[1]))
         every = max(1, -(-len(self.w) // few))
         return np.asarray(self.w[::every] / self.row[::every, None] / self.column)
-
-    def noise(self) -> np.ndarray:
-        """By how much the errors of columns before add to each column, in squared errors of one column."""
-        return np.asarray(np.square(self.upper).sum(axis=0) / np.square(self.column) - 1)
 
     def rounded(self, step: float, codec: Trellis) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
         """The parts of the codec, and the factors of rows and columns."""
@@ -263,7 +259,7 @@ class _Together:
             count += x.size
             if x.size and (matrix := _Matrix.of(weight, x, self.how)).matters:
                 own = matrix.sample()
-                noise = random.normal(size=own.shape) * np.sqrt(matrix.noise() / 12)
+                noise = random.normal(size=own.shape) * np.sqrt(gathered(matrix.upper) / 12)
                 samples.append((x.size / own.size, own.astype(np.float32), noise.astype(np.float32)))
                 squares += x.size * float(np.square(own).mean())
                 most = max(most, float(np.abs(own).max()))

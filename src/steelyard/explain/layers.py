@@ -18,7 +18,7 @@ from steelyard.learn.evaluate import evaluating, unfused
 from steelyard.learn.matrices import outermost
 from steelyard.learn.passage import check_values
 from steelyard.learn.task import Split, Task, apply, called, first_batch
-from steelyard.learn.unharmed import unmoved
+from steelyard.learn.unharmed import unfrozen, unmoved
 
 
 @dataclass(frozen=True)
@@ -67,16 +67,10 @@ def differentiable(model: nn.Module) -> Iterator[None]:
     Raises ModelError for parameters without values.
     """
     check_values(model)
-    frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
-    with unmoved(model), unfused(), torch.enable_grad():
+    floats = [p for p in model.parameters() if p.is_floating_point()]
+    with unmoved(model), unfused(), torch.enable_grad(), unfrozen(floats):
         model.eval()
-        for p in frozen:
-            p.requires_grad_()
-        try:
-            yield
-        finally:
-            for p in frozen:
-                p.requires_grad_(False)
+        yield
 
 
 def record(model: nn.Module, inputs: Any, names: Iterable[str]) -> dict[str, Call]:

@@ -26,7 +26,7 @@ from steelyard.learn.parameters import Named, as_where, named_parameters
 from steelyard.learn.passage import check_values
 from steelyard.learn.task import Batch, Split, Task, objective
 from steelyard.learn.task import apply as outputs_of
-from steelyard.learn.unharmed import unmoved
+from steelyard.learn.unharmed import unfrozen, unmoved
 
 Kind = Literal["norms", "moments", "hessian", "fisher", "gradient", "taylor"]
 OF_INPUTS = ("norms", "moments", "hessian")
@@ -284,12 +284,9 @@ def _of_gradients(
     """Evidence of gradients by name."""
     parameters = [n.parameter for n in chosen]
     sums = [torch.zeros_like(p, dtype=dtype) for p in parameters]
-    frozen = [p for p in parameters if not p.requires_grad]
     weight = 0.0
     model.eval()
-    for p in frozen:
-        p.requires_grad_(True)
-    try:
+    with unfrozen(parameters):
         for batch in served:
             apart = kind == "fisher" and isinstance(data, Task)
             for one in _single(batch) if apart else (batch,):
@@ -301,9 +298,6 @@ def _of_gradients(
                     if g is not None:
                         g = g.to(dtype)
                         total.add_(g if kind == "gradient" else _squared(kind, g, p), alpha=share)
-    finally:
-        for p in frozen:
-            p.requires_grad_(False)
     return {n.name: to_array(total / weight) for n, total in zip(chosen, sums, strict=True)}
 
 

@@ -19,7 +19,7 @@ from steelyard.errors import ModelError
 from steelyard.learn.calling import calling
 from steelyard.learn.evidence import collected
 from steelyard.learn.parameters import Named, named_parameters
-from steelyard.learn.unharmed import unmoved
+from steelyard.learn.unharmed import unfrozen, unmoved
 
 WIDEST = 2048  # rows or columns of which pairs are kept: 16 MB for a factor of float32
 BINS = 16  # of rows that were reached, by how much
@@ -57,25 +57,18 @@ def kronecker(
     chosen = [n for n in named_parameters(model) if n.parameter.is_floating_point() and n.parameter.ndim > 1]
     if not chosen:
         raise ModelError(f"{type(model).__name__} has no matrix or filter")
-    sums = [_Sums(n.parameter) for n in chosen]
+    parameters = [n.parameter for n in chosen]
+    sums = [_Sums(p) for p in parameters]
     count = 0
-    with unmoved(model):
+    with unmoved(model), unfrozen(parameters):
         model.eval()
-        frozen = [n.parameter for n in chosen if not n.parameter.requires_grad]
-        for p in frozen:
-            p.requires_grad_(True)
-        try:
-            for batch in batches:
-                with torch.enable_grad(), calling("the loss of a batch"):
-                    value = loss(model, batch)
-                    gradients = torch.autograd.grad(value, [n.parameter for n in chosen], allow_unused=True)
-                for total, gradient in zip(sums, gradients, strict=True):
-                    if gradient is not None:
-                        total.add(gradient.flatten(1), count % 2)
-                count += 1
-        finally:
-            for p in frozen:
-                p.requires_grad_(False)
+        for batch in batches:
+            with torch.enable_grad(), calling("the loss of a batch"):
+                gradients = torch.autograd.grad(loss(model, batch), parameters, allow_unused=True)
+            for total, gradient in zip(sums, gradients, strict=True):
+                if gradient is not None:
+                    total.add(gradient.flatten(1), count % 2)
+            count += 1
     if not count:
         raise ModelError("there are no batches to measure on: give at least one")
     return _told(model, chosen, sums, count)

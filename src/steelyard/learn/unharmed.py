@@ -6,7 +6,7 @@ Knows nothing of what is done to the model.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -25,6 +25,19 @@ def unharmed(model: nn.Module) -> Iterator[None]:
                 if not torch.equal(now, then):
                     now.copy_(then)
             raise
+
+
+@contextmanager
+def unfrozen(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Within the block all of these have gradients; after it those that were frozen are so again."""
+    frozen = [p for p in parameters if not p.requires_grad]
+    try:
+        for p in frozen:
+            p.requires_grad_(True)
+        yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
 
 
 @contextmanager

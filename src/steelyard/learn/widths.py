@@ -19,6 +19,7 @@ from steelyard.learn.calling import calling
 from steelyard.learn.matrices import CONVOLUTIONS, RECURRENT, TRANSPOSED, layers, parameter_axes
 from steelyard.learn.seeding import derive, seeded
 from steelyard.learn.task import called
+from steelyard.learn.unharmed import unfrozen
 
 GROUPED = (*CONVOLUTIONS, *TRANSPOSED)
 Factory = Callable[[int], nn.Module]  # width -> a model
@@ -177,15 +178,9 @@ def _inputs(
 
 def run(model: nn.Module, arguments: tuple[Any, ...]) -> None:
     """One pass with the graph of all parameters, frozen ones too; raises ModelError if the model fails."""
-    frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
-    try:
-        for p in frozen:
-            p.requires_grad_(True)
-        with torch.enable_grad(), calling(f"{type(model).__name__}, called with the batch,"):
-            called(model, arguments)
-    finally:
-        for p in frozen:
-            p.requires_grad_(False)
+    floats = [p for p in model.parameters() if p.is_floating_point()]
+    with unfrozen(floats), torch.enable_grad(), calling(f"{type(model).__name__}, called with the batch,"):
+        called(model, arguments)
 
 
 def parameters_behind(x: Tensor) -> Iterator[Tensor]:
