@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,13 @@ from steelyard.core.weights import Weights
 from steelyard.deploy.graft import with_weights
 from steelyard.deploy.onnx import write_onnx
 from steelyard.deploy.session import OnnxModule
-from steelyard.errors import FormatError, ModelError, RecipeError, VerdictError
+from steelyard.errors import FormatError, ModelError, RecipeError, SteelyardError, VerdictError
+from steelyard.formats.safetensors import Safetensors
 from steelyard.formats.sharded import Sharded
 from steelyard.shrinking import alone
 from steelyard.shrinking.alone import shrink_weights
+
+from damage import damaged_onnx, damaged_safetensors
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +140,87 @@ def test_a_file_with_more_error_gets_no_name(file: Path, tmp_path: Path, monkeyp
         shrink_weights(file, target, force=True)
     assert target.read_bytes() == b"what was there"
     assert list(tmp_path.iterdir()) == [target]
+
+
+SEEDS = [*range(7), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(7, 50))]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("whole", [False, True], ids=["file", "folder"])
+def test_packed_weights_that_are_not_what_they_were_meant_to_be_get_no_name(
+    file: Path, seed: int, whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = file, tmp_path / "out" / "small.safetensors"
+    target.parent.mkdir()
+    if whole:
+        source, target = tmp_path / "model", tmp_path / "out" / "small"
+        source.mkdir()
+        (source / "config.json").write_text("{}")
+        (source / file.name).write_bytes(file.read_bytes())
+    resume, done = Safetensors.resume, []
+
+    def damaging(self: Safetensors, weights: Weights, path: Path) -> int:
+        size = resume(self, weights, path)
+        path.write_bytes(damaged(path.read_bytes(), seed))
+        done.append(path)
+        return size
+
+    monkeypatch.setattr(Safetensors, "resume", damaging)
+    with pytest.raises(SteelyardError):
+        shrink_weights(source, target)
+    assert done
+    assert not list(target.parent.iterdir())
+
+
+def damaged(raw: bytes, seed: int) -> bytes:
+    """Damaged, so that other values are read from it, or none: the last byte of a stream has bits that say nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "file.safetensors"
+        file.write_bytes(raw)
+        meant = formats.open(file).settle().arrays()
+        for again in range(seed, seed + 500, 50):
+            file.write_bytes(damaged_safetensors(raw, again))
+            try:
+                found = formats.open(file).settle().arrays()
+            except SteelyardError:
+                return file.read_bytes()
+            if any(found[name].tobytes() != x.tobytes() for name, x in meant.items()):
+                return file.read_bytes()
+    raise AssertionError("no damage is seen")
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_graph_that_is_not_what_it_was_meant_to_be_gets_no_name(
+    graph: tuple[Path, nn.Module], seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnx
+
+    save, done = onnx.save, []
+
+    def damaging(model: onnx.ModelProto, path: str) -> None:
+        save(model, path)
+        raw = Path(path).read_bytes()
+        Path(path).write_bytes(damaged_onnx(raw, seed))
+        done.append(Path(path).read_bytes() != raw)
+
+    monkeypatch.setattr(onnx, "save", damaging)
+    with pytest.raises(SteelyardError):
+        shrink_weights(graph[0], tmp_path / "rounded.onnx", error=0.05)
+    assert done == [True]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_whose_other_files_were_not_copied_well_gets_no_name(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "model"
+    source.mkdir()
+    (source / "tokenizer.json").write_text('{"version": 1}')
+    (source / file.name).write_bytes(file.read_bytes())
+    monkeypatch.setattr(alone.shutil, "copyfile", lambda a, b: b.write_bytes(a.read_bytes()[:-1]))
+    with pytest.raises(VerdictError, match=r"tokenizer\.json was read back with other bytes than it has in"):
+        shrink_weights(source, tmp_path / "small")
+    assert list(tmp_path.iterdir()) == [source]
 
 
 def test_nothing_to_gain_is_a_no(tmp_path: Path) -> None:

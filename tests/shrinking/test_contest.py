@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,14 +15,21 @@ from torch import Tensor, nn
 from steelyard.deploy import apart
 from steelyard.deploy.session import OnnxModule
 from steelyard.errors import ModelError, UnknownNameError, VerdictError
+from steelyard.formats.module import from_module
 from steelyard.learn.data import Examples
 from steelyard.learn.evaluate import outcomes
 from steelyard.learn.measures import accuracy, cross_entropy
 from steelyard.learn.run import train
 from steelyard.learn.task import SPLITS, Task
 from steelyard.shrinking import contest, narrower
+from steelyard.shrinking.contest import Contender, Contest
+from steelyard.shrinking.journal import Journal
 from steelyard.shrinking.page import page
+from steelyard.shrinking.promise import Promise
+from steelyard.shrinking.search import Search
 from steelyard.shrinking.within import shrink
+
+from damage import damaged_onnx
 
 
 class Block(nn.Module):
@@ -54,11 +62,11 @@ def model(task: Task) -> nn.Module:
 @pytest.fixture
 def by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor on which a file takes a second for each megabyte."""
+    monkeypatch.setattr(apart, "race", _by_bytes)
 
-    def race(files: list[Path], batch: list[np.ndarray], rounds: int = 31) -> np.ndarray:
-        return np.array([[file.stat().st_size / 1e6] * rounds for file in files])
 
-    monkeypatch.setattr(apart, "race", race)
+def _by_bytes(files: list[Path], batch: list[np.ndarray], rounds: int = 31) -> np.ndarray:
+    return np.array([[file.stat().st_size / 1e6] * rounds for file in files])
 
 
 def test_the_file_gains_and_keeps_the_promise(task: Task, model: nn.Module, by_bytes: None, tmp_path: Path) -> None:
@@ -132,25 +140,48 @@ def test_what_loses_too_much_is_named(task: Task, model: nn.Module, monkeypatch:
         shrink(model, task, aim="latency", tolerance=0.03, epochs=0)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.fixture(scope="module")
+def proven(
+    task: Task, model: nn.Module, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Contest, Contender]]:
+    """A contest that has its winner, which has no name yet."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(apart, "race", _by_bytes)
+        original = from_module(model).settle()
+        search = Search(model, task, original, Promise(0.03), Journal(None, {}), 0, lambda *_: None)
+        search.precondition()
+        made = Contest(search, "latency", tmp_path_factory.mktemp("contest"))
+        made.enter(0)
+        yield made, made.proven(made.ranked())
+
+
+@pytest.mark.parametrize("seed", [*range(7), *(pytest.param(s, marks=pytest.mark.slow) for s in range(7, 50))])
+@pytest.mark.parametrize("when", ["written", "proven"])
 def test_a_file_that_holds_something_else_never_gets_the_name(
-    task: Task, model: nn.Module, by_bytes: None, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    proven: tuple[Contest, Contender], when: str, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    random, sync = np.random.default_rng(seed), os.fsync
+    """It was damaged when it was written, or since it was proven."""
+    made, found = proven
+    (tmp_path / "out").mkdir()
+    target = tmp_path / "out" / "fast.onnx"
+    raw = found.file.read_bytes()
+    wrong = damaged_onnx(raw, seed)
+    assert wrong != raw
+    sync = os.fsync
 
     def damaging(number: int) -> None:
-        size = os.fstat(number).st_size
-        if seed % 3 == 0:
-            os.ftruncate(number, int(random.integers(size)))
-        else:
-            place = int(random.integers(size))
-            os.pwrite(number, bytes([os.pread(number, 1, place)[0] ^ (1 << int(random.integers(8)))]), place)
+        os.ftruncate(number, 0)
+        os.pwrite(number, wrong, 0)
         sync(number)
 
-    monkeypatch.setattr(contest.os, "fsync", damaging)
-    with pytest.raises(VerdictError):
-        shrink(model, task, tmp_path / "fast.onnx", aim="latency", tolerance=0.03, epochs=0)
-    assert not list(tmp_path.iterdir())
+    if when == "written":
+        monkeypatch.setattr(contest.os, "fsync", damaging)
+    else:
+        (tmp_path / "damaged.onnx").write_bytes(wrong)
+        found = replace(found, file=tmp_path / "damaged.onnx")
+    with pytest.raises(VerdictError, match=r"other bytes than the one that was proven|does not run"):
+        made.finished(found, target)
+    assert not list(target.parent.iterdir())
 
 
 def test_a_file_that_does_something_else_is_refused(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -31,6 +30,8 @@ from steelyard.shrinking import search as searching
 from steelyard.shrinking import within
 from steelyard.shrinking.within import Shrunk
 from steelyard.shrinking.within import shrink as shrinking
+
+from damage import damaged_safetensors
 
 
 def shrink(*given: Any, epochs: int = 0, **options: Any) -> Shrunk:
@@ -188,46 +189,6 @@ def test_a_metric_of_which_less_is_better(task: Task) -> None:
     assert row["bytes"] < row["bytes before"]
 
 
-def parts(file: Path) -> tuple[dict, bytearray]:
-    raw = file.read_bytes()
-    size = int.from_bytes(raw[:8], "little")
-    return json.loads(raw[8 : 8 + size]), bytearray(raw[8 + size :])
-
-
-def rewritten(file: Path, header: dict, data: bytes) -> None:
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    file.write_bytes(len(text).to_bytes(8, "little") + text + data)
-
-
-def corrupted(file: Path, seed: int) -> None:
-    """One thing of the file is made wrong: a byte, a scale, two parts swapped, a part shifted, the end cut off."""
-    random = np.random.default_rng(seed)
-    header, data = parts(file)
-    names = [name for name in header if name != "__metadata__"]
-    name = str(random.choice(names))
-    start, end = header[name]["data_offsets"]
-    kind = seed % 5
-    if kind == 0:
-        data[start + int(random.integers(end - start))] ^= 1 << int(random.integers(8))
-    elif kind == 1:
-        scaled = next(n for n in names if header[n]["dtype"] == "F16")
-        start, end = header[scaled]["data_offsets"]
-        values = np.frombuffer(bytes(data[start:end]), np.float16) * np.float16(1 + 2.0 ** -int(random.integers(1, 8)))
-        data[start:end] = values.tobytes()
-    elif kind == 2:
-        other = str(random.choice([n for n in names if n != name]))
-        header[name], header[other] = header[other], header[name]
-    elif kind == 3:
-        moved = np.roll(np.frombuffer(bytes(data[start:end]), np.uint8), 1)
-        data[start:end] = (
-            moved.tobytes() if moved.tobytes() != data[start:end] else bytes(255 - b for b in data[start:end])
-        )
-    else:
-        del data[len(data) - 1 - int(random.integers(len(data) - 1)) :]
-    rewritten(file, header, bytes(data))
-
-
 @pytest.fixture(scope="module")
 def made(task: Task, model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A search to go on from."""
@@ -245,7 +206,7 @@ def test_a_file_that_holds_something_else_never_gets_the_name(
     def damaging(weights: Weights, path: Path) -> int:
         size = write(weights, path)
         if path.name == "small.safetensors":
-            corrupted(path, seed)
+            path.write_bytes(damaged_safetensors(path.read_bytes(), seed))
         return size
 
     monkeypatch.setattr(within.formats, "write", damaging)

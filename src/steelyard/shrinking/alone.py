@@ -9,6 +9,7 @@ whose elements are independent and of one variance. That, and nothing of a metri
 
 from __future__ import annotations
 
+import filecmp
 import glob
 import json
 import math
@@ -216,6 +217,9 @@ def _folder(source: Path, packed: Path, target: Path) -> list[str]:
             (ready / place).mkdir(parents=True, exist_ok=True)
             with writing(target):
                 shutil.copyfile(Path(folder) / name, ready / place / name)
+            if not filecmp.cmp(Path(folder) / name, ready / place / name, shallow=False):
+                raise VerdictError(f"{place / name} was read back with other bytes than it has in {source}: "
+                                   "nothing is written")  # fmt: skip
     formats.move(packed, ready / PACKED)
     with writing(target):
         ready.rename(target)
@@ -224,9 +228,11 @@ def _folder(source: Path, packed: Path, target: Path) -> list[str]:
 
 def _graph(source: str, done: Transferred, draft: Path, target: Path) -> None:
     """Write the graph of `source` with the rounded weights in plain floats, and read it back, bit for bit."""
-    from steelyard.deploy.graft import with_weights
+    from steelyard.deploy.graft import same_but_values, with_weights
 
     with_weights(source, done.after, draft)
+    if not same_but_values(source, draft):
+        raise VerdictError(f"{target.name} was read back with another graph than that of {source}: nothing is written")
     found = formats.open(draft)
     for name, item in done.after.items():
         if found.find(name).array().tobytes() != item.array().tobytes():

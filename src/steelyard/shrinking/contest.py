@@ -43,6 +43,7 @@ class Contender:
     file: Path
     module: nn.Module  # the student whose weights it has, in float32
     valid: np.ndarray  # how much worse each validation example came out
+    digest: str  # of the file, before anything was measured
     costs: np.ndarray | None = None  # of the original over its own, by round; None: not measured
     test: np.ndarray | None = None  # how much worse each proof example came out; None: not asked
 
@@ -127,8 +128,9 @@ class Contest:
         return islice(self.task.batches("train", 0), CALIBRATION)
 
     def _measured(self, name: str, file: Path, student: nn.Module) -> Contender:
+        digest = apart.digest(file)
         worse = lost(self.task, self.search.before["valid"], self._outcomes(OnnxModule(file), "valid"))
-        return Contender(name, file, student, worse)
+        return Contender(name, file, student, worse, digest)
 
     def _outcomes(self, model: nn.Module, split: Split) -> np.ndarray:
         self.search.evaluations += 1
@@ -219,7 +221,7 @@ class Contest:
             digest, outputs = apart.answers(file, [[x.numpy() for x in batch.arguments] for batch in batches])
         except ModelError as error:
             raise VerdictError(f"the finished file does not run, nothing is kept: {error}") from error
-        if digest != apart.digest(found.file):
+        if digest != found.digest:
             raise VerdictError("the finished file has other bytes than the one that was proven: nothing is kept")
         name, metric = self.task.headline, self.task.metrics[self.task.headline]
         values = [per_example(metric, torch.from_numpy(o), b, name) for o, b in zip(outputs, batches, strict=True)]
