@@ -15,7 +15,7 @@ WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 860, 520, 70, 50, 30
 RIGHT = 260  # for the names
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22",
            "#000000", "#aec7e8")  # fmt: skip
-OURS = "watersic"  # what the others are held against at their own bytes
+OURS = "entropy"  # what the others are held against at their own bytes
 
 
 def family(name: str) -> str:

@@ -33,7 +33,7 @@ from steelyard.edit.awq import Awq
 from steelyard.edit.gptq import Gptq
 from steelyard.edit.hqq import Hqq
 from steelyard.edit.quantize import Quantize
-from steelyard.edit.watersic import WaterSic
+from steelyard.edit.ratedistortion import RateDistortion
 from steelyard.learn.sequence import transformer
 
 LENGTH = 512  # tokens of a sequence
@@ -57,8 +57,8 @@ def methods(h: Weights, fisher: Weights) -> dict[str, Transform]:
         made[f"gptq, swept, coded, step {step}"] = Gptq(8, by=h, step=step, codes=CODED)
         made[f"nearest, coded, step {step}"] = Gptq(8, step=step, codes=CODED, sweeps=0)
     for bits in (1.5, 2, 2.5, 3, 4, 5):
-        made[f"watersic {bits}"] = WaterSic(bits, by=h, fisher=fisher)
-        made[f"watersic, without Fisher {bits}"] = WaterSic(bits, by=h)
+        made[f"entropy {bits}"] = RateDistortion(bits, by=h, fisher=fisher)
+        made[f"entropy, without Fisher {bits}"] = RateDistortion(bits, by=h)
     return made
 
 

@@ -50,7 +50,6 @@ _EXPORTS: dict[str, str] = {
     "Hqq": "edit.hqq:Hqq",
     "Factorize": "edit.lowrank:Factorize",
     "RateDistortion": "edit.ratedistortion:RateDistortion",
-    "WaterSic": "edit.watersic:WaterSic",
     "Share": "edit.share:Share",
     "Pack": "edit.pack:Pack",
     "Affine": "codecs.affine:Affine",
@@ -213,7 +212,6 @@ if TYPE_CHECKING:
     from steelyard.edit.rename import Rename as Rename
     from steelyard.edit.share import Share as Share
     from steelyard.edit.sparsegpt import SparseGPT as SparseGPT
-    from steelyard.edit.watersic import WaterSic as WaterSic
     from steelyard.errors import SteelyardError as SteelyardError
     from steelyard.explain.address import connection as connection
     from steelyard.explain.capacity import capacity as capacity

@@ -61,19 +61,20 @@ def test_each_method_writes_a_smaller_file_that_loads(weights: Path, method: str
     assert main(["explain", "digits", str(weights.with_name("small.safetensors")), "--what", "signal"]) in (0, 1)
 
 
-def test_watersic_takes_two_kinds_of_evidence_and_fractions_of_a_bit(weights: Path, capsys) -> None:
+def test_entropy_takes_two_kinds_of_evidence_and_fractions_of_a_bit(weights: Path, capsys) -> None:
     hessian, fisher = weights.with_name("h.safetensors"), weights.with_name("f.safetensors")
     for kind, file in (("hessian", hessian), ("fisher", fisher)):
         assert main(["score", "digits", str(weights), str(file), "--kind", kind, "--batches", "3"]) == 0
-    by = ["--method", "watersic", "--by", str(hessian), "--fisher", str(fisher)]
+    by = ["--method", "entropy", "--by", str(hessian), "--fisher", str(fisher)]
     sizes = [shrunk(weights, "--bits", bits, *by) for bits in ("3.5", "2.5")]
     assert weights.stat().st_size > 4 * sizes[0] > 4 * sizes[1] + 4 * 10_000
     target = weights.with_name("no.safetensors")
     capsys.readouterr()
     wrong = {
-        "expected evidence of the kind fisher": ["--method", "watersic", "--fisher", str(hessian)],
-        "--fisher is for the method watersic, not gptq": ["--method", "gptq", "--fisher", str(fisher)],
-        "bits is 20, expected more than 0 and at most 16": ["--method", "watersic", "--bits", "20"],
+        "expected evidence of the kind fisher": [*by[:4], "--fisher", str(hessian)],
+        "fisher says what outputs matter beside evidence of the kind hessian": ["--method", "entropy", *by[4:]],
+        "--fisher is for the method entropy, not gptq": ["--method", "gptq", "--fisher", str(fisher)],
+        "25.0 is not in the range 0<x<=24": [*by, "--bits", "25"],
     }
     for says, options in wrong.items():
         assert main(["quantize", str(weights), str(target), *options]) == 2
@@ -89,7 +90,7 @@ def test_wrong_options_and_wrong_evidence_write_nothing(weights: Path, capsys) -
     capsys.readouterr()
     wrong = {
         "--step is for the method gptq, not hqq": ["--method", "hqq", "--step", "1"],
-        "--by is for the method nearest, gptq, awq, adaround, entropy or watersic, not hqq": [
+        "--by is for the method nearest, gptq, awq, adaround or entropy, not hqq": [
             "--method",
             "hqq",
             "--by",

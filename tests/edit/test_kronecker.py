@@ -58,7 +58,7 @@ def test_much_less_is_lost_at_no_more_bytes_than_by_single_importances(
 def test_bits_are_about_what_was_asked_for(bits: float) -> None:
     w, by = problem(2, (256, 200))
     size, _ = lost(RateDistortion(bits=bits, by=by), w, by)
-    assert 0.9 * bits < 8 * size / w["w"].spec.size < 1.05 * bits
+    assert 0.88 * bits < 8 * size / w["w"].spec.size < 1.05 * bits
 
 
 def test_a_file_holds_it_and_gives_the_same_values(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -86,6 +86,10 @@ def test_a_row_that_costs_more_is_held_finer() -> None:
 
 def test_evidence_that_does_not_fit_is_named() -> None:
     w, by = problem(6, (12, 10))
+    biased = Weights.of({"w": w["w"].array(), "bias": np.ones(12, np.float32)})
+    assert RateDistortion(bits=3, by=by)(biased)["bias"].array().all()
+    with pytest.raises(WeightsError, match=r"'v'.* has none for its outputs"):
+        RateDistortion(bits=3, by=by)(Weights.of({"v": w["w"].array()})).arrays()
     for wrong in (
         evidence(outputs=by["w" + OUTPUTS].array()),
         evidence(outputs=np.eye(9, dtype=np.float32), inputs=by["w" + INPUTS].array()),

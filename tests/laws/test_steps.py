@@ -53,7 +53,6 @@ SETTINGS = {
     "gptq": [{}, {"bits": 3, "symmetric": False, "group": 4, "order": False}, {"bits": 6, "step": 0.5}],
     "awq": [{"bits": 3, "group": 3}, {"group": None, "symmetric": True}],
     "adaround": [{}, {"bits": 3, "symmetric": False, "group": 3, "rounds": 9}],
-    "watersic": [{}, {"bits": 1.5, "states": 1}],
     "hqq": [{}, {"bits": 2, "group": 3}],
     "lowrank": [{"rank": 2}, {"keep": 0.6}, {"error": 0.2}],
     "share": [{"k": 3}, {"k": 2, "scope": "global", "keep_zeros": False}],
@@ -65,7 +64,7 @@ EVERY = [(name, settings) for name in STEPS for settings in SETTINGS[name]]
 PIECES = {"split", "join", "stack", "unstack"}  # the tensors that come of these are others
 NAMING = PIECES | {"rename"}
 EAGER = {"settle"}  # it exists to read everything at once
-TOGETHER = {"prune", "ratedistortion", "watersic"}  # by default, all tensors decide together, and are read for that
+TOGETHER = {"prune", "ratedistortion"}  # by default, all tensors decide together, and are read for that
 MOVING = {"ratedistortion"}  # no projection: the second time, an error is made anew, though no greater than the first
 UNTYING = {"untie"}  # it exists to end ties: each alias is a tensor after the others
 

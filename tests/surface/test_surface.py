@@ -140,7 +140,8 @@ def test_every_example_runs(name, tmp_path, monkeypatch, capsys):
     fisher = {n: rng.random(s).astype(np.float32) for n, s in shapes.items()}
     sy.write(sy.Weights.of(fisher), "fisher.safetensors")
     hessians = {n: np.eye(s[1], dtype=np.float32)[None] for n, s in shapes.items() if len(s) == 2}
-    sy.write(sy.Weights.of(hessians), "evidence.safetensors")
+    about = {"evidence": json.dumps({"kind": "hessian", "inputs first": [], "samples": {}})}
+    sy.write(sy.Weights.of(hessians, meta=about), "evidence.safetensors")
     shapes = {"head.weight": (2, 30), "head.bias": (2,)}  # those of the linear model on breast-cancer
     sy.write(
         sy.Weights.of({n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}), "trained.safetensors"

@@ -29,32 +29,32 @@ _ONLY = {  # options that not every method knows -> those that do
     "error": ("nearest",),
     "asymmetric": ("nearest", "gptq", "adaround"),
     "step": ("gptq",),
-    "by": ("nearest", "gptq", "awq", "adaround", "entropy", "watersic"),
+    "by": ("nearest", "gptq", "awq", "adaround", "entropy"),
     "codes": ("nearest", "gptq", "awq", "adaround", "hqq"),
-    "fisher": ("watersic",),
-    "states": ("entropy", "watersic"),
+    "fisher": ("entropy",),
+    "states": ("entropy",),
     "importance": ("entropy",),
 }
 
 
 @click.command("quantize")
 @source_and_target
-@click.option("--method", type=click.Choice(["nearest", "gptq", "awq", "adaround", "hqq", "entropy", "watersic"]),
-              default="nearest", show_default=True, help="nearest, hqq and entropy need no data; gptq, awq, "
-              "adaround and watersic want --by a file of score --kind hessian.")  # fmt: skip
+@click.option("--method", type=click.Choice(["nearest", "gptq", "awq", "adaround", "hqq", "entropy"]),
+              default="nearest", show_default=True, help="nearest, hqq and entropy need no data; gptq, awq and "
+              "adaround want --by a file of score --kind hessian, by which entropy is best, too.")  # fmt: skip
 @click.option("--bits", type=Number(0, 24, min_open=True), default=8, show_default=True,
-              help="Bits for each weight, 1 to 8; entropy, watersic: the mean over all, such as 3.5.")  # fmt: skip
+              help="Bits for each weight, 1 to 8; entropy: the mean over all, such as 3.5.")  # fmt: skip
 @click.option("--axis", type=int, help="nearest: a scale for each index along this axis; 0 is each output channel.")
 @click.option("--group", type=click.IntRange(min=1), help="A scale for so many consecutive elements of the last axis.")
 @click.option("--asymmetric", is_flag=True, help="Levels between two ends, with a zero point; awq and hqq always do.")
 @click.option("--error", type=Number(), metavar="P", help="nearest: scales that lose least, as |error|^P; 2 is usual.")
 @click.option("--step", type=Number(), help="gptq: the scale of a row in units of its rms, for --codes entropy.")
 @click.option("--states", type=click.Choice(["1", "4", "8", "16", "32", "64"]),
-              help="entropy, watersic: of the trellis; more take less space and more time.  [default: 8]")  # fmt: skip
+              help="entropy: of the trellis; more take less space and more time.  [default: 8]")  # fmt: skip
 @click.option("--importance", metavar="GLOB=NUMBER", multiple=True,
               help="entropy: what squared errors of matching tensors count; 1 for others. Repeatable.")  # fmt: skip
 @by_option
-@evidence_option("--fisher", "watersic: evidence from score --kind fisher, which says what each output matters.")
+@evidence_option("--fisher", "entropy: beside --by, evidence from score --kind fisher: what each output matters.")
 @plan_option("--codes", "How the numbers of the levels are held: entropy is smaller, and slower to read.")
 @where_option
 @output
@@ -68,9 +68,9 @@ def verb(
 ) -> None:
     """Round the weights of SOURCE to 2^bits uniform levels, and write TARGET.
 
-    Matrices and filters are quantized; biases and other vectors are copied. With --method entropy they take part, and
-    --bits are what the file takes: each tensor gets a grid of its own, such that a bit buys as much everywhere.
-    --method watersic does so for each row and column of matrices, by evidence: of all methods, the fewest bytes.
+    Matrices and filters are quantized; biases and other vectors are copied. With --method entropy --bits are what the
+    file takes, each tensor gets a grid of its own, such that a bit buys as much everywhere, and vectors take part. By a
+    Hessian they do not, and each row and column of a matrix gets its own: of all methods, the fewest bytes.
 
     What is done of a job without --by that is broken off stays beside TARGET, and the same command goes on from there.
 
@@ -80,7 +80,7 @@ def verb(
       steelyard quantize model.safetensors small.safetensors --method entropy --bits 4
       steelyard quantize model.safetensors hqq.safetensors --method hqq --bits 3 --group 64
       steelyard quantize model.safetensors int3.safetensors --method gptq --bits 3 --by evidence.safetensors
-      steelyard quantize model.safetensors fine.safetensors --method watersic --bits 2.5 --by evidence.safetensors
+      steelyard quantize model.safetensors fine.safetensors --method entropy --bits 2.5 --by evidence.safetensors
     """
     from steelyard.explain.rewrite import rewrite
 
@@ -112,7 +112,6 @@ def _step(
     from steelyard.edit.hqq import Hqq
     from steelyard.edit.quantize import Quantize
     from steelyard.edit.ratedistortion import RateDistortion
-    from steelyard.edit.watersic import WaterSic
 
     given = {"axis": axis, "group": group, "error": error, "asymmetric": asymmetric or None, "step": step, "by": by}
     given |= {"fisher": fisher, "codes": codes, "states": states, "importance": importance or None}
@@ -122,9 +121,7 @@ def _step(
             raise click.UsageError(f"--{name} is for the method {known}, not {method}", click.get_current_context())
     if method == "entropy":
         factors = dict(map(_factor, importance))
-        return RateDistortion(bits, states=int(states or 8), by=by, importance=factors)
-    if method == "watersic":
-        return WaterSic(bits, by=by, fisher=fisher, states=int(states or 8))
+        return RateDistortion(bits, states=int(states or 8), by=by, fisher=fisher, importance=factors)
     if bits not in range(1, 9):
         text = f"{bits:g} is no whole number from 1 to 8, which the method {method} needs"
         raise click.BadParameter(text, click.get_current_context(), param_hint="--bits")

@@ -20,12 +20,12 @@ STEPS: Registry[type[Step]] = Registry(
         "sparsegpt": Row("steelyard.edit.sparsegpt:SparseGPT", "weights go, and those that are left make up for it"),
         "quantize": Row("steelyard.edit.quantize:Quantize", "round to uniform levels of few bits"),
         "ratedistortion": Row(
-            "steelyard.edit.ratedistortion:RateDistortion", "round to a grid for each tensor: least error at the bits"
+            "steelyard.edit.ratedistortion:RateDistortion",
+            "the least error at the bits, by evidence of any kind or none",
         ),
         "gptq": Row("steelyard.edit.gptq:Gptq", "round column by column, each making up for those before"),
         "awq": Row("steelyard.edit.awq:Awq", "round with the inputs that matter scaled up"),
         "adaround": Row("steelyard.edit.adaround:AdaRound", "round each weight up or down, as the outputs like it"),
-        "watersic": Row("steelyard.edit.watersic:WaterSic", "each bit where it buys most of the loss, entropy-coded"),
         "hqq": Row("steelyard.edit.hqq:Hqq", "round with zero points that make the error sparse, without data"),
         "lowrank": Row("steelyard.edit.lowrank:Factorize", "matrices as products of thin ones, by bytes or error"),
         "share": Row("steelyard.edit.share:Share", "few distinct values: the codebook with the least squared error"),

@@ -1,4 +1,4 @@
-"""Round a matrix input by input, and let those that follow make up for what each one lost."""
+"""Round a matrix line by line, and let those that follow make up for what each one lost."""
 
 from __future__ import annotations
 
@@ -6,12 +6,28 @@ from collections.abc import Callable
 
 import numpy as np
 
-BLOCK = 64  # inputs whose effect on all that follow is added up before it is applied
+BLOCK = 64  # lines whose effect on all that follow is added up before it is applied
 
 
 def upper_of(h: np.ndarray) -> np.ndarray:
-    """The upper triangular Cholesky factor of the inverse; raises LinAlgError if `h` is not positive definite."""
-    return np.asarray(np.linalg.cholesky(np.linalg.inv(h)).T)
+    """U, upper triangular, with UᵀU the inverse of `h`; raises LinAlgError if `h` is not positive definite.
+
+    >>> upper_of(np.array([[4.0, 0], [0, 1]])).tolist()
+    [[0.5, 0.0], [0.0, 1.0]]
+    """
+    return _inverse(np.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1])  # h = R Rᵀ, and U R = 1
+
+
+def _inverse(r: np.ndarray) -> np.ndarray:
+    """Of an upper triangular matrix, by halves: products of matrices, which are quick."""
+    n, half = len(r), len(r) // 2
+    if n <= BLOCK:
+        return np.asarray(np.triu(np.linalg.inv(r)))
+    found = np.zeros((n, n))
+    first, second = (found[part, part] for part in (slice(half), slice(half, n)))
+    first[:], second[:] = _inverse(r[:half, :half]), _inverse(r[half:, half:])
+    found[:half, half:] = -first @ r[:half, half:] @ second
+    return found
 
 
 def gathered(upper: np.ndarray) -> np.ndarray:
@@ -19,21 +35,18 @@ def gathered(upper: np.ndarray) -> np.ndarray:
     return np.asarray(np.square(upper).sum(axis=0) / np.square(np.diag(upper)) - 1)
 
 
-def feed(
-    w: np.ndarray, upper: np.ndarray, column: np.ndarray, choose: Callable[[np.ndarray], np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The inputs of `w` (inputs, outputs) in steps when their turn comes, and the whole numbers that `choose` makes.
+def feed(w: np.ndarray, moves: np.ndarray | None, choose: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Give each line of `w` (lines, width) to `choose` when its turn comes, which says what it becomes.
 
-    The error of each is spread over the inputs that follow, in blocks of them.
+    Its error moves each line that follows by -``moves[line, other]`` of it, in blocks of lines; `w` becomes the lines
+    as they were given. None: nothing moves.
     """
-    w, steps, wholes = w.copy(), np.empty_like(w), np.empty_like(w)
     for start in range(0, len(w), BLOCK):
         stop = min(start + BLOCK, len(w))
-        lost = np.empty((stop - start, w.shape[1]), np.float32)
+        lost = np.empty((stop - start, w.shape[1]), w.dtype)
         for j in range(start, stop):
-            steps[j] = w[j] / column[j]
-            wholes[j] = choose(steps[j])
-            lost[j - start] = (w[j] - wholes[j] * column[j]) / upper[j, j]
-            w[j:stop] -= upper[j, j:stop, None] * lost[j - start]
-        w[stop:] -= upper[start:stop, stop:].T @ lost
-    return steps, wholes
+            lost[j - start] = w[j] - choose(w[j])
+            if moves is not None:
+                w[j + 1 : stop] -= moves[j, j + 1 : stop, None] * lost[j - start]
+        if moves is not None:
+            w[stop:] -= moves[start:stop, stop:].T @ lost

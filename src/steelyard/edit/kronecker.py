@@ -1,36 +1,37 @@
 """Errors of a matrix that cost tr(A D B Dᵀ): steps for rows and columns, and rounding that makes up for what it lost.
 
-Decides the levels for a step that all matrices share. Knows nothing of how the two factors were measured
-(`learn.kronecker`), nor of how many bits there are (`edit.ratedistortion`).
+Decides what evidence says of pairs, and the levels for a step that all matrices share. Knows nothing of how evidence
+was measured (`learn.kronecker`, `learn.evidence`), nor of how many bits there are (`edit.ratedistortion`).
 
 Sources: rounding with the inverse Hessian: Frantar et al., "GPTQ", ICLR 2023, the same as the nearest-plane algorithm
-of Babai, "On Lovász' lattice reduction and the nearest lattice point problem", 1986; a trellis within: A. Tseng et al.,
-"QTIP", NeurIPS 2024; both sides: A. Tseng et al., "Model-Preserving Adaptive Rounding", 2025.
+of Babai, "On Lovász' lattice reduction and the nearest lattice point problem", 1986; steps in proportion to its factor:
+Lifar, Savkin, Ordentlich and Polyanskiy, "WaterSIC: information-theoretically (near) optimal linear layer
+quantization", 2026 (arXiv 2603.04956); a trellis within: A. Tseng et al., "QTIP", NeurIPS 2024; both sides: A. Tseng et
+al., "Model-Preserving Adaptive Rounding", 2025; importances of rows beside a Hessian as in K-FAC: Martens and Grosse,
+2015.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from steelyard.codecs._grades import Grades
 from steelyard.codecs._rowwise import Rowwise
-from steelyard.codecs.trellis import Trellis, stored
+from steelyard.codecs.trellis import Trellis, code, stored
 from steelyard.core.weights import Weight, Weights
 from steelyard.edit._feed import feed, gathered, upper_of
-from steelyard.edit.evidence import About
+from steelyard.edit.evidence import About, check_same, evidence_of, hessian_of
 from steelyard.errors import WeightsError, quoted
 
 KIND = "kronecker"  # of evidence
+PAIRS = (KIND, "hessian")  # kinds that know what errors of pairs cost
 OUTPUTS, INPUTS = "|outputs", "|inputs"  # after the name of a weight
-DAMPING = 0.03  # added to the diagonal of a factor, as a share of its mean
-PAIRED = 0.1  # squared steps that a bit is worth without a trellis: see `Trellis`
-
-
-def is_kronecker(by: Weights | None) -> bool:
-    return by is not None and About.of(by).kind == KIND
+DAMPING = {KIND: 0.03, "hessian": 0.01}  # added to the diagonal of a factor, as a share of its mean
+LEAST = 0.1  # of the mean importance of outputs, which each has besides its own
+SINGLE = 0.1  # squared steps that a bit is worth without a trellis: see `Trellis`
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Kronecker:
 
     outputs: np.ndarray  # A: (outputs, outputs), or its diagonal
     inputs: np.ndarray  # B: (inputs, inputs), or its diagonal
+    damping: float = DAMPING[KIND]
 
     @staticmethod
     def of(by: Weights, weight: Weight) -> Kronecker:
@@ -59,10 +61,31 @@ class Kronecker:
         return Kronecker(*found)
 
     @staticmethod
-    def paired(by: Weights, weight: Weight) -> bool:
-        """Whether pairs of outputs are known; reads nothing."""
-        factor = by.get(weight.name + OUTPUTS)
-        return factor is not None and len(factor.spec.shape) > 1
+    def by(by: Weights, fisher: Weights | None, weight: Weight, x: np.ndarray) -> Kronecker:
+        """By evidence of either kind, for a weight of values `x`; raises WeightsError for what is no evidence of it."""
+        kind = About.of(by).kind
+        found = Kronecker.of(by, weight) if kind == KIND else Kronecker.of_inputs(by, fisher, weight, x)
+        try:
+            assert not found.counts or found.uppers
+        except np.linalg.LinAlgError:
+            raise WeightsError(f"{weight.origin}: the evidence ({kind}) for {quoted(weight.name)} is not positive "
+                               "definite even with damping; measure it again, on more examples") from None  # fmt: skip
+        return found
+
+    @staticmethod
+    def of_inputs(by: Weights, fisher: Weights | None, weight: Weight, x: np.ndarray) -> Kronecker:
+        """By second moments of the inputs, and what each output matters: mean_j F_ij / mean_j B_jj, or all the same.
+
+        Raises WeightsError for evidence that is missing, does not fit, or was measured on other values than `x`.
+        """
+        check_same(About.of(by), weight, x)
+        rows, moments = hessian_of(by, weight)
+        inputs = moments.mean(axis=0)  # the same inputs, of whichever outputs
+        outputs = np.ones(weight.spec.size // max(rows.inputs, 1))
+        if fisher is not None:
+            mean = rows.matrix(sensitive(fisher, weight, x)).mean(axis=1) / (inputs.diagonal().mean() or 1.0)
+            outputs = mean + LEAST * mean.mean()
+        return Kronecker(*((inputs, outputs) if rows.first else (outputs, inputs)), DAMPING["hessian"])
 
     @property
     def single(self) -> np.ndarray:
@@ -74,8 +97,9 @@ class Kronecker:
         """tr(A D B Dᵀ) of an error in the shape of the weight."""
         d = error.astype(np.float64).reshape(len(self.outputs), -1)
         left = self.outputs @ d if self.outputs.ndim > 1 else self.outputs[:, None] * d
-        right = d @ self.inputs if self.inputs.ndim > 1 else d * self.inputs
-        return float(np.vdot(left, right))
+        if self.inputs.ndim > 1:
+            return float(np.vdot(d.T @ left, self.inputs))
+        return float((np.einsum("oi,oi->i", d, left) * self.inputs).sum())
 
     @property
     def counts(self) -> bool:
@@ -84,8 +108,16 @@ class Kronecker:
 
     @cached_property
     def uppers(self) -> tuple[np.ndarray, np.ndarray]:
-        """For outputs and inputs the upper triangular factor of the inverse, or the root of its diagonal."""
-        return _upper(self.outputs), _upper(self.inputs)
+        """For outputs and inputs the upper triangular factor of the inverse, or the root of its diagonal.
+
+        Raises LinAlgError for what is no matrix of moments.
+        """
+        return self._upper(self.outputs), self._upper(self.inputs)
+
+    def _upper(self, factor: np.ndarray) -> np.ndarray:
+        if factor.ndim == 1:
+            return np.asarray((factor + self.damping * factor.mean()) ** -0.5)
+        return upper_of(factor + self.damping * factor.diagonal().mean() * np.eye(len(factor)))
 
     @cached_property
     def grades(self) -> Grades:
@@ -94,28 +126,72 @@ class Kronecker:
         return Grades.nearest(rows, columns)
 
     @property
-    def noise(self) -> tuple[np.ndarray, np.ndarray]:
-        """By what the errors before it multiply the variance of an element's own error: for rows times for columns."""
-        rows, columns = (1 + gathered(x) if x.ndim > 1 else np.ones(len(x)) for x in self.uppers)
-        return rows, columns
+    def told(self) -> int:
+        """The bytes that the grades take."""
+        return sum(len(code(np.ascontiguousarray(x[None]))) for x in (self.grades.rows, self.grades.columns))
+
+    def spread(self, rows: np.ndarray, columns: np.ndarray, within: float) -> np.ndarray:
+        """Standard deviation, in steps, of what errors before them add to elements where rows and columns cross.
+
+        within: the variance of the error of one element, in squared steps.
+        """
+        by_row, by_column = (1 + gathered(x) if x.ndim > 1 else np.ones(len(x)) for x in self.uppers)
+        return np.sqrt((np.outer(by_row[rows], by_column[columns]) - 1) * within)
 
     def held(self, x: np.ndarray, step: float, codec: Trellis) -> dict[str, np.ndarray]:
         """Parts of the codec for a tensor; step: in units of the grades. Raises CodecError where it is too small."""
-        rows, columns = self.grades.factors
-        own, upper = self.uppers
-        w = np.ascontiguousarray(x.reshape(len(rows), -1).T, np.float64)  # (inputs, outputs)
-        w /= rows
-        if upper.ndim == 1:
-            upper = np.diag(upper)
-        mix = None if own.ndim == 1 else np.ascontiguousarray(own / own.diagonal()[:, None] * rows[:, None] / rows)
-        step = stored(step)
-        chosen = Rowwise(codec, w / (step * columns[:, None]), mix)
-        feed(w, upper, step * columns, chosen.take)
+        factors, step = self.grades.factors, stored(step)
+        w = x.reshape(len(self.outputs), -1) / (step * factors[0][:, None])
+        w /= factors[1]
+        w = np.ascontiguousarray(w.T if codec.down else w, np.float32)  # (lines, width), in steps
+        width, lines = (_moves(*both) for both in zip(self.uppers, factors, strict=True))
+        if not codec.down:
+            width, lines = lines, width
+        chosen = Rowwise(codec, w, width)
+        feed(w, None if lines is None else lines.astype(np.float32), chosen.take)
         return chosen.parts(step, self.grades)
 
 
-def _upper(factor: np.ndarray) -> np.ndarray:
-    if factor.ndim == 1:
-        return np.asarray((factor + DAMPING * factor.mean()) ** -0.5)
-    damped = factor + DAMPING * factor.diagonal().mean() * np.eye(len(factor))
-    return upper_of(damped)
+def routed(by: Weights, weight: Weight, codec: Trellis) -> Trellis | None:
+    """The codec as rounding by pairs goes through a weight; None if `by` knows no pairs of it. Reads nothing.
+
+    Lines of which pairs are known follow one another, and a trellis goes along each; where pairs are known within a
+    line too, what is made up for there has no path through a trellis.
+    """
+    about = About.of(by)
+    single = Trellis(states=1, lagrangian=SINGLE)
+    codec = single if codec.states == 1 else codec
+    if about.kind == KIND:
+        sides = (by.get(weight.name + part) for part in (OUTPUTS, INPUTS))
+        rows, columns = (factor is not None and len(factor.spec.shape) > 1 for factor in sides)
+        if rows and columns:
+            return replace(single, turn=False, down=True)
+        return replace(codec, turn=False, down=not rows)
+    first = weight.name in about.first
+    if about.kind != "hessian" or weight.name not in by or (first and len(weight.spec.shape) > 2):
+        return None
+    return replace(codec, turn=False, down=not first)
+
+
+def sensitivities(fisher: Weights, weight: Weight) -> Weight:
+    """What an error of each element costs; raises WeightsError if it is missing, or of another kind or shape."""
+    found = evidence_of(fisher, weight, ("fisher",))
+    if found.spec.shape != weight.spec.shape:
+        raise WeightsError(f"{found.origin}: the importances of {quoted(weight.name)} are {found.spec}, "
+                           f"its weights {weight.spec}")  # fmt: skip
+    return found
+
+
+def sensitive(fisher: Weights, weight: Weight, x: np.ndarray) -> np.ndarray:
+    """The values of `sensitivities`, float64, of a weight of values `x`; raises WeightsError for negative ones."""
+    check_same(About.of(fisher), weight, x)
+    found = sensitivities(fisher, weight)
+    values = found.array().astype(np.float64)
+    if not (np.isfinite(values) & (values >= 0)).all():
+        raise WeightsError(f"{found.origin}: the importances of {quoted(weight.name)} must be finite and >= 0")
+    return values
+
+
+def _moves(upper: np.ndarray, factors: np.ndarray) -> np.ndarray | None:
+    """How an error of one line moves the others, both in their steps; None: not at all."""
+    return None if upper.ndim == 1 else upper / upper.diagonal()[:, None] * factors[:, None] / factors

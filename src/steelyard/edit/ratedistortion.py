@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from typing import ClassVar
@@ -20,8 +20,8 @@ from steelyard.core.packed import Packed, Scheme
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
 from steelyard.edit._solved import solved
-from steelyard.edit.importance import scores_of
-from steelyard.edit.kronecker import PAIRED, Kronecker, is_kronecker
+from steelyard.edit.evidence import About
+from steelyard.edit.kronecker import PAIRS, Kronecker, routed, sensitive, sensitivities
 from steelyard.edit.prune import in_scope
 from steelyard.errors import CodecError, RecipeError, WeightsError, quoted
 
@@ -33,16 +33,21 @@ WITHIN = {1: 1 / 12, 4: 0.27, 8: 0.26, 16: 0.255, 32: 0.25, 64: 0.245}  # square
 class RateDistortion(Step):
     """Round every weight to a grid of its tensor, the steps chosen together for the least error at their bits.
 
-    Without `by`, the squared error of each tensor counts relative to the tensor's sum of squares: what a matrix makes
-    of its input is then disturbed as much as what any other does. The least sum of these at a number of bits has
-    the same slope everywhere: a step proportional to the root of the tensor's sum of squares, so that large
-    tensors get fewer bits a weight than small ones. With `by`, importances >= 0 of the same names and shapes
-    (a Fisher diagonal or what inputs contribute to a Hessian, say), the least ``sum by * error^2`` is sought instead:
-    steps are inverse to the root of a tensor's mean importance, and levels are chosen by that of each element.
+    What an error costs is said by evidence `by`:
 
-    With `by` from `sy.kronecker`, which knows what errors in pairs of rows and of columns cost, the least ``tr(A D B
-    Dᵀ)`` is sought, summed over the tensors: rows and columns have steps of their own, and what one element loses is
-    made up for by those after it. At the same bytes this often loses several times less; it takes longer to write.
+    - none: its square, relative to the tensor's sum of squares: what a matrix makes of its input is then disturbed as
+      much as what any other does.
+    - importances >= 0 of the same names and shapes, such as evidence of the kind fisher: ``sum by * error^2``.
+    - of the kind hessian, second moments H of the inputs: ``sum_i g_i d_i H d_iᵀ``, with d_i the error of a row (an
+      output), and g_i what the output matters: ``mean_j F_ij / mean_j H_jj`` with the Fisher information F
+      (`fisher`), a tenth of the tensor's mean added; without it ``1 / tr(W H Wᵀ)``, relative as above.
+    - of `sy.kronecker`, for pairs of outputs and of inputs: ``tr(A D B Dᵀ)``.
+
+    The least sum over all tensors at a number of bits has the same slope everywhere: a step inverse to the root of what
+    an error costs. By the last two kinds rows and columns have steps of their own, and what one element loses is made
+    up for by those after it: at the same bytes this often loses several times less, and takes longer to write. They
+    say nothing of tensors with one axis, which then pass untouched; a matrix without a Hessian, where others have
+    one, counts by `fisher`, or relatively.
 
     `importance` multiplies what the squared errors of tensors count, by globs of their names, of which the first
     that matches decides: queries and keys, say, reach the output through a softmax alone, and may have more error:
@@ -54,16 +59,18 @@ class RateDistortion(Step):
 
     Only floating-point tensors of at least `min_ndim` axes take part; the others pass untouched.
 
-    Raises RecipeError for settings that contradict each other, WeightsError for importances that are missing, have
-    another shape or a glob that matches no weight, CodecError, naming the tensor, for NaN or infinite weights.
+    Raises RecipeError for settings that contradict each other, WeightsError for evidence that is missing, of another
+    kind or shape or of other weights, or a glob that matches no weight, CodecError, naming the tensor, for NaN or
+    infinite weights.
 
     >>> x = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
     >>> w = RateDistortion(bits=3)(Weights.of({"a": x}))
     >>> round(8 * w["a"].read().nbytes / x.size, 1)
     3.0
 
-    Source: the slope of rate and distortion: Y. Shoham and A. Gersho, Efficient Bit Allocation for an Arbitrary Set of
-    Quantizers, IEEE Trans. ASSP 36, 1988; the choice of levels: see the codec.
+    Sources: the slope of rate and distortion: Y. Shoham and A. Gersho, Efficient Bit Allocation for an Arbitrary Set of
+    Quantizers, IEEE Trans. ASSP 36, 1988; by inputs: Lifar et al., "WaterSIC", 2026; see `edit.kronecker` for both
+    sides, and the codec for the choice of levels.
     """
 
     name: ClassVar[str] = "ratedistortion"
@@ -72,6 +79,7 @@ class RateDistortion(Step):
     states: int = 8
     min_ndim: int = 1
     by: Weights | None = None
+    fisher: Weights | None = None
     importance: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -84,8 +92,11 @@ class RateDistortion(Step):
         for glob, factor in self.importance.items():
             if not 0 <= factor < math.inf:
                 raise RecipeError(f"the importance of {glob!r} is {factor}, expected a number of at least 0")
-        if self.error is not None and is_kronecker(self.by):
+        if self.error is not None and self.kind in PAIRS:
             raise RecipeError("the error of pairs of elements has no unit to be given in: give bits")
+        if self.fisher is not None and self.kind != "hessian":
+            raise RecipeError("fisher says what outputs matter beside evidence of the kind hessian: give that as by "
+                              "(score), or the Fisher information alone as by")  # fmt: skip
         self.codec()
 
     def codec(self) -> Trellis:
@@ -95,12 +106,21 @@ class RateDistortion(Step):
         except CodecError as error:
             raise RecipeError(str(error)) from error
 
+    @property
+    def kind(self) -> str | None:
+        """Of the evidence; None for importances that somebody else made, or none."""
+        return None if self.by is None else About.of(self.by).kind
+
     def __call__(self, weights: Weights) -> Weights:
-        chosen = [item for item in weights.values() if in_scope(item, self.min_ndim)]
+        paired = self.kind in PAIRS
+        chosen = [item for item in weights.values() if in_scope(item, max(self.min_ndim, 2 if paired else 0))]
         for glob in self.importance:
             if weights and not any(fnmatchcase(item.name, glob) for item in chosen):
                 raise WeightsError(f"no weight in scope matches {quoted(glob)}, to which an importance is given")
         parts = tuple(self._part(item) for item in chosen)
+        if paired and parts and not any(part.kind for part in parts):
+            raise WeightsError(f"the evidence ({self.kind}) has no tensor {quoted(chosen[0].name)}, nor any other in "
+                               "scope; measure it on these weights (score)")  # fmt: skip
         together = _Together(self, parts)
         return weights.with_items(
             item.then(partial(together.hold, name), scheme=Scheme(together.parts[name].codec))
@@ -111,13 +131,13 @@ class RateDistortion(Step):
 
     def _part(self, item: Weight) -> _Part:
         codec, factor = self.codec(), self._factor(item.name)
-        if self.by is None or not is_kronecker(self.by):
-            return _Part(item, codec, factor, importance=scores_of(self.by, item))
-        if Kronecker.paired(self.by, item):  # what is made up for within a row has no path through a trellis
-            codec = Trellis(states=1, lagrangian=PAIRED, turn=False, down=True)
-        else:
-            codec = replace(codec, turn=False, down=True)
-        return _Part(item, codec, factor, pairs=self.by)
+        route = None if self.by is None else routed(self.by, item, codec)
+        if route is not None:
+            return _Part(item, route, factor, self.by, self.fisher, self.kind)
+        single = self.fisher if self.kind in PAIRS else self.by
+        if single is not None:
+            sensitivities(single, item)
+        return _Part(item, codec, factor, single)
 
     def _factor(self, name: str) -> float:
         """What multiplies the importance of a tensor."""
@@ -131,21 +151,13 @@ class _Part:
     weight: Weight
     codec: Trellis
     factor: float
-    importance: Weight | None = None
-    pairs: Weights | None = None  # evidence of `learn.kronecker`
+    by: Weights | None = None
+    fisher: Weights | None = None
+    kind: str | None = None  # of evidence of pairs
 
-    def kronecker(self) -> Kronecker | None:
-        """What errors of pairs of elements cost, where that is known."""
-        return None if self.pairs is None else Kronecker.of(self.pairs, self.weight)
-
-    def important(self) -> np.ndarray | None:
+    def important(self, x: np.ndarray) -> np.ndarray | None:
         """The importance of each element, finite and not negative; None where none is given."""
-        if self.importance is None:
-            return None
-        found = self.importance.array().astype(np.float64)
-        if not (np.isfinite(found) & (found >= 0)).all():
-            raise WeightsError(f"the importances of {quoted(self.weight.name)} must be finite and >= 0")
-        return found
+        return None if self.by is None else sensitive(self.by, self.weight, x)
 
     def look(self) -> _Look:
         """Read it once, and keep what decides its step."""
@@ -157,10 +169,9 @@ class _Part:
         if not math.isfinite(squares):
             text = "NaN, infinite or too large values have no levels; repair them"
             raise CodecError(f"{self.weight.origin}: {quoted(self.weight.name)}: {text}")
-        found = self.kronecker()
-        if found is not None:
-            return self._graded(x, found)
-        important = self.important()
+        if self.kind:
+            return self._graded(x)
+        important = self.important(x)
         importance = (1 / squares if squares else 0.0) if important is None else float(important.mean())
         rows = x.reshape(x.shape[0] if x.ndim > 1 else 1, -1)
         few = max(1, SAMPLE // rows.shape[1])
@@ -170,19 +181,40 @@ class _Part:
             weigh = important.reshape(rows.shape)[::step][:, :SAMPLE] / importance
         return _Look(x.size, squares, importance * self.factor, some, weigh)
 
-    def _graded(self, x: np.ndarray, found: Kronecker) -> _Look:
+    def _graded(self, x: np.ndarray) -> _Look:
         """In units of its grades, in which all tensors have one step."""
+        found, matrix = self.kronecker(x), x.reshape(len(x), -1)
         if not found.counts:
-            return _Look(x.size, 0.0, 0.0, x.astype(np.float64).reshape(1, -1)[:, :1])
-        rows, columns = found.grades.factors
-        matrix = x.reshape(len(rows), -1) / rows[:, None] / columns
-        few = max(1, SAMPLE // matrix.shape[0])
-        every = max(1, -(-matrix.shape[1] // few))
-        by_row, by_column = found.noise
-        spread = np.sqrt((np.outer(by_row[:SAMPLE], by_column[::every]) - 1) / 12)
-        noise = np.random.default_rng(0).normal(size=spread.shape) * spread
-        some = matrix[:SAMPLE, ::every]
-        return _Look(x.size, float(np.square(matrix).sum()), self.factor, some, noise=noise)
+            return _Look(x.size, 0.0, 0.0, matrix[:1, :1])
+        down, across = found.grades.factors
+        squares = np.square(matrix, dtype=np.float64)
+        by_row, by_column = squares @ across**-2.0 * down**-2.0, down**-2.0 @ squares * across**-2.0
+        importance = self.factor
+        if self.fisher is None and self.kind == "hessian":
+            whole = found.cost(x)
+            importance /= whole if whole > 0 else math.inf
+        rows, columns = places = sampled(by_row, by_column)
+        some = matrix[np.ix_(*places)] / down[rows, None] / across[columns]
+        noise = np.random.default_rng(0).normal(size=some.shape) * found.spread(*places, WITHIN[self.codec.states])
+        return _Look(x.size, float(by_row.sum()), importance, some, noise=noise, told=found.told)
+
+    def kronecker(self, x: np.ndarray) -> Kronecker:
+        """What errors of pairs cost, for the values `x` of the weight."""
+        assert self.by is not None
+        return Kronecker.by(self.by, self.fisher, self.weight, x)
+
+
+def sampled(*squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Some rows and columns by their sums of squares, of all sizes, which cross in at most `SAMPLE` elements."""
+    rows, columns = map(len, squares)
+    across = min(columns, max(1, math.isqrt(SAMPLE * columns // rows)))
+    down = min(rows, max(1, SAMPLE // across))
+    across = min(columns, SAMPLE // down)
+    first, second = (
+        np.sort(np.argsort(x, kind="stable")[(2 * np.arange(count) + 1) * len(x) // (2 * count)])
+        for x, count in zip(squares, (down, across), strict=True)
+    )
+    return first, second
 
 
 @dataclass(frozen=True)
@@ -193,6 +225,7 @@ class _Look:
     sample: np.ndarray  # some rows, float64
     weigh: np.ndarray | None = None  # importances of the sample, of mean 1 in the whole tensor
     noise: np.ndarray | float = 0.0  # what other elements' errors add to the sample, in steps
+    told: int = 0  # bytes besides the levels
 
     @property
     def step(self) -> float:
@@ -205,7 +238,7 @@ class _Look:
             return 0.0
         step = factor * self.step
         stream = codec.held(self.sample + step * self.noise, step, self.weigh)["stream"]
-        return 8 * stream.size * self.size / self.sample.size
+        return 8 * (stream.size * self.size / self.sample.size + self.told)
 
 
 @dataclass
@@ -225,18 +258,14 @@ class _Together:
         with self.lock:
             looks, factor = self._looks, self._factor
         part, look = self.parts[name], looks[name]
-        important = part.important()
-        if important is not None and look.importance > 0:
+        step, important = factor * look.step, None
+        if step and not part.kind and (important := part.important(x)) is not None:
             important *= part.factor / look.importance
-        step = factor * look.step or None
-        if not look.step:  # of no importance, or zeros
-            x, important = np.zeros_like(x), None
-        found = part.kronecker() if look.step else None
         try:
-            if found is not None and step is not None:
-                held = found.held(x, step, part.codec)
-            else:
-                held = part.codec.held(x, step, important)
+            if step and part.kind:
+                held = part.kronecker(x).held(x, step, part.codec)
+            else:  # zeros, where nothing is of importance
+                held = part.codec.held(x if step else np.zeros_like(x), step or None, important)
         except CodecError as error:
             raise CodecError(f"{part.weight.origin}: {quoted(name)}: {error}") from error
         return Packed(part.weight.spec, part.codec, held)
