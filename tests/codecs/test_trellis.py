@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from steelyard.codecs import _planes
+from steelyard.codecs._basis import principal
 from steelyard.codecs._grades import Grades
 from steelyard.codecs._rowwise import Rowwise
 from steelyard.codecs.trellis import Trellis, code, decoded
@@ -157,3 +158,23 @@ def test_grades_multiply_the_steps_of_rows_and_columns(
     for cut in (3, 12, 60):
         with pytest.raises(CodecError):
             codec.decode({"stream": parts["stream"][:cut]}, spec)
+
+
+def test_a_basis_and_grades_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steelyard.codecs.trellis._BLOCK", 5000)  # several blocks
+    mixed = (RNG.normal(size=(2000, 16)) * np.geomspace(1, 0.02, 16)) @ np.linalg.qr(RNG.normal(size=(16, 16)))[0]
+    grades = Grades(RNG.integers(-8, 8, 2000).astype(np.int32), RNG.integers(-8, 8, 16).astype(np.int32))
+    down, across = grades.factors
+    x = mixed * across * down[:, None]
+    codec, spec = Trellis(turn=False), Spec.like(x)
+    parts = codec.turned(x, 0.01, principal(mixed), grades)
+    assert parts["stream"][0] == 5
+    error = (codec.decode(parts, spec) - x) / (down[:, None] * across)
+    bits, within = measured(Trellis(0.01, turn=False), mixed)
+    assert np.square(error).mean() < 1.2 * within
+    assert 8 * parts["stream"].size / x.size < bits - 0.5  # the grades of rows take a quarter
+    for cut in (1, 5, 7, 40, parts["stream"].size - 10):
+        with pytest.raises(CodecError):
+            codec.decode({"stream": parts["stream"][:cut]}, spec)
+    with pytest.raises(CodecError, match="a basis for a matrix of 16 by 2000"):
+        codec.decode(parts, Spec((16, 2000), spec.dtype))

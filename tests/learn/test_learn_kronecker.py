@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from steelyard.errors import ModelError
-from steelyard.learn.kronecker import kronecker, smoothed
+from steelyard.learn.kronecker import kronecker
 
 
 def squared(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
@@ -32,7 +32,7 @@ def test_factors_are_the_moments_of_gradients() -> None:
     assert all(bool((p == q).all()) and p.grad is None for p, q in zip(net.parameters(), before, strict=True))
 
 
-def test_rows_of_a_large_table_are_smoothed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_a_large_table_that_no_example_reached_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("steelyard.learn.kronecker.WIDEST", 20)
     torch.manual_seed(1)
     net = nn.Embedding(50, 4)
@@ -45,20 +45,6 @@ def test_rows_of_a_large_table_are_smoothed(monkeypatch: pytest.MonkeyPatch) -> 
     assert unseen
     assert (rows[unseen] > 0).all()
     assert rows[:3].mean() > 3 * rows[unseen].max()
-
-
-def test_smoothing_gives_rows_that_were_not_reached_their_share() -> None:
-    random = np.random.default_rng(0)
-    rates = random.exponential(size=4000) ** 3
-    first, second = (random.poisson(rates).astype(float) for _ in range(2))
-    raw, truth = first + second, 2 * rates
-    found = smoothed(first, second)
-    assert np.isclose(found.sum(), raw.sum())
-    unseen = raw == 0  # by both: rarer than what one half did not reach
-    assert truth[unseen].mean() < found[unseen].mean() < 2 * truth[unseen].mean()
-    for rows in (raw == 2, raw > 50):
-        assert abs(found[rows].mean() - truth[rows].mean()) < 0.3 * truth[rows].mean()
-    np.testing.assert_array_equal(smoothed(raw, 0 * raw), raw)
 
 
 def test_what_cannot_be_measured_is_said() -> None:

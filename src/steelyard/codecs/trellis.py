@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from steelyard.codecs._basis import fineness, may_turn, principal, product
 from steelyard.codecs._grades import Grades
 from steelyard.codecs._parts import blank, part
 from steelyard.codecs._planes import read_varint, varint
@@ -28,8 +29,6 @@ _FLOATS = ("float32", "float16", "bfloat16", "float64")
 LIMIT = 1 << 28  # levels are below this
 _BLOCK = 1 << 21  # elements of a block that is coded by itself, at least
 _PATH = 1 << 19  # elements whose path through the trellis is searched at a time
-_TALL = 16  # a matrix with so many rows for each column may be worth turning
-_WIDE = 1024  # columns of the widest matrix that is turned
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,11 @@ class Trellis(Codec):
     - the rows of a block as a varint, 0 for all in one;
     - for each stream but the last its length as a varint, and the stream.
 
-    The streams are the basis (a square of levels of the step 2^-floor(log2(8 sqrt(columns))), rows are components),
-    or the grades of the matrix' rows and those of its columns (each one row of whole numbers k, which multiply the
-    step by 2^(k/4)), and each block of rows (what the first axis indexes; a tensor of one axis is one row) as
-    `steelyard.kernels.levels.code_levels` writes it, beginning in state 0. A value is the whole number of steps
-    (with a basis: of both steps, the sum over components exact) times the step in float64, rounded to the dtype.
+    The streams are the basis, if there is one (a square of levels of the step 2^-floor(log2(8 sqrt(columns))), rows are
+    components), the grades of the matrix' rows and those of its columns, if there are (each one row of whole numbers k,
+    which multiply the step by 2^(k/4)), and each block of rows (what the first axis indexes; a tensor of one axis is
+    one row) as `steelyard.kernels.levels.code_levels` writes it, beginning in state 0. A value is the whole number of
+    steps (with a basis: of both steps, the sum over components exact) times the step in float64, rounded to the dtype.
 
     Args:
         step: what the whole numbers count, in the unit of the weights; None: the power of two nearest to an eighth
@@ -122,8 +121,8 @@ class Trellis(Codec):
             weigh = self._laid(np.broadcast_to(importance, x.shape).astype(np.float64).reshape(_rows(spec)))
         values /= step
         found = self._plan(values, weigh)
-        if weigh is None and self.turn and _may_turn(*values.shape):
-            turned = self._turned(values)
+        if weigh is None and self.turn and may_turn(*values.shape):
+            turned = self._turned(values, principal(values), fineness(values.shape[1]))
             found = turned if len(turned) < len(found) else found
         return {"stream": np.frombuffer(_headed(found[0], step) + found[1:], np.uint8).copy()}
 
@@ -136,28 +135,45 @@ class Trellis(Codec):
                 raise CodecError(f"trellis: {stream.size} bytes for a tensor without elements")
             return blank(spec)
         flags, step, at = _head(stream)
-        based, graded = flags & 1, flags & 4
+        based, graded = bool(flags & 1), bool(flags & 4)
         count, width = _rows(spec)[::-1] if self.down else _rows(spec)
-        if based and not _may_turn(count, width):
+        if based and not may_turn(count, width):
             raise CodecError(f"trellis: a basis for a matrix of {count} by {width}")
         rows, at = read_varint(stream, at)
         heights = _heights(count, rows)
-        first = [(1, size) for size in _rows(spec)] if graded else [(width, width)] * based
-        shapes = [*first, *((height, width) for height in heights)]
-        pieces = list(_cut(stream, at, len(shapes)))
-        if graded:
-            return self._graded(pieces, shapes, step, spec)
-        out = self._laid(blank(spec).reshape(_rows(spec)))
-        wholes = _each(lambda i: self._wholes(pieces[i], shapes[i]), range(len(shapes)))
-        at = 0
+        first = [(width, width)] * based + [(1, size) for size in _rows(spec)] * graded
+        pieces = list(_cut(stream, at, len(first) + len(heights)))
+        basis, factors = None, None
         if based:
-            step *= 2.0 ** -_exponent(width)
-        for whole in wholes[based:]:
-            values = _product(whole, wholes[0]) if based else whole
-            with np.errstate(over="ignore"):
-                out[at : at + len(whole)] = (values * np.float64(step)).astype(out.dtype)
-            at += len(whole)
-        return np.ascontiguousarray(self._laid(out)).reshape(spec.shape)
+            basis, step = self._wholes(pieces[0], first[0]), step / fineness(width)
+        if graded:
+            own = [decoded(*both)[0] for both in zip(pieces[based:], first[based:], strict=False)]
+            factors = Grades(*own).factors[:: -1 if self.down else 1]
+        found = blank(spec).reshape(_rows(spec))
+        out, ends = self._laid(found), np.cumsum([0, *heights])
+
+        def block(i: int) -> None:
+            part = slice(ends[i], ends[i + 1])
+            values = self._wholes(pieces[len(first) + i], (heights[i], width))
+            with np.errstate(over="ignore", invalid="ignore"):
+                scaled = (values if basis is None else product(values, basis)) * np.float64(step)
+                if factors is not None:
+                    scaled = scaled * factors[1] * factors[0][part, None]
+                out[part] = scaled.astype(out.dtype)
+
+        _each(block, range(len(heights)))
+        return np.asarray(found.reshape(spec.shape))
+
+    def turned(self, x: np.ndarray, step: float, components: np.ndarray, grades: Grades) -> dict[str, np.ndarray]:
+        """The parts for a matrix x (rows, columns) in a basis of its rows, whose components are coded for themselves.
+
+        components: (columns, columns), what a step of each adds to a row, in units of the grades; `may_turn` says
+        for which shapes. Raises CodecError for a step that is too small.
+        """
+        down, across = grades.factors
+        step = stored(step)
+        stream = self._turned(x / (step * down[:, None] * across), components, fineness(x.shape[1]), grades)
+        return {"stream": np.frombuffer(_headed(5, step) + stream[1:], np.uint8).copy()}
 
     def told(self, levels: np.ndarray, step: float, grades: Grades | None = None) -> dict[str, np.ndarray]:
         """The parts for levels, (rows, width) int32 as they lie in the streams; a path begins at each `starts_of`."""
@@ -165,52 +181,30 @@ class Trellis(Codec):
         step = stored(step)
         pieces = _each(lambda i: code(levels[starts[i] : starts[i + 1]], self.states), range(len(starts) - 1))
         if grades is not None:
-            pieces = [code(np.ascontiguousarray(x[None], np.int32)) for x in (grades.rows, grades.columns)] + pieces
+            pieces = [*_grades(grades), *pieces]
         head = _headed(0 if grades is None else 4, step)
         return {"stream": np.frombuffer(head + _framed(levels.shape, pieces), np.uint8).copy()}
-
-    def _graded(
-        self, pieces: Sequence[np.ndarray], shapes: Sequence[tuple[int, int]], step: float, spec: Spec
-    ) -> np.ndarray:
-        """Whole numbers times the step, and what grades multiply it by; the pieces begin with the grades."""
-        grades = Grades(*(decoded(pieces[i], shapes[i])[0] for i in range(2)))
-        down, across = grades.factors[:: -1 if self.down else 1]
-        found = blank(spec).reshape(_rows(spec))
-        out, ends = self._laid(found), np.cumsum([0, *(height for height, _ in shapes[2:])])
-
-        def block(i: int) -> None:
-            part = slice(ends[i], ends[i + 1])
-            with np.errstate(over="ignore", invalid="ignore"):
-                values = self._wholes(pieces[2 + i], shapes[2 + i]) * np.float64(step) * across * down[part, None]
-                out[part] = values.astype(out.dtype)
-
-        _each(block, range(len(shapes) - 2))
-        return np.asarray(found.reshape(spec.shape))
 
     def _laid(self, matrix: np.ndarray) -> np.ndarray:
         """The matrix as the rows of the streams, and back."""
         return matrix.T if self.down else matrix
 
-    def _plan(self, scaled: np.ndarray, weigh: np.ndarray | None, basis: bytes | None = None) -> bytes:
-        """The whole stream for rows that are given in steps."""
+    def _plan(self, scaled: np.ndarray, weigh: np.ndarray | None, first: Sequence[bytes] = ()) -> bytes:
+        """The whole stream for rows that are given in steps; first: the pieces before them, of which one is a basis."""
         starts = starts_of(*scaled.shape)
 
         def block(i: int) -> bytes:
             part = slice(starts[i], starts[i + 1])
             return self._block(scaled[part], None if weigh is None else weigh[part])
 
-        pieces = [*([] if basis is None else [basis]), *_each(block, range(len(starts) - 1))]
-        return bytes([basis is not None]) + _framed(scaled.shape, pieces)
+        return bytes([bool(first)]) + _framed(scaled.shape, [*first, *_each(block, range(len(starts) - 1))])
 
-    def _turned(self, scaled: np.ndarray) -> bytes:
-        """The whole stream in the basis of principal components."""
-        width = scaled.shape[1]
-        _, vectors = np.linalg.eigh(scaled.T @ scaled)
-        components = np.ascontiguousarray(vectors[:, ::-1].T)  # (components, columns), the greatest first
-        fine = 2.0 ** _exponent(width)
+    def _turned(self, scaled: np.ndarray, components: np.ndarray, fine: float, grades: Grades | None = None) -> bytes:
+        """The whole stream in a basis, whose step is 1 / fine."""
         basis = self._block(components * fine, None)
-        held = self._wholes(np.frombuffer(basis, np.uint8), (width, width)) / fine
-        return self._plan(np.linalg.solve(held.T, scaled.T).T, None, basis)
+        held = self._wholes(np.frombuffer(basis, np.uint8), components.shape) / fine
+        first = [basis, *([] if grades is None else _grades(grades))]
+        return self._plan(np.linalg.solve(held.T, scaled.T).T, None, first)
 
     def _block(self, scaled: np.ndarray, weigh: np.ndarray | None) -> bytes:
         """One stream of levels."""
@@ -304,13 +298,9 @@ def _bits(flat: np.ndarray, near: np.ndarray, kinds: np.ndarray, states: int) ->
     return prices
 
 
-def _product(wholes: np.ndarray, basis: np.ndarray) -> np.ndarray:
-    """The matrix product of whole numbers, exact: in floats that hold every sum on the way."""
-    most = np.abs(wholes).max(0).astype(np.float64) @ np.abs(basis).astype(np.float64)
-    if most.max() >= 2.0**53:
-        raise CodecError("trellis: levels beyond what the product with a basis can hold; the stream is damaged")
-    kind = np.float32 if most.max() < 2.0**24 else np.float64
-    return np.asarray(wholes.astype(kind) @ basis.astype(kind))
+def _grades(grades: Grades) -> list[bytes]:
+    """Those of rows and those of columns, a stream each."""
+    return [code(np.ascontiguousarray(x[None], np.int32)) for x in (grades.rows, grades.columns)]
 
 
 def _headed(flags: int, step: float) -> bytes:
@@ -325,19 +315,9 @@ def _framed(shape: tuple[int, int], pieces: Sequence[bytes]) -> bytes:
     return b"".join([varint(_height(*shape)), *framed, pieces[-1]])
 
 
-def _exponent(width: int) -> int:
-    """The step of a basis is 2 to the power of minus this."""
-    return math.floor(math.log2(8 * math.sqrt(width)))
-
-
 def _check(spec: Spec) -> None:
     if spec.dtype.name not in _FLOATS:
         raise CodecError(f"trellis: cannot hold {spec.dtype}, only {', '.join(_FLOATS)}; cast the tensor first")
-
-
-def _may_turn(count: int, width: int) -> bool:
-    """Whether a matrix may be held in a basis of its own."""
-    return 1 < width <= _WIDE and count >= _TALL * width
 
 
 def stored(step: float) -> float:
@@ -351,7 +331,7 @@ def _head(stream: np.ndarray) -> tuple[int, float, int]:
     """The flags, the step, and where the rest begins."""
     flags = int(stream[0]) if stream.size else 8
     length = 8 if flags & 2 else 4
-    if flags > 6 or flags & 5 == 5 or stream.size < 1 + length:
+    if flags > 7 or stream.size < 1 + length:
         raise CodecError("trellis: the stream has no beginning; it is damaged or from a later version")
     step = float(stream[1 : 1 + length].view(f"<f{length}")[0])
     if not (step > 0 and math.isfinite(step)):

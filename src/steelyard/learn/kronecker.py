@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from steelyard.core.weights import Weights
 from steelyard.edit.kronecker import INPUTS, KIND, OUTPUTS
 from steelyard.errors import ModelError
+from steelyard.formats.module import to_array
 from steelyard.learn.calling import calling
 from steelyard.learn.evidence import collected
 from steelyard.learn.parameters import Named, named_parameters
+from steelyard.learn.reached import foretold
 from steelyard.learn.unharmed import unfrozen, unmoved
 
 WIDEST = 2048  # rows or columns of which pairs are kept: 16 MB for a factor of float32
-BINS = 16  # of rows that were reached, by how much
 
 
 def kronecker(
@@ -38,9 +39,9 @@ def kronecker(
     flattened), float32. `sy.RateDistortion` takes it as `by`.
 
     loss: of (model, batch), one number; its gradient has to be of mean zero over draws for the Fisher matrix, as with
-    labels that the model itself draws. One backward pass for each batch. The diagonal of many outputs is smoothed: for
-    rows that one half of the batches reached equally, what the other half says of them on average; so a row that
-    nothing reached, as that of a rare word, counts as such rows do. The model is left as it was.
+    labels that the model itself draws. One backward pass for each batch. The diagonal of many outputs is what the rows
+    would get on average over examples: a row that no batch reached, as that of a rare word, counts as much as its
+    contents, its length and its place foretell (`learn.reached`). The model is left as it was.
 
     Weights of which no gradient arrives have zeros. Raises ModelError if there is no batch, no matrix, or a gradient
     is not finite.
@@ -51,8 +52,7 @@ def kronecker(
     True
 
     Source: V. Gupta, T. Koren, Y. Singer, "Shampoo: Preconditioned Stochastic Tensor Optimization", ICML 2018; as the
-    Fisher matrix: D. Morwani et al., "A New Perspective on Shampoo's Preconditioner", 2024; the smoothing is after
-    I. J. Good, "The population frequencies of species and the estimation of population parameters", 1953.
+    Fisher matrix: D. Morwani et al., "A New Perspective on Shampoo's Preconditioner", 2024.
     """
     chosen = [n for n in named_parameters(model) if n.parameter.is_floating_point() and n.parameter.ndim > 1]
     if not chosen:
@@ -78,7 +78,7 @@ def _told(model: nn.Module, chosen: list[Named], sums: list[_Sums], count: int) 
     found: dict[str, np.ndarray] = {}
     named: dict[str, Named] = {}
     for n, total in zip(chosen, sums, strict=True):
-        outputs, inputs = total.factors(count)
+        outputs, inputs = total.factors(n.parameter, count)
         found |= {n.name + OUTPUTS: outputs, n.name + INPUTS: inputs}
     ties = {alias: n.name for n in chosen for alias in list(n.names)[1:]}
     made = collected(found, named, {"kind": KIND, "model": type(model).__name__, "inputs first": [], "samples": {}})
@@ -103,42 +103,9 @@ class _Sums:
             self.outputs[half] += g.square().sum(1)
         self.inputs += g.T @ g if self.inputs.ndim > 1 else g.square().sum(0)
 
-    def factors(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def factors(self, parameter: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
         """A and B."""
         outputs, inputs = (x.cpu().numpy() for x in (self.outputs, self.inputs))
-        outputs = outputs / count if self.paired else smoothed(outputs[0], outputs[1]) / count
+        outputs = (outputs if self.paired else foretold(*outputs, to_array(parameter.detach()))) / count
         whole = float(inputs.trace() if inputs.ndim > 1 else inputs.sum())
         return outputs.astype(np.float32), (inputs / (whole or 1.0)).astype(np.float32)
-
-
-def smoothed(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The sum of two halves, numbers >= 0 of the same rows, each as the halves foretell each other.
-
-    Rows that one half did not reach have the mean that the other half gives to such rows. The others are ranked in
-    sixteenths, and multiplied by what the other half gives to a sixteenth in the mean, as a share of its own. Nothing
-    changes where one half reached no row.
-
-    >>> smoothed(np.array([0.0, 0, 4, 0]), np.array([0.0, 1, 3, 0])).round(2).tolist()
-    [0.32, 0.47, 6.9, 0.32]
-    """
-    whole = first + second
-    if not (first.any() and second.any()):
-        return whole
-    both = [_foretold(first, second), _foretold(second, first)]
-    least, shares = (sum(x) / 2 for x in zip(*both, strict=True))
-    found = np.maximum(whole * shares[_bins(whole)], 2 * least)
-    return np.asarray(found * (whole.sum() / found.sum()))
-
-
-def _bins(x: np.ndarray) -> np.ndarray:
-    """Which sixteenth of the rows that were reached each row is in."""
-    edges = np.quantile(x[x > 0], np.linspace(0, 1, BINS + 1)[1:-1])
-    return np.searchsorted(edges, x, side="right")
-
-
-def _foretold(known: np.ndarray, other: np.ndarray) -> tuple[float, np.ndarray]:
-    """The mean of `other` where `known` is 0, and for each bin of the rest its mean as a share of the known one."""
-    unseen, bins = known == 0, _bins(known)
-    sums = [np.bincount(bins[~unseen], x[~unseen], BINS) for x in (known, other)]
-    shares = np.divide(sums[1], sums[0], out=np.ones(BINS), where=sums[0] > 0)
-    return float(other[unseen].mean()) if unseen.any() else 0.0, shares
