@@ -190,10 +190,10 @@ def test_float6_is_listed_and_refused_when_read(tmp_path: Path) -> None:
 
 
 def test_packed_tensors_open_elsewhere_as_their_parts(tmp_path: Path) -> None:
-    x = np.where(np.arange(64) % 3 == 0, np.arange(64) % 4, 0).astype(np.float32).reshape(8, 8)
+    x = np.where(np.arange(1 << 16) % 3 == 0, np.arange(1 << 16) % 4, 0).astype(np.float32).reshape(256, 256)
     plan = nest(CODECS["bitmask"](), values=CODECS["palette"](k=4))
     path = tmp_path / "x.safetensors"
-    write(Weights.of({"w": pack(x, plan), "b": np.ones(3, np.float32)}), path)
+    write(Weights.of({"w": pack(x, plan), "b": np.ones(5000, np.float32)}), path)
     parts = load_file(path)
     assert "w" not in parts
     assert all(key == "b" or key.startswith("w/") for key in parts)

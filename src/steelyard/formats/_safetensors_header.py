@@ -25,7 +25,8 @@ from typing import Any
 
 from steelyard.core.spec import DTYPES, DType, Spec
 from steelyard.errors import FormatError, quoted
-from steelyard.formats.manifest import strict_scanner
+from steelyard.formats._folded import ARRAY, folded, unfold
+from steelyard.formats.manifest import KEY, strict_scanner
 from steelyard.formats.source import Source
 
 HEADER_LIMIT = 100_000_000  # bytes, as in the reference library
@@ -61,19 +62,40 @@ class Header:
 
     @staticmethod
     def read(source: Source) -> Header:
-        """Read and check the header and not one byte more; raises FormatError with the place of what is wrong."""
+        """Read and check the header, folded or not, and not one byte more; raises FormatError with the place."""
         raw = _bytes(source)
         start = 8 + len(raw)
-        draft = _canonical(raw)
-        if draft is None:
-            try:
-                text = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise FormatError("the header is not UTF-8", path=source.path, offset=8 + error.start) from error
-            del raw
-            draft = _walk(text, source)
-        _check_cover(draft, source, start)
-        return Header(draft.meta, draft.names, draft.kind, draft.begin, draft.kinds.texts, draft.kinds.sizes, start)
+        header = _parsed(raw, source, start)
+        count = folded(header.meta.get(KEY), source.path)
+        return header if count is None else _unfolded(header, count, source)
+
+
+def _parsed(raw: bytearray, source: Source, start: int) -> Header:
+    """A header whose tensors lie from `start` to the end of the file."""
+    draft = _canonical(raw)
+    if draft is None:
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise FormatError("the header is not UTF-8", path=source.path, offset=8 + error.start) from error
+        del raw
+        draft = _walk(text, source)
+    _check_cover(draft, source, start)
+    return Header(draft.meta, draft.names, draft.kind, draft.begin, draft.kinds.texts, draft.kinds.sizes, start)
+
+
+def _unfolded(outer: Header, count: int, source: Source) -> Header:
+    """The header that lies deflated in the first `count` bytes of the only array of a file."""
+    if len(outer.meta) != 1 or list(outer.names) != [ARRAY] or count > source.size - outer.start:
+        text = f"a folded header of {count} bytes needs one array, {ARRAY!r}, that begins with it; fetch the file again"
+        raise FormatError(text, path=source.path)
+    inner = bytearray(count)
+    with source.reading() as file:
+        source.fill(file, outer.start, inner)
+    try:
+        return _parsed(unfold(bytes(inner)), source, outer.start + count)
+    except FormatError as error:  # a place in that text is none in the file
+        raise FormatError(f"in the folded header: {error.message}", path=source.path, offset=outer.start) from error
 
 
 @lru_cache(512)

@@ -2,7 +2,8 @@
 
 Decides how a file is laid out: the header in the order of the weights, the data with the widest elements
 first, so that every tensor lies aligned. What a valid file is, `_safetensors_header` decides. Packed
-tensors are written as their parts; any safetensors reader opens them.
+tensors are written as their parts; any safetensors reader opens them. Where there are such and the header is a good
+part of the file it lies deflated within the data (`_folded`).
 Knows nothing of what the tensors mean.
 
 Specification: https://github.com/huggingface/safetensors#format
@@ -23,6 +24,7 @@ from steelyard.core.packed import Packed
 from steelyard.core.spec import Spec
 from steelyard.core.weights import Weight, Weights
 from steelyard.errors import FormatError, quoted
+from steelyard.formats._folded import fold
 from steelyard.formats._safetensors_header import CODES, HEADER_LIMIT, Header, spec_of
 from steelyard.formats.base import (
     COPY,
@@ -239,7 +241,10 @@ def _write(weights: Weights, path: Path, sink: Sink, encoded: set[str]) -> bool:
         pieces = [piece for item in weights.values() for piece in _plan(item, draft, spool, path, item.name in encoded)]
         pieces = _joined(pieces, draft.join())
         ordered = sorted(pieces, key=lambda piece: -piece.spec.dtype.bits)
-        sink.write(_head(pieces, ordered, {**weights.meta}, draft.text(), path))
+        head, folded = _head(pieces, ordered, {**weights.meta}, draft.text(), path), None
+        if draft.packed or draft.joined:  # otherwise there are tensors that any reader can take from the file
+            folded = fold(head[8:], sum(piece.spec.nbytes for piece in pieces))
+        sink.write(folded or head)
         for piece in ordered:
             spec, weight = piece.spec, piece.weight
             lazily = weight is not None and weight.fill is not None
