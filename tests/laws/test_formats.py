@@ -423,9 +423,10 @@ def test_any_collection_comes_back(format: str, weights: Weights, tmp_path: Path
     ids=lambda change: change[1].decode(),
 )
 def test_a_wrong_manifest_is_an_error_that_names_the_file(
-    format: str, change: tuple[bytes, bytes], tmp_path: Path
+    format: str, change: tuple[bytes, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = target(format, tmp_path)
+    monkeypatch.setattr("steelyard.formats.safetensors.fold", lambda *_: None)  # so that the text stands in the file
     write(rich(), path)
     whole = path.read_bytes()
     old, new = (text.replace(b'"', b'\\"') if format in ("safetensors", "sharded") else text for text in change)
