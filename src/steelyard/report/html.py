@@ -24,6 +24,8 @@ from steelyard.report.plots import Picture
 from steelyard.report.units import is_number, written
 
 _LONG = 24  # rows; a longer table begins closed
+_WORD = 18  # characters of a cell that is not broken into lines
+_WIDE = 8  # columns; a table of more is set closer
 _DATA = 400  # rows; the numbers behind a larger picture are left to JSON
 
 
@@ -253,7 +255,10 @@ def _table(table: Table) -> str:
     numeric = {c.name for c in table.columns if _is_numeric(table.rows, c.name)}
     heads = "".join(_th(c, c.name in numeric) for c in table.columns)
     rows = "".join(f"<tr>{_cells(table.columns, row, numeric)}</tr>\n" for row in table.rows)
-    return f'<div class="scroll" {label}><table><thead><tr>{heads}</tr></thead>\n<tbody>{rows}</tbody></table></div>'
+    wide = " class=wide" if len(table.columns) > _WIDE else ""
+    return (
+        f'<div class="scroll" {label}><table{wide}><thead><tr>{heads}</tr></thead>\n<tbody>{rows}</tbody></table></div>'
+    )
 
 
 def _is_numeric(rows: Sequence[Mapping[str, Cell]], name: str) -> bool:
@@ -274,7 +279,8 @@ def _cells(columns: Sequence[Column], row: Mapping[str, Cell], numeric: set[str]
         if i == 0 and column.name not in numeric:
             cells.append(f'<th scope="row">{text}</th>')
         else:
-            cells.append(f"<td{' class=n' if column.name in numeric else ''}{exact}>{text}</td>")
+            kind = "n" if column.name in numeric else "w" if len(text) <= _WORD else ""
+            cells.append(f"<td{f' class={kind}' if kind else ''}{exact}>{text}</td>")
     return "".join(cells)
 
 

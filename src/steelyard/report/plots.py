@@ -277,7 +277,8 @@ class Treemap(Picture):
             "textfont": {"size": 12},
             "root": {"color": "rgba(0,0,0,0)"},
         }
-        return done([trace], {"margin": {"l": 0, "r": 0, "t": 8, "b": 8}}, height=420)
+        readable = {"uniformtext": {"minsize": 10, "mode": "hide"}}
+        return done([trace], {"margin": {"l": 0, "r": 0, "t": 8, "b": 8}, **readable}, height=420)
 
 
 def _tree(names: Sequence[str]) -> dict[str, str]:

@@ -1,0 +1,83 @@
+"""The page of a finished file: every byte of it has its place, and what was tried stands beside the tolerance."""
+
+from __future__ import annotations
+
+import pytest
+
+from steelyard.core.table import Column, Table
+from steelyard.core.weights import Weights
+from steelyard.report.html import render
+from steelyard.report.plots import Line, Picture, Treemap
+from steelyard.shrinking.page import page
+from steelyard.shrinking.within import Shrunk
+
+PROOF = {"bytes before": 4000, "bytes": 1000, "smaller": 4.0, "accuracy before": 0.97, "accuracy": 0.96, "loss": 0.01,
+         "loss at most": 0.018, "tolerance": 0.02, "examples": 1000}  # fmt: skip
+UNITS = {"bytes before": "B", "bytes": "B", "smaller": "x", "accuracy before": "%", "accuracy": "%", "loss": "pp",
+         "loss at most": "pp", "tolerance": "pp", "examples": ""}  # fmt: skip
+
+
+def shrunk(curve: Table, why: Table, running: Table | None = None) -> Shrunk:
+    proof = Table.of("blobs: the promise", [Column(name, unit) for name, unit in UNITS.items()], [PROOF],
+                     {"task": "blobs", "confidence": 0.95, "aim": "latency"})  # fmt: skip
+    return Shrunk(Weights.of({}), proof, why, curve, running)
+
+
+@pytest.fixture
+def weights() -> Shrunk:
+    why = Table.of("where the bytes went, and why", [Column("tensor"), Column("bytes before", "B"), Column("bytes", "B")],
+                   [{"tensor": "a.weight", "bytes before": 3000, "bytes": 500},
+                    {"tensor": "a.bias", "bytes before": 100, "bytes": 50}])  # fmt: skip
+    columns = [Column("candidate"), Column("bytes", "B"), Column("valid loss", "pp"), Column("loss", "pp"),
+               Column("loss at most", "pp")]  # fmt: skip
+    curve = Table.of("blobs: sizes to choose from", columns, [
+        {"candidate": "8 bits", "bytes": 900, "loss": 0.0, "loss at most": 0.003},
+        {"candidate": "4 bits", "bytes": 700, "valid loss": 0.01},
+        {"candidate": "3 bits", "bytes": 550, "valid loss": 0.01, "loss": 0.01, "loss at most": 0.018}])  # fmt: skip
+    return shrunk(curve, why)
+
+
+@pytest.fixture
+def runs() -> Shrunk:
+    why = Table.of("what is left", [Column("tensor"), Column("weights before"), Column("weights")],
+                   [{"tensor": "a.weight", "weights before": 750, "weights": 300}])  # fmt: skip
+    columns = [Column("candidate"), Column("bytes", "B"), Column("faster", "x"), Column("valid loss", "pp"),
+               Column("loss", "pp"), Column("loss at most", "pp"), Column("note")]  # fmt: skip
+    curve = Table.of("blobs: files that run", columns, [
+        {"candidate": "as it is, int8", "bytes": 900, "faster": 1.5, "valid loss": 0.0},
+        {"candidate": "half, int8", "bytes": 500, "faster": 1.2, "valid loss": 0.01, "loss": 0.0, "loss at most": 0.018},
+        {"candidate": "a quarter, int8", "note": "loses 0.0222 of accuracy"}])  # fmt: skip
+    names = {"examples": "", "seconds before": "s", "seconds": "s", "faster": "x", "faster at least": "x",
+             "memory before": "B", "memory": "B"}  # fmt: skip
+    running = Table.of("ONNX Runtime", names, [dict(zip(names, (1, 2e-5, 1e-5, 2.0, 1.9, 10_000_000, 5_000_000), strict=True))],
+                       {"onnxruntime": "1", "processor": "one", "rounds": 31})  # fmt: skip
+    return shrunk(curve, why, running)
+
+
+def pictures(found: Shrunk, kind: type[Picture]) -> list[Picture]:
+    return [p for section in page(found, "file").sections for p in section.pictures if isinstance(p, kind)]
+
+
+def test_the_areas_are_the_bytes_of_the_file(weights: Shrunk) -> None:
+    (tree,) = pictures(weights, Treemap)
+    trace = tree.figure()["data"][0]
+    assert sum(trace["values"]) == PROOF["bytes"]
+    assert dict(zip(trace["ids"], trace["values"], strict=True))["the header"] == 450
+
+
+def test_what_the_proof_was_asked_about_stands_beside_the_tolerance(weights: Shrunk) -> None:
+    (line,) = pictures(weights, Line)
+    most, _, tolerance = line.figure()["data"]
+    assert (most["x"], most["y"], tolerance["y"]) == ([900, 550], [0.003, 0.018], [0.02, 0.02])
+
+
+def test_files_that_run_are_in_the_order_of_what_they_gain(runs: Shrunk) -> None:
+    (line,) = pictures(runs, Line)
+    assert line.figure()["data"][1]["x"] == [1.2, 1.5]
+
+
+@pytest.mark.parametrize("kind", ["weights", "runs"])
+def test_the_page_names_the_promise_and_how_to_load_it(kind: str, request: pytest.FixtureRequest) -> None:
+    text = render(page(request.getfixturevalue(kind), "small.file"))
+    assert "it has fallen by no more than 1.80 pp" in " ".join(text.split())
+    assert "small.file" in text[text.index("How to load it") :]
