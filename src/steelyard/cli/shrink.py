@@ -104,7 +104,8 @@ def _interrupted(checkpoint: str | None) -> str:
 
 def _alone(weights: str, target: str, error: float, force: bool, output: Output) -> None:
     from steelyard.shrinking.alone import shrink_weights
+    from steelyard.shrinking.page_alone import page_alone
 
     with watching() as watch:
         found = shrink_weights(weights, target, error=error, force=force, watch=watch)
-    show([found.summary, found.why], output)
+    show([found.summary, found.why], output, page_alone(found, target))

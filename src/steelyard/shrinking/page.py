@@ -10,12 +10,12 @@ from pathlib import Path
 
 from steelyard.core.table import Column, Table
 from steelyard.report.html import KeyFigure, Page, Section
-from steelyard.report.plots import Bars, Line, Treemap
+from steelyard.report.plots import Line
 from steelyard.report.units import written
+from steelyard.shrinking.places import REST, area, before_and_after
 from steelyard.shrinking.within import Shrunk
 
 LOSSES = ("loss at most", "loss", "tolerance")  # of what the proof was asked about
-HEADER = "the header"  # which no tensor is called
 TRIED = (
     "The proof goes from {first}, and ends at the first whose loss, at most, is above the tolerance. Others were "
     "measured on validation examples alone."
@@ -63,17 +63,16 @@ def _of_weights(found: Shrunk, file: str) -> list[Section]:
         f"safetensors file. `steelyard convert {file} plain.safetensors` writes them plain. The file is smaller; it is "
         "not faster: a model computes with the same plain weights as before."
     )
-    where = (
-        "Areas are bytes of the finished file. What is left beside the tensors, its header, says what they are "
-        "called, what shapes they have and how they are held."
-    )
-    area = Treemap(_parts(found), "tensor", "bytes", title="the finished file",
-                   alt="areas in proportion to the bytes that each tensor takes in the finished file")  # fmt: skip
-    sizes = Bars(_largest(found.why), "tensor", ("bytes before", "bytes"), title="before and after", log=True)
+    pictures = [
+        area(found.why, "tensor", "bytes", found.proof.rows[0]["bytes"]),
+        before_and_after(found.why, "tensor", ("bytes before", "bytes")),
+    ]
     alt = "what each candidate of the proof loses against its bytes, and the tolerance"
-    against = Line(_asked(found, "loss"), "bytes", LOSSES, title="loss against size", log_x=True, marks=True, alt=alt)
+    against = Line(
+        _known(found, "loss", "bytes"), "bytes", LOSSES, title="loss against size", log_x=True, marks=True, alt=alt
+    )
     return [
-        Section("Where the bytes went", where, [found.why], [area, sizes]),
+        Section("Where the bytes went", REST, [found.why], pictures),
         Section("What was tried", TRIED.format(first="the largest of these candidates to the smallest"),
                 [found.curve], [against]),
         Section("How to load it", load),
@@ -93,10 +92,9 @@ def _that_runs(found: Shrunk, running: Table, file: str) -> list[Section]:
     )
     gain = next(c.name for c in found.curve.columns if c.unit == "x")
     alt = "what each file loses on validation and proof examples against what it gains, and the tolerance"
-    against = Line(_asked(found, gain), gain, ("loss at most", "valid loss", "tolerance"),
+    against = Line(_known(found, gain, gain), gain, ("loss at most", "valid loss", "tolerance"),
                    title="loss against what is gained", marks=True, alt=alt)  # fmt: skip
-    left = Bars(_largest(found.why, "weights before"), "tensor", ("weights before", "weights"),
-                title="weights of each tensor, before and after", log=True)  # fmt: skip
+    left = before_and_after(found.why, "tensor", ("weights before", "weights"))
     return [
         Section("How fast it is", speed, [running]),
         Section("What is left of each tensor", "", [found.why], [left]),
@@ -118,23 +116,9 @@ def _gains(running: Table) -> list[KeyFigure]:
     return figures
 
 
-def _parts(found: Shrunk) -> Table:
-    """What each tensor takes in the file, and its header."""
-    rows = [{"tensor": row["tensor"], "bytes": row["bytes"]} for row in found.why.rows]
-    header = found.proof.rows[0]["bytes"] - sum(row["bytes"] for row in rows)
-    columns = [Column("tensor"), Column("bytes", "B")]
-    return Table.of("the finished file", columns, [*rows, {"tensor": HEADER, "bytes": header}])
-
-
-def _asked(found: Shrunk, of: str) -> Table:
-    """The candidates of which a column is known, in its order, each with the tolerance."""
+def _known(found: Shrunk, column: str, order: str) -> Table:
+    """The candidates of which a column is known, in the order of another, each with the tolerance."""
     tolerance, unit = found.proof.rows[0]["tolerance"], next(c.unit for c in found.curve.columns if c.name == "loss")
-    known = [{**row, "tolerance": tolerance} for row in found.curve.rows if row[of] is not None]
-    rows = sorted(known, key=lambda row: (row[of], row["bytes"])) if of != "loss" else known
-    return replace(found.curve, columns=(*found.curve.columns, Column("tolerance", unit)), rows=tuple(rows))
-
-
-def _largest(why: Table, by: str = "bytes before", count: int = 30) -> Table:
-    """The rows of the largest tensors, for a picture that stays readable."""
-    rows = sorted(why.rows, key=lambda row: -int(row[by]))  # type: ignore[call-overload]
-    return replace(why, rows=tuple(rows[:count]))
+    known = [{**row, "tolerance": tolerance} for row in found.curve.rows if row[column] is not None]
+    known.sort(key=lambda row: row[order])
+    return replace(found.curve, columns=(*found.curve.columns, Column("tolerance", unit)), rows=tuple(known))

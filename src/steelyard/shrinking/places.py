@@ -1,0 +1,34 @@
+"""Where the bytes of a file lie, as pictures. Knows no torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from steelyard.core.table import Column, Table
+from steelyard.report.plots import Bars, Treemap
+
+HEADER = "the header"  # which no tensor is called
+REST = (
+    "Areas are bytes of the finished file. What is left beside the tensors, its header, says what they are called, "
+    "what shapes they have and how they are held."
+)
+
+
+def area(tensors: Table, name: str, size: str, whole: int) -> Treemap:
+    """The bytes of each tensor, the column `size`, and what is left of `whole`, those of the file.
+
+    >>> table = Table.of("held", {"name": "", "after": "B"}, [{"name": "a", "after": 7}])
+    >>> area(table, "name", "after", 10).table.column("bytes")
+    [7, 3]
+    """
+    rows = [{"tensor": row[name], "bytes": row[size]} for row in tensors.rows]
+    rest = {"tensor": HEADER, "bytes": whole - sum(row["bytes"] for row in rows)}  # type: ignore[misc]
+    found = Table.of("the finished file", [Column("tensor"), Column("bytes", "B")], [*rows, rest])
+    alt = "areas in proportion to the bytes that each tensor takes in the finished file"
+    return Treemap(found, "tensor", "bytes", alt=alt)
+
+
+def before_and_after(tensors: Table, name: str, columns: tuple[str, str], count: int = 30) -> Bars:
+    """Two bars for each of the largest tensors: of more, none could be read."""
+    rows = sorted(tensors.rows, key=lambda row: -int(row[columns[0]]))  # type: ignore[call-overload]
+    return Bars(replace(tensors, rows=tuple(rows[:count])), name, columns, title="before and after", log=True)
