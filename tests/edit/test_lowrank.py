@@ -75,6 +75,13 @@ def test_the_rank_is_what_the_bytes_allow() -> None:
     assert not isinstance(Factorize(keep=0.01)(w)["weight"].read(), Packed)  # not even rank 1 fits
 
 
+def test_a_rank_that_no_matrix_has_is_refused() -> None:
+    w = Weights.of({"a": np.ones((6, 4), np.float32), "b": np.ones((3, 9), np.float32), "c": np.ones(50, np.float32)})
+    assert not isinstance(Factorize(rank=4)(w)["a"].read(), Packed)  # it takes no fewer elements
+    with pytest.raises(WeightsError, match="rank 5 is more than any of the 2 matrices has: 4 at most"):
+        Factorize(rank=5)(w)
+
+
 def test_the_rank_is_the_least_that_loses_no_more_than_said() -> None:
     random = np.random.default_rng(0)
     x = (random.normal(size=(60, 8)) @ random.normal(size=(8, 50)) + 0.01 * random.normal(size=(60, 50))).astype(

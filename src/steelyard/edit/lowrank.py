@@ -35,7 +35,7 @@ class Factorize(Step):
     Say one of three:
 
     Args:
-        rank: r itself, at most the smaller side.
+        rank: r itself; of a matrix whose smaller side is less, that side.
         keep: the share of the bytes of each matrix that its factors may take, as long as they are of its type.
         error: the largest share of the squared norm (with data: of the squared outputs) that may be lost.
         by: evidence.
@@ -46,8 +46,8 @@ class Factorize(Step):
     take part; the others pass untouched, and so do those that are factored already. The factor of the inputs is fitted
     again after that of the outputs was rounded, and makes up for some of it.
 
-    Raises RecipeError for settings out of range, WeightsError for evidence that is missing, of another kind or of
-    other weights, CodecError for NaN or infinite weights.
+    Raises RecipeError for settings out of range, WeightsError for a rank that no matrix has, and for evidence that is
+    missing, of another kind or of other weights, CodecError for NaN or infinite weights.
 
     >>> w = Weights.of({"a": np.outer(np.arange(4), [1, 2, 3]).astype(np.float32)})
     >>> held = Factorize(rank=1)(w)["a"].read()
@@ -80,6 +80,11 @@ class Factorize(Step):
             raise RecipeError(f"damping is a share of the mean of the diagonal, above 0, not {self.damping}")
 
     def __call__(self, weights: Weights) -> Weights:
+        sides = [min(_sides(item)) for item in weights.values() if in_scope(item, 2) and item.spec.size]
+        if self.rank is not None and sides and self.rank > max(sides):
+            text = f"rank {self.rank} is more than any of the {len(sides)} matrices has: {max(sides)} at most"
+            raise WeightsError(text)
+
         def one(item: Weight) -> Weight:
             if not in_scope(item, 2) or not item.spec.size or _factored(item):
                 return item
