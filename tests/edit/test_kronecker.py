@@ -9,6 +9,7 @@ import pytest
 
 from steelyard import formats
 from steelyard.core.weights import Weights
+from steelyard.edit._components import Components
 from steelyard.edit.kronecker import INPUTS, OUTPUTS, Kronecker
 from steelyard.edit.ratedistortion import RateDistortion
 from steelyard.errors import RecipeError, WeightsError
@@ -100,3 +101,53 @@ def test_evidence_that_does_not_fit_is_named() -> None:
             RateDistortion(bits=3, by=wrong)(w)["w"].read()
     with pytest.raises(RecipeError, match="give bits"):
         RateDistortion(error=0.1, by=by)
+
+
+def table(seed: int) -> tuple[Weights, Weights]:
+    """Rows of correlated numbers, and evidence of pairs of columns alone."""
+    random = np.random.default_rng(seed)
+    mix = np.linalg.qr(random.normal(size=(12, 12)))[0] * np.geomspace(3, 0.1, 12)[:, None]
+    x = random.normal(size=(3000, 12)) @ mix
+    return Weights.of({"w": x.astype(np.float32)}), evidence(
+        outputs=random.exponential(size=3000).astype(np.float32), inputs=moments(random, 12)
+    )
+
+
+def test_a_tall_table_is_held_in_components_at_less_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    w, by = table(4)
+    step = RateDistortion(bits=2.5, by=by)
+    assert step(w)["w"].scheme.codec.turn  # type: ignore[union-attr]
+    assert step(w)["w"].read().parts["stream"][0] == 5
+    size, cost = lost(step, w, by)
+    assert abs(8 * size / 36000 - 2.5) < 0.15
+    monkeypatch.setattr("steelyard.edit.kronecker.separable", lambda weight: False)
+    plain, plainly = lost(RateDistortion(bits=2.7, by=by), w, by)
+    assert size < plain
+    assert cost < 0.6 * plainly
+
+
+def test_components_of_a_loss_that_hardly_minds_some_directions_do_no_harm() -> None:
+    w, _ = table(5)
+    ones = np.ones(3000, np.float32)
+    for inputs in (np.diag(np.geomspace(1, 1e-12, 12)), np.outer(np.arange(12.0), np.arange(12.0))):
+        by = evidence(outputs=ones, inputs=inputs.astype(np.float32))
+        held = RateDistortion(bits=4, by=by)(w)["w"].array()
+        assert Kronecker.of(by, w["w"]).cost(held - w["w"].array()) < 0.05 * Kronecker.of(by, w["w"]).cost(
+            w["w"].array()
+        )
+
+
+def test_components_say_what_an_error_costs() -> None:
+    random = np.random.default_rng(6)
+    x, rows, mix = (
+        random.normal(size=(500, 6)),
+        random.uniform(0.5, 2, 500),
+        np.linalg.qr(random.normal(size=(6, 6)))[0],
+    )
+    costs = mix * np.linspace(1, 9, 6) @ mix.T
+    found = Components.of(x, rows, costs)
+    down, across = found.grades.factors
+    z = found.some(x, np.arange(500))
+    np.testing.assert_allclose(down[:, None] * (z @ found.components) * across, x)
+    moved = found.components * across
+    np.testing.assert_allclose(moved @ costs @ moved.T, np.eye(6), atol=1e-9)

@@ -20,9 +20,12 @@ def may_turn(count: int, width: int) -> bool:
     return 1 < width <= WIDE and count >= TALL * width
 
 
-def fineness(width: int) -> float:
-    """Steps of a basis within 1, a power of two: some eight for the root mean square of its elements."""
-    return float(2.0 ** math.floor(math.log2(8 * math.sqrt(width))))
+def fineness(width: int, graded: bool) -> float:
+    """Steps of a basis within 1, a power of two: some eight for the root mean square of its elements.
+
+    Twice as many where columns have grades: then the rows of a basis need not be of one length.
+    """
+    return float(2.0 ** math.floor(math.log2((16 if graded else 8) * math.sqrt(width))))
 
 
 def principal(rows: np.ndarray) -> np.ndarray:

@@ -50,11 +50,12 @@ class Trellis(Codec):
     - the rows of a block as a varint, 0 for all in one;
     - for each stream but the last its length as a varint, and the stream.
 
-    The streams are the basis, if there is one (a square of levels of the step 2^-floor(log2(8 sqrt(columns))), rows are
-    components), the grades of the matrix' rows and those of its columns, if there are (each one row of whole numbers k,
-    which multiply the step by 2^(k/4)), and each block of rows (what the first axis indexes; a tensor of one axis is
-    one row) as `steelyard.kernels.levels.code_levels` writes it, beginning in state 0. A value is the whole number of
-    steps (with a basis: of both steps, the sum over components exact) times the step in float64, rounded to the dtype.
+    The streams are the basis, if there is one (a square of levels of the step 2^-floor(log2(8 sqrt(columns))), beside
+    grades 16 in place of 8; rows are components), the grades of the matrix' rows and those of its columns, if there are
+    (each one row of whole numbers k, which multiply the step by 2^(k/4)), and each block of rows (what the first axis
+    indexes; a tensor of one axis is one row) as `steelyard.kernels.levels.code_levels` writes it, beginning in state 0.
+    A value is the whole number of steps (with a basis: of both steps, the sum over components exact) times the step in
+    float64, rounded to the dtype.
 
     Args:
         step: what the whole numbers count, in the unit of the weights; None: the power of two nearest to an eighth
@@ -122,7 +123,7 @@ class Trellis(Codec):
         values /= step
         found = self._plan(values, weigh)
         if weigh is None and self.turn and may_turn(*values.shape):
-            turned = self._turned(values, principal(values), fineness(values.shape[1]))
+            turned = self._turned(values, principal(values))
             found = turned if len(turned) < len(found) else found
         return {"stream": np.frombuffer(_headed(found[0], step) + found[1:], np.uint8).copy()}
 
@@ -145,7 +146,7 @@ class Trellis(Codec):
         pieces = list(_cut(stream, at, len(first) + len(heights)))
         basis, factors = None, None
         if based:
-            basis, step = self._wholes(pieces[0], first[0]), step / fineness(width)
+            basis, step = self._wholes(pieces[0], first[0]), step / fineness(width, graded)
         if graded:
             own = [decoded(*both)[0] for both in zip(pieces[based:], first[based:], strict=False)]
             factors = Grades(*own).factors[:: -1 if self.down else 1]
@@ -172,7 +173,7 @@ class Trellis(Codec):
         """
         down, across = grades.factors
         step = stored(step)
-        stream = self._turned(x / (step * down[:, None] * across), components, fineness(x.shape[1]), grades)
+        stream = self._turned(x / (step * down[:, None] * across), components, grades)
         return {"stream": np.frombuffer(_headed(5, step) + stream[1:], np.uint8).copy()}
 
     def told(self, levels: np.ndarray, step: float, grades: Grades | None = None) -> dict[str, np.ndarray]:
@@ -181,7 +182,7 @@ class Trellis(Codec):
         step = stored(step)
         pieces = _each(lambda i: code(levels[starts[i] : starts[i + 1]], self.states), range(len(starts) - 1))
         if grades is not None:
-            pieces = [*_grades(grades), *pieces]
+            pieces = [*streams_of(grades), *pieces]
         head = _headed(0 if grades is None else 4, step)
         return {"stream": np.frombuffer(head + _framed(levels.shape, pieces), np.uint8).copy()}
 
@@ -199,12 +200,17 @@ class Trellis(Codec):
 
         return bytes([bool(first)]) + _framed(scaled.shape, [*first, *_each(block, range(len(starts) - 1))])
 
-    def _turned(self, scaled: np.ndarray, components: np.ndarray, fine: float, grades: Grades | None = None) -> bytes:
-        """The whole stream in a basis, whose step is 1 / fine."""
-        basis = self._block(components * fine, None)
-        held = self._wholes(np.frombuffer(basis, np.uint8), components.shape) / fine
-        first = [basis, *([] if grades is None else _grades(grades))]
+    def _turned(self, scaled: np.ndarray, components: np.ndarray, grades: Grades | None = None) -> bytes:
+        """The whole stream in a basis."""
+        basis, held = self.basis(components, grades is not None)
+        first = [basis, *([] if grades is None else streams_of(grades))]
         return self._plan(np.linalg.solve(held.T, scaled.T).T, None, first)
+
+    def basis(self, components: np.ndarray, graded: bool) -> tuple[bytes, np.ndarray]:
+        """A square of components as a stream, and what it holds; graded: beside grades."""
+        fine = fineness(len(components), graded)
+        stream = self._block(components * fine, None)
+        return stream, self._wholes(np.frombuffer(stream, np.uint8), components.shape) / fine
 
     def _block(self, scaled: np.ndarray, weigh: np.ndarray | None) -> bytes:
         """One stream of levels."""
@@ -298,7 +304,7 @@ def _bits(flat: np.ndarray, near: np.ndarray, kinds: np.ndarray, states: int) ->
     return prices
 
 
-def _grades(grades: Grades) -> list[bytes]:
+def streams_of(grades: Grades) -> list[bytes]:
     """Those of rows and those of columns, a stream each."""
     return [code(np.ascontiguousarray(x[None], np.int32)) for x in (grades.rows, grades.columns)]
 

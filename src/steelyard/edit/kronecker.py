@@ -20,8 +20,9 @@ import numpy as np
 
 from steelyard.codecs._grades import Grades
 from steelyard.codecs._rowwise import Rowwise
-from steelyard.codecs.trellis import Trellis, code, stored
+from steelyard.codecs.trellis import Trellis, stored, streams_of
 from steelyard.core.weights import Weight, Weights
+from steelyard.edit._components import Components, separable
 from steelyard.edit._feed import feed, gathered, upper_of
 from steelyard.edit.evidence import About, check_same, evidence_of, hessian_of
 from steelyard.errors import WeightsError, quoted
@@ -128,7 +129,12 @@ class Kronecker:
     @property
     def told(self) -> int:
         """The bytes that the grades take."""
-        return sum(len(code(np.ascontiguousarray(x[None]))) for x in (self.grades.rows, self.grades.columns))
+        return sum(map(len, streams_of(self.grades)))
+
+    def components(self, x: np.ndarray) -> Components:
+        """Those of a matrix x (outputs, inputs), where pairs of inputs alone are known."""
+        damped = self.inputs + self.damping * self.inputs.diagonal().mean() * np.eye(len(self.inputs))
+        return Components.of(x, self._upper(self.outputs), damped)
 
     def spread(self, rows: np.ndarray, columns: np.ndarray, within: float) -> np.ndarray:
         """Standard deviation, in steps, of what errors before them add to elements where rows and columns cross.
@@ -140,6 +146,9 @@ class Kronecker:
 
     def held(self, x: np.ndarray, step: float, codec: Trellis) -> dict[str, np.ndarray]:
         """Parts of the codec for a tensor; step: in units of the grades. Raises CodecError where it is too small."""
+        if codec.turn:
+            matrix = x.reshape(len(x), -1)
+            return self.components(matrix).held(matrix, step, codec)
         factors, step = self.grades.factors, stored(step)
         w = x.reshape(len(self.outputs), -1) / (step * factors[0][:, None])
         w /= factors[1]
@@ -156,7 +165,7 @@ def routed(by: Weights, weight: Weight, codec: Trellis) -> Trellis | None:
     """The codec as rounding by pairs goes through a weight; None if `by` knows no pairs of it. Reads nothing.
 
     Lines of which pairs are known follow one another, and a trellis goes along each; where pairs are known within a
-    line too, what is made up for there has no path through a trellis.
+    line too, what is made up for there has no path through a trellis. A tall matrix is held in components (`turn`).
     """
     about = About.of(by)
     single = Trellis(states=1, lagrangian=SINGLE)
@@ -166,11 +175,13 @@ def routed(by: Weights, weight: Weight, codec: Trellis) -> Trellis | None:
         rows, columns = (factor is not None and len(factor.spec.shape) > 1 for factor in sides)
         if rows and columns:
             return replace(single, turn=False, down=True)
-        return replace(codec, turn=False, down=not rows)
+        turn = columns and separable(weight)
+        return replace(codec, turn=turn, down=not rows and not turn)
     first = weight.name in about.first
     if about.kind != "hessian" or weight.name not in by or (first and len(weight.spec.shape) > 2):
         return None
-    return replace(codec, turn=False, down=not first)
+    turn = not first and separable(weight)
+    return replace(codec, turn=turn, down=not first and not turn)
 
 
 def sensitivities(fisher: Weights, weight: Weight) -> Weight:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from typing import ClassVar
@@ -193,6 +193,9 @@ class _Part:
         if self.fisher is None and self.kind == "hessian":
             whole = found.cost(x)
             importance /= whole if whole > 0 else math.inf
+        if self.codec.turn:
+            parts, rows = found.components(matrix), spaced(by_row, max(1, 2 * SAMPLE // len(across)))
+            return _Look(x.size, found.cost(x), importance, parts.some(matrix, rows), told=parts.told)
         rows, columns = places = sampled(by_row, by_column)
         some = matrix[np.ix_(*places)] / down[rows, None] / across[columns]
         noise = np.random.default_rng(0).normal(size=some.shape) * found.spread(*places, WITHIN[self.codec.states])
@@ -210,11 +213,13 @@ def sampled(*squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     across = min(columns, max(1, math.isqrt(SAMPLE * columns // rows)))
     down = min(rows, max(1, SAMPLE // across))
     across = min(columns, SAMPLE // down)
-    first, second = (
-        np.sort(np.argsort(x, kind="stable")[(2 * np.arange(count) + 1) * len(x) // (2 * count)])
-        for x, count in zip(squares, (down, across), strict=True)
-    )
-    return first, second
+    return spaced(squares[0], down), spaced(squares[1], across)
+
+
+def spaced(sizes: np.ndarray, count: int) -> np.ndarray:
+    """Indices of at most `count` numbers, as many of each size as there are."""
+    count = min(count, len(sizes))
+    return np.sort(np.argsort(sizes, kind="stable")[(2 * np.arange(count) + 1) * len(sizes) // (2 * count)])
 
 
 @dataclass(frozen=True)
@@ -237,6 +242,8 @@ class _Look:
         if not self.step:
             return 0.0
         step = factor * self.step
+        if self.told:  # the sample is in components already
+            codec = replace(codec, turn=False)
         stream = codec.held(self.sample + step * self.noise, step, self.weigh)["stream"]
         return 8 * (stream.size * self.size / self.sample.size + self.told)
 
