@@ -178,3 +178,10 @@ def test_a_basis_and_grades_together(monkeypatch: pytest.MonkeyPatch) -> None:
             codec.decode({"stream": parts["stream"][:cut]}, spec)
     with pytest.raises(CodecError, match="a basis for a matrix of 16 by 2000"):
         codec.decode(parts, Spec((16, 2000), spec.dtype))
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("float16", 57344.0), ("bfloat16", 3.3e38), ("float32", 3.4e38)])
+def test_a_level_above_the_largest_number_of_a_type_is_that_number(dtype: str, most: float) -> None:
+    x = np.array([most], DTYPES[dtype].numpy)
+    y = Trellis().decode(Trellis().encode(x), Spec.like(x)).astype(np.float64)
+    assert abs(y - x.astype(np.float64))[0] < 0.2 * most

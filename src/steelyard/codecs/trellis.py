@@ -160,7 +160,7 @@ class Trellis(Codec):
                 scaled = (values if basis is None else product(values, basis)) * np.float64(step)
                 if factors is not None:
                     scaled = scaled * factors[1] * factors[0][part, None]
-                out[part] = scaled.astype(out.dtype)
+                out[part] = _nearest(scaled, spec)
 
         _each(block, range(len(heights)))
         return np.asarray(found.reshape(spec.shape))
@@ -343,6 +343,15 @@ def _head(stream: np.ndarray) -> tuple[int, float, int]:
     if not (step > 0 and math.isfinite(step)):
         raise CodecError(f"trellis: the stream has a step of {step}; it is damaged")
     return flags, step, 1 + length
+
+
+def _nearest(values: np.ndarray, spec: Spec) -> np.ndarray:
+    """In the dtype, what is larger than its largest number as that: a level above the last value is no infinity."""
+    found = values.astype(spec.dtype.numpy)
+    if np.isfinite(found).all():
+        return np.asarray(found)
+    most = 2.0**128 - 2.0**120 if spec.dtype.name == "bfloat16" else float(np.finfo(spec.dtype.numpy).max)
+    return np.asarray(np.clip(values, -most, most).astype(spec.dtype.numpy))
 
 
 def _rows(spec: Spec) -> tuple[int, int]:
