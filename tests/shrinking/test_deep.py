@@ -11,9 +11,10 @@ from steelyard.core.packed import Packed
 from steelyard.core.weights import Weight
 from steelyard.errors import ModelError
 from steelyard.formats.module import from_module, into_module
+from steelyard.learn.measures import cross_entropy, squared_error
 from steelyard.learn.models import model
 from steelyard.learn.run import train
-from steelyard.learn.task import build_seeded
+from steelyard.learn.task import Batch, Task, build_seeded
 from steelyard.learn.tasks import task as find_task
 from steelyard.shrinking import deep
 from steelyard.shrinking.deep import coded, deep_compression, distilled, halved, headline, lost, sparse_plan
@@ -84,6 +85,43 @@ def test_the_teacher_gives_the_targets_of_training_only(trained):
     assert torch.equal(next(iter(lesson.batches("valid", 0))).targets, next(iter(task.batches("valid", 0))).targets)
     outputs = torch.randn(len(hard), 2)
     assert torch.equal(lesson.loss(outputs, hard.targets), task.loss(outputs, hard.targets))
+
+
+def lesson_of(net: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, loss) -> tuple[Task, Task]:
+    """A task of one batch, and the same distilled."""
+    task = Task("t", lambda: net, lambda split, epoch: [Batch(inputs, targets)], loss, {"loss": loss})
+    return task, distilled(task, net)
+
+
+def test_a_teacher_of_sequences_gives_the_chances_at_every_position_that_counts():
+    torch.manual_seed(0)
+    net, inputs = nn.Linear(4, 5), torch.randn(3, 7, 4)
+    targets = torch.randint(5, (3, 7))
+    targets[0, 2:] = -100
+    task, lesson = lesson_of(net, inputs, targets, cross_entropy)
+    (soft,) = lesson.batches("train", 0)
+    chances = net(inputs).softmax(-1)
+    outputs = torch.randn(3, 7, 5)
+    each = -(chances * outputs.log_softmax(-1)).sum(-1)
+    wanted = torch.stack([each[0, :2].mean(), each[1].mean(), each[2].mean()])
+    torch.testing.assert_close(lesson.loss(outputs, soft.targets), wanted)
+    torch.testing.assert_close(lesson.loss(outputs, targets), task.loss(outputs, targets))
+    assert torch.equal(next(iter(lesson.batches("valid", 0))).targets, targets)
+
+
+def test_a_teacher_of_vectors_gives_its_own_where_the_loss_is_a_distance():
+    torch.manual_seed(0)
+    net, inputs, targets = nn.Linear(4, 3), torch.randn(6, 4), torch.rand(6, 3)
+    distances = (squared_error, lambda outputs, targets: 1 - torch.cosine_similarity(outputs, targets))
+    for loss in distances:
+        task, lesson = lesson_of(net, inputs, targets, loss)
+        (told,) = lesson.batches("train", 0)
+        torch.testing.assert_close(told.targets, net(inputs))
+        assert lesson.loss is task.loss
+        assert torch.equal(next(iter(lesson.batches("valid", 0))).targets, targets)
+    logits = nn.functional.binary_cross_entropy_with_logits
+    task, lesson = lesson_of(net, inputs, targets, lambda o, t: logits(o, t, reduction="none").mean(1))
+    assert lesson is task  # its targets are no outputs
 
 
 def test_a_net_without_matrices_is_refused(trained):

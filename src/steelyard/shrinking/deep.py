@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch.nn.functional as F  # noqa: N812  (the name that everybody uses)
@@ -33,8 +33,10 @@ from steelyard.errors import ModelError
 from steelyard.formats.module import from_module, into_module
 from steelyard.learn.constrain import masked, release, shared
 from steelyard.learn.evaluate import evaluating, outcomes
+from steelyard.learn.examples import ExampleLoss
+from steelyard.learn.labels import IGNORED
 from steelyard.learn.run import train
-from steelyard.learn.task import Batch, Split, Task, apply, first_batch
+from steelyard.learn.task import Batch, Split, Task, apply, first_batch, inner_loss
 from steelyard.shrinking.settings import Settings
 
 Bearable = Callable[[nn.Module], bool]  # whether validation bears what was done to the student
@@ -132,11 +134,15 @@ def halved(weight: Weight) -> Weight:
 
 
 def distilled(task: Task, teacher: nn.Module) -> Task:
-    """The task with the teacher's outputs as targets in training; validation keeps the true ones.
+    """The task with what the teacher says as targets in training; validation keeps the true ones.
 
-    Without classes (a real-valued loss) the task is returned as it is.
+    For classes, at each position of an example if there are several, these are the teacher's probabilities, and the
+    loss is the cross entropy with them (positions that do not count stay so). Where targets are numbers like the
+    outputs, embeddings for example, and the task's loss of the outputs themselves as targets is 0, they are the
+    teacher's outputs. Any other task is returned as it is.
     """
-    if not _is_classification(teacher, task):
+    kind = _lesson(teacher, task)
+    if kind is None:
         return task
     teacher = copy.deepcopy(teacher)
 
@@ -144,22 +150,37 @@ def distilled(task: Task, teacher: nn.Module) -> Task:
         for batch in task.batches(split, epoch):
             if split == "train":
                 with evaluating(teacher):
-                    batch = replace(batch, targets=apply(teacher, batch).softmax(-1))
+                    outputs = apply(teacher, batch)
+                told = outputs if kind == "numbers" else outputs.softmax(-1) * (batch.targets != IGNORED)[..., None]
+                batch = replace(batch, targets=told)
             yield batch
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        if targets.is_floating_point():
-            return F.cross_entropy(outputs, targets, reduction="none")
-        return task.loss(outputs, targets)
+        return _soft(outputs, targets) if targets.is_floating_point() else task.loss(outputs, targets)
 
-    return replace(task, batches=batches, loss=loss)
+    return replace(task, batches=batches, loss=task.loss if kind == "numbers" else loss)
 
 
-def _is_classification(model: nn.Module, task: Task) -> bool:
+def _soft(outputs: Tensor, chances: Tensor) -> Tensor:
+    """-sum chances * log softmax(outputs) of each example, the mean over positions whose chances are not all 0."""
+    classes = outputs.shape[-1]
+    each = F.cross_entropy(outputs.reshape(-1, classes), chances.reshape(-1, classes), reduction="none")
+    counted = (chances.sum(-1) > 0).reshape(len(outputs), -1).to(each.dtype)
+    return each.reshape(len(outputs), -1).sum(1) / counted.sum(1).clamp_min(1)
+
+
+def _lesson(model: nn.Module, task: Task) -> Literal["classes", "numbers"] | None:
+    """What a teacher's outputs are good for as targets."""
     batch = first_batch(task, "valid")
     with evaluating(model):
-        outputs = apply(model, batch)
-    return not batch.targets.is_floating_point() and outputs.ndim == 2 and batch.targets.ndim == 1
+        outputs, targets = apply(model, batch), batch.targets
+        if not targets.is_floating_point():
+            return "classes" if outputs.ndim > 1 and outputs.shape[:-1] == targets.shape else None
+        loss = inner_loss(task)
+        if outputs.shape != targets.shape or isinstance(loss, ExampleLoss):
+            return None
+        found = loss(outputs, outputs.to(targets.dtype))
+    return "numbers" if bool((found.abs() <= 1e-4).all()) else None
 
 
 def _prune(student: nn.Module, lesson: Task, bearable: Bearable, settings: Settings, seed: int) -> float:
