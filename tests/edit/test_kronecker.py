@@ -103,6 +103,22 @@ def test_evidence_that_does_not_fit_is_named() -> None:
         RateDistortion(error=0.1, by=by)
 
 
+def test_tensors_share_bits_such_that_one_buys_as_much_in_each_of_them() -> None:
+    """One of pairs on both sides, and one of pairs of columns alone, whose trellis loses more for its step."""
+    (first, by), (second, other) = problem(8, (128, 96)), table(8)
+    w = Weights.of({"a": first["w"].array(), "b": second["w"].array() * np.float32(0.1)})
+    about = by.meta
+    named = {name + key[1:]: x.array() for name, found in (("a", by), ("b", other)) for key, x in found.items()}
+    by = Weights.of(named, meta=about)
+    found = {}
+    for factor in (0.3, 1.0, 3.0):
+        held = RateDistortion(bits=3, by=by, importance={"a": factor})(w)
+        bits = sum(8 * item.read().nbytes for item in held.values()) / sum(item.spec.size for item in w.values())
+        cost = sum(Kronecker.of(by, w[n]).cost(held[n].array() - w[n].array()) for n in w)
+        found[factor] = cost * 4 ** (bits - 3)  # at three bits
+    assert min(found, key=found.__getitem__) == 1
+
+
 def table(seed: int) -> tuple[Weights, Weights]:
     """Rows of correlated numbers, and evidence of pairs of columns alone."""
     random = np.random.default_rng(seed)

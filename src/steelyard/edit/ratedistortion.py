@@ -179,7 +179,7 @@ class _Part:
         some, weigh = rows[::step][:, :SAMPLE].astype(np.float64), None
         if important is not None and importance > 0:
             weigh = important.reshape(rows.shape)[::step][:, :SAMPLE] / importance
-        return _Look(x.size, squares, importance * self.factor, some, weigh)
+        return _Look(x.size, squares, importance * self.factor, some, weigh, within=WITHIN[self.codec.states])
 
     def _graded(self, x: np.ndarray) -> _Look:
         """In units of its grades, in which all tensors have one step."""
@@ -189,17 +189,18 @@ class _Part:
         down, across = found.grades.factors
         squares = np.square(matrix, dtype=np.float64)
         by_row, by_column = squares @ across**-2.0 * down**-2.0, down**-2.0 @ squares * across**-2.0
-        importance = self.factor
+        importance, within = self.factor * found.share, WITHIN[self.codec.states]
         if self.fisher is None and self.kind == "hessian":
             whole = found.cost(x)
             importance /= whole if whole > 0 else math.inf
         if self.codec.turn:
             parts, rows = found.components(matrix), spaced(by_row, max(1, 2 * SAMPLE // len(across)))
-            return _Look(x.size, found.cost(x), importance, parts.some(matrix, rows), told=parts.told)
+            some = parts.some(matrix, rows)
+            return _Look(x.size, found.cost(x), importance, some, told=parts.told, within=within)
         rows, columns = places = sampled(by_row, by_column)
         some = matrix[np.ix_(*places)] / down[rows, None] / across[columns]
-        noise = np.random.default_rng(0).normal(size=some.shape) * found.spread(*places, WITHIN[self.codec.states])
-        return _Look(x.size, float(by_row.sum()), importance, some, noise=noise, told=found.told)
+        noise = np.random.default_rng(0).normal(size=some.shape) * found.spread(*places, within)
+        return _Look(x.size, float(by_row.sum()), importance, some, noise=noise, told=found.told, within=within)
 
     def kronecker(self, x: np.ndarray) -> Kronecker:
         """What errors of pairs cost, for the values `x` of the weight."""
@@ -231,11 +232,12 @@ class _Look:
     weigh: np.ndarray | None = None  # importances of the sample, of mean 1 in the whole tensor
     noise: np.ndarray | float = 0.0  # what other elements' errors add to the sample, in steps
     told: int = 0  # bytes besides the levels
+    within: float = 1.0  # the squared error of an element in squared steps, which depends on the states
 
     @property
     def step(self) -> float:
         """The step of the grid, up to a factor that all tensors share; 0 where every element may become 0."""
-        return self.importance**-0.5 if self.importance > 0 and self.squares > 0 else 0.0
+        return (self.importance * self.within) ** -0.5 if self.importance > 0 and self.squares > 0 else 0.0
 
     def bits(self, factor: float, codec: Trellis) -> float:
         """Foreseen for the whole tensor."""
