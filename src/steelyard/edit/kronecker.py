@@ -120,18 +120,6 @@ class Kronecker:
             return np.asarray((factor + self.damping * factor.mean()) ** -0.5)
         return upper_of(factor + self.damping * factor.diagonal().mean() * np.eye(len(factor)))
 
-    @property
-    def share(self) -> float:
-        """Of what errors of such steps cost, how much the evidence says; damping, that nothing is free, says the rest.
-
-        For errors in proportion to the inverse of the damped factors: tr(A inv(A + d)) / n, of both sides.
-        """
-        found = 1.0
-        for factor, upper in zip((self.outputs, self.inputs), self.uppers, strict=True):
-            mean = float((factor.diagonal() if factor.ndim > 1 else factor).mean())
-            found *= max(1 - self.damping * mean * float(np.square(upper).sum()) / len(factor), 1e-3)
-        return found
-
     @cached_property
     def grades(self) -> Grades:
         """Steps of rows and columns: so much error in one element costs the same everywhere."""

@@ -189,7 +189,7 @@ class _Part:
         down, across = found.grades.factors
         squares = np.square(matrix, dtype=np.float64)
         by_row, by_column = squares @ across**-2.0 * down**-2.0, down**-2.0 @ squares * across**-2.0
-        importance, within = self.factor * found.share, WITHIN[self.codec.states]
+        importance, within = self.factor, WITHIN[self.codec.states]
         if self.fisher is None and self.kind == "hessian":
             whole = found.cost(x)
             importance /= whole if whole > 0 else math.inf
