@@ -28,14 +28,15 @@ from steelyard.shrinking.sensitivity import sensitivity
 
 
 class Encoder(nn.Module):
-    """The encoder with its weights under their own names, dots aside."""
+    """The encoder with its weights under their own names, dots aside; its embeddings have length 1."""
 
     def __init__(self, weights: dict[str, Tensor]):
         super().__init__()
         self.held = nn.ParameterDict({name.replace(".", "/"): nn.Parameter(x) for name, x in weights.items()})
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return pooled({name.replace("/", "."): x for name, x in self.held.items()}, ids, mask)
+        found = pooled({name.replace("/", "."): x for name, x in self.held.items()}, ids, mask)
+        return nn.functional.normalize(found, dim=1)
 
 
 def named(found: sy.Weights) -> sy.Weights:
