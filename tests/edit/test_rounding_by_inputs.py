@@ -56,12 +56,12 @@ def test_half_the_loss_of_coded_gptq_and_a_fifth_of_grids_without_data_at_no_mor
         assert lost.sum() < 0.2 * plain[1].sum()
 
 
-@pytest.mark.parametrize("bits", [1.2, 2.5, 4])
+@pytest.mark.parametrize("bits", [0.6, 1.2, 2.5, 4])
 @pytest.mark.parametrize("states", [1, 8])
 def test_bits_are_about_what_was_asked_for(bits: float, states: int) -> None:
     w, h = layer(3, outputs=400)
     size, _ = losses(RateDistortion(bits, by=h, states=states), w, h)
-    assert 0.9 * bits < 8 * size / w["w"].spec.size < 1.05 * bits
+    assert 0.93 * bits < 8 * size / w["w"].spec.size < 1.05 * bits
 
 
 def test_bits_of_a_matrix_are_foreseen_wherever_in_it_they_are_needed() -> None:

@@ -25,8 +25,7 @@ class Rowwise:
     def __init__(self, codec: Trellis, guess: np.ndarray, mix: np.ndarray | None = None):
         """`guess`: (rows, width), about what the rows will be, in steps. Raises CodecError for what has no level.
 
-        mix: (width, width), how an error of one element moves those after it in the row (None: not at all); for a
-        codec with one state.
+        mix: (width, width), how an error of one element moves those after it in the row (None: not at all).
         """
         if not np.abs(guess).max(initial=0) < LIMIT:
             raise CodecError("trellis: NaN, infinite or more than 2^28 steps from 0; take a greater step")
@@ -34,7 +33,12 @@ class Rowwise:
         self._following, self._second = trellis.tables(codec.states)
         self._kinds, self._prices = prices_of(guess, codec.states)
         self._starts = frozenset(starts_of(*guess.shape).tolist())
-        self._levels, self._row, self._state, self._mix = np.empty(guess.shape, np.int32), 0, 0, mix
+        self._levels, self._row, self._state, self._mix = (
+            np.empty(guess.shape, np.int32),
+            0,
+            0,
+            None if mix is None else mix.astype(np.float32),
+        )
 
     def take(self, row: np.ndarray) -> np.ndarray:
         """The whole numbers of steps (float32) that the next row, (width,) in steps, becomes."""
@@ -43,14 +47,17 @@ class Rowwise:
         levels, wide = self._levels[self._row], row.astype(np.float64)
         given = (wide, np.ones(1), self._kinds[self._row], self._prices, self._codec.lagrangian)
         self._row += 1
-        if self._mix is not None:
-            feedback.rounded(wide, self._mix, *given[2:], levels)
-            return np.asarray(levels, np.float32)
         if self._codec.states == 1:
-            trellis.nearest(*given, levels)
+            if self._mix is None:
+                trellis.nearest(*given, levels)
+            else:
+                feedback.rounded(wide, self._mix, *given[2:], levels)
             return np.asarray(levels, np.float32)
-        before = self._state
-        self._state = trellis.choose(*given, self._following, self._second, before, levels)
+        before, path = self._state, (self._following, self._second, self._state, levels)
+        if self._mix is None:
+            self._state = trellis.choose(*given, *path)
+        else:
+            self._state = feedback.survived(wide, self._mix, *given[2:], *path)
         whole = np.empty(len(row), np.int32)
         trellis.placed(levels, self._following, self._second, before, whole)
         return whole.astype(np.float32)

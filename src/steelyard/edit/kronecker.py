@@ -136,13 +136,10 @@ class Kronecker:
         damped = self.inputs + self.damping * self.inputs.diagonal().mean() * np.eye(len(self.inputs))
         return Components.of(x, self._upper(self.outputs), damped)
 
-    def spread(self, rows: np.ndarray, columns: np.ndarray, within: float) -> np.ndarray:
-        """Standard deviation, in steps, of what errors before them add to elements where rows and columns cross.
-
-        within: the variance of the error of one element, in squared steps.
-        """
+    def spread(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """What others' errors add to elements where rows and columns cross: its deviation, as a share of an error's."""
         by_row, by_column = (1 + gathered(x) if x.ndim > 1 else np.ones(len(x)) for x in self.uppers)
-        return np.sqrt((np.outer(by_row[rows], by_column[columns]) - 1) * within)
+        return np.sqrt(np.outer(by_row[rows], by_column[columns]) - 1)
 
     def held(self, x: np.ndarray, step: float, codec: Trellis) -> dict[str, np.ndarray]:
         """Parts of the codec for a tensor; step: in units of the grades. Raises CodecError where it is too small."""
@@ -164,17 +161,17 @@ class Kronecker:
 def routed(by: Weights, weight: Weight, codec: Trellis) -> Trellis | None:
     """The codec as rounding by pairs goes through a weight; None if `by` knows no pairs of it. Reads nothing.
 
-    Lines of which pairs are known follow one another, and a trellis goes along each; where pairs are known within a
-    line too, what is made up for there has no path through a trellis. A tall matrix is held in components (`turn`).
+    Lines of which pairs are known follow one another, and a trellis goes along each; where pairs are known within lines
+    too, those are the shorter ones: what is made up for there takes time with the square of their length. A tall matrix
+    is held in components (`turn`).
     """
     about = About.of(by)
-    single = Trellis(states=1, lagrangian=SINGLE)
-    codec = single if codec.states == 1 else codec
+    codec = Trellis(states=1, lagrangian=SINGLE) if codec.states == 1 else codec
     if about.kind == KIND:
         sides = (by.get(weight.name + part) for part in (OUTPUTS, INPUTS))
         rows, columns = (factor is not None and len(factor.spec.shape) > 1 for factor in sides)
         if rows and columns:
-            return replace(single, turn=False, down=True)
+            return replace(codec, turn=False, down=weight.spec.shape[0] ** 2 <= weight.spec.size)
         turn = columns and separable(weight)
         return replace(codec, turn=turn, down=not rows and not turn)
     first = weight.name in about.first

@@ -25,6 +25,7 @@ from steelyard.edit.kronecker import PAIRS, Kronecker, routed, sensitive, sensit
 from steelyard.edit.prune import in_scope
 from steelyard.errors import CodecError, RecipeError, WeightsError, quoted
 
+FEW = 1.2  # bits of a weight, below which a trellis loses more than one quantizer, where errors are made up for
 SAMPLE = 1 << 15  # elements by which the bits of a tensor are foreseen
 WITHIN = {1: 1 / 12, 4: 0.27, 8: 0.26, 16: 0.255, 32: 0.25, 64: 0.245}  # squared error in squared steps, by states
 
@@ -55,7 +56,8 @@ class RateDistortion(Step):
 
     Give either `bits`, the mean number of bits a weight (foreseen by coding samples: a few per cent may be missing),
     or `error`, the root of the mean over all weights of their tensor's relative squared error. The tensors are read
-    once before the first is written, one at a time. They are held by the `trellis` codec with `states` states.
+    once before the first is written, one at a time. They are held by the `trellis` codec with `states` states, but for
+    one state below 1.2 bits where rows and columns have steps of their own: there a trellis loses more.
 
     Only floating-point tensors of at least `min_ndim` axes take part; the others pass untouched.
 
@@ -131,7 +133,8 @@ class RateDistortion(Step):
 
     def _part(self, item: Weight) -> _Part:
         codec, factor = self.codec(), self._factor(item.name)
-        route = None if self.by is None else routed(self.by, item, codec)
+        few = replace(codec, states=1) if (self.bits or FEW) < FEW else codec
+        route = None if self.by is None else routed(self.by, item, few)
         if route is not None:
             return _Part(item, route, factor, self.by, self.fisher, self.kind)
         single = self.fisher if self.kind in PAIRS else self.by
@@ -199,7 +202,7 @@ class _Part:
             return _Look(x.size, found.cost(x), importance, some, told=parts.told, within=within)
         rows, columns = places = sampled(by_row, by_column)
         some = matrix[np.ix_(*places)] / down[rows, None] / across[columns]
-        noise = np.random.default_rng(0).normal(size=some.shape) * found.spread(*places, within)
+        noise = np.random.default_rng(0).normal(size=some.shape) * found.spread(*places)
         return _Look(x.size, float(by_row.sum()), importance, some, noise=noise, told=found.told, within=within)
 
     def kronecker(self, x: np.ndarray) -> Kronecker:
@@ -230,7 +233,7 @@ class _Look:
     importance: float  # of the squared error of one element
     sample: np.ndarray  # some rows, float64
     weigh: np.ndarray | None = None  # importances of the sample, of mean 1 in the whole tensor
-    noise: np.ndarray | float = 0.0  # what other elements' errors add to the sample, in steps
+    noise: np.ndarray | None = None  # what other elements' errors add to the sample, as a share of an element's error
     told: int = 0  # bytes besides the levels
     within: float = 1.0  # the squared error of an element in squared steps, which depends on the states
 
@@ -243,10 +246,13 @@ class _Look:
         """Foreseen for the whole tensor."""
         if not self.step:
             return 0.0
-        step = factor * self.step
+        step, sample = factor * self.step, self.sample
         if self.told:  # the sample is in components already
             codec = replace(codec, turn=False)
-        stream = codec.held(self.sample + step * self.noise, step, self.weigh)["stream"]
+        if self.noise is not None:  # nothing loses more than itself
+            lost = np.minimum(np.square(sample), self.within * step**2).mean()
+            sample = sample + math.sqrt(lost) * self.noise
+        stream = codec.held(sample, step, self.weigh)["stream"]
         return 8 * (stream.size * self.size / self.sample.size + self.told)
 
 
