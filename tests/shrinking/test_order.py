@@ -1,11 +1,14 @@
-"""What the proof is asked, and in what order: by validation data alone, from the safest to the smallest."""
+"""Which sizes are looked at, what the proof is asked, and in what order: by validation data alone."""
 
 from __future__ import annotations
+
+import math
+from itertools import combinations
 
 import numpy as np
 import pytest
 
-from steelyard.shrinking.order import evidence, foreseen, ordered
+from steelyard.shrinking.order import Step, chances, evidence, foreseen, middle, ordered
 from steelyard.shrinking.promise import Promise
 
 SIZES = [8 * 0.93**i for i in range(48)]
@@ -22,36 +25,80 @@ def test_what_a_size_loses_lies_between_those_that_were_measured_and_never_falls
     found = foreseen(SIZES, {10: (0.001, 0.01), 20: (0.02, 0.03), 15: (0.0, 0.02)})
     means = [mean for mean, _ in found]
     assert means == sorted(means)
-    assert means[10] == means[15] == 0.001
+    assert means[10] == means[15] == pytest.approx(0.001)
     assert means[20] == 0.02
     assert 0.001 < means[17] < 0.02
     assert means[0] < 0.0001
     assert means[24] == pytest.approx(0.02 * 2 ** (SIZES[20] - SIZES[24]))
 
 
-def test_steps_go_from_sure_to_hopeless_and_are_close_where_it_is_uncertain() -> None:
+def test_halving_looks_where_it_is_as_likely_on_both_sides_and_finds_every_size() -> None:
+    assert middle(-1, 48) == 22
+    for smallest in range(-1, 48):
+        low, high, looks = -1, 48, 0
+        while high - low > 1:
+            at = middle(low, high)
+            assert low < at < high
+            low, high, looks = (at, high, looks + 1) if at <= smallest else (low, at, looks + 1)
+        assert (low, high) == (smallest, smallest + 1)
+        assert looks <= (5 if 14 < smallest < 28 else 8)
+
+
+def steps_of(held: list[float], sizes: list[float]) -> list[Step]:
+    return [Step(size, chance, i, False) for i, (size, chance) in enumerate(zip(sizes, held, strict=True))]
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5])
+def test_the_steps_are_those_that_save_most(most: int) -> None:
+    """Against all subsets, each valued by what is left where each step but the first of those before holds."""
+    rng = np.random.default_rng(most)
+    for _ in range(20):
+        falling = sorted(rng.uniform(size=7).tolist(), reverse=True)
+        steps = steps_of(falling, sorted(rng.uniform(10, 900, 7).tolist(), reverse=True))
+
+        def left(chain: list[Step]) -> float:
+            ends = [1.0, *(step.chance for step in chain), 0.0]
+            sizes = [1000.0, *(step.bytes for step in chain)]
+            return sum((a - b) * math.log(size) for a, b, size in zip(ends, ends[1:], sizes, strict=False))
+
+        found = ordered(steps, steps[:3], most, 1000.0)
+        every = [c for n in range(1, most + 1) for c in combinations(steps, n) if c[0] in steps[:3]]
+        assert left(found) <= min(left(list(c)) for c in every) + 1e-3
+        assert [step.bytes for step in found] == sorted((step.bytes for step in found), reverse=True)
+
+
+def test_steps_go_from_sure_to_doubtful_and_are_close_where_it_is_uncertain() -> None:
     promise = Promise(0.02)
     means = foreseen(SIZES, {18: (0.004, 0.012), 22: (0.012, 0.03)})
-    chances = [promise.chance(*found, 1000, 1000, shares=True) for found in means]
-    steps = ordered(chances, BYTES, [], [18, 22])
-    assert [step.bytes for step in steps] == sorted((step.bytes for step in steps), reverse=True)
+    every = steps_of([promise.chance(*found, 1000, 1000, shares=True) for found in means], BYTES)
+    steps = ordered(every, [every[0], every[18]], 6, 32000.0)
+    assert len(steps) == 6
     assert steps[0].chance > 0.99
-    assert steps[-1].chance < 0.2
+    assert steps[-1].chance < 0.3
     assert len([step for step in steps if 0.1 < step.chance < 0.95]) >= 3
 
 
-def test_the_first_step_was_measured_or_is_the_largest() -> None:
-    """Where every size that was measured is without loss, nobody knows of another one."""
-    assert ordered([1.0] * 20 + [0.0] * 28, BYTES, [], [23])[0].index == 0
-    steps = ordered([1.0] * 48, BYTES, [], [23, 30])
-    assert steps[0].index == 30
-    assert [step.index for step in steps] == [30, (30 + 47) // 2, 47], "a wide gap is halved"
+def test_no_proof_is_spent_on_what_saves_nothing() -> None:
+    steps = steps_of([1.0, 1.0, 1.0, 1.0, 1e-9], [100.0, 80.0, 60.0, 40.0, 39.0])
+    assert [step.index for step in ordered(steps, steps, 5, 200.0)] == [3]
+    assert [step.index for step in ordered(steps, steps[:2], 5, 200.0)] in ([0, 3], [1, 3])
 
 
-def test_what_was_trained_stands_among_the_sizes_and_beats_those_that_risk_more_for_more_bytes() -> None:
-    chances = [1.0] * 20 + [0.4] * 28
-    steps = ordered(chances, BYTES, [(200.0, 0.8), (100.0, 0.005)], [19])
-    assert [(step.index, step.trained) for step in steps] == [(19, False), (0, True)]
+def test_what_is_foreseen_is_as_unsure_as_it_is_far_from_what_was_measured() -> None:
+    promise, measured = Promise(0.02), {18: (0.004, 1e-8), 24: (0.04, 1e-8)}
+    means = foreseen(SIZES, measured)
+    plain = [promise.chance(*found, 1000, 1000, shares=False) for found in means]
+    found = chances(SIZES, measured, lambda mean, variance: promise.chance(mean, variance, 1000, 1000, shares=False))
+    assert set(np.round(plain, 6)) == {0.0, 1.0}
+    assert found[18] == 1.0
+    assert found[24] == 0.0
+    assert any(0.05 < chance < 0.95 for chance in found[19:24])
+
+
+def test_a_proof_begins_where_it_may_and_never_comes_back_to_what_is_surer() -> None:
+    steps = steps_of([1.0, 0.3, 0.9, 0.6], [100.0, 80.0, 60.0, 40.0])
+    assert [step.index for step in ordered(steps, steps[:1], 4, 200.0)] == [0, 2, 3]
+    assert [step.index for step in ordered(steps, [steps[2]], 4, 200.0)] == [2, 3]
 
 
 def test_the_chance_of_a_proof_is_about_how_often_it_holds() -> None:

@@ -12,7 +12,7 @@ from steelyard.cli.options import Number, Output, output, show
 from steelyard.cli.progress import stating, watching
 from steelyard.life.recipe import Named
 
-_OF_METRICS = ("model", "seed", "aim", "tolerance", "confidence", "epochs", "checkpoint")
+_OF_METRICS = ("model", "seed", "aim", "tolerance", "confidence", "epochs", "evaluations", "checkpoint")
 
 
 @click.command("shrink")
@@ -27,6 +27,8 @@ _OF_METRICS = ("model", "seed", "aim", "tolerance", "confidence", "epochs", "che
 @click.option("--confidence", type=Number(), default=0.95, show_default=True, help="Of the promise that it is so.")
 @click.option("--epochs", type=click.IntRange(min=0), default=30, show_default=True,
               help="Of training for size, after rounding; a third as many after each narrowing; 0: none.")  # fmt: skip
+@click.option("--evaluations", type=click.IntRange(min=1), default=12, show_default=True,
+              help="Passes over validation or test examples at most, with those of original and file.")  # fmt: skip
 @click.option("--checkpoint", metavar="FOLDER",
               help="Keep what is found here, for a search that was broken off or has another tolerance.")  # fmt: skip
 @click.option("--error", type=Number(0, 1, min_open=True, max_open=True), metavar="SHARE",
@@ -41,6 +43,7 @@ def verb(
     tolerance: float,
     confidence: float,
     epochs: int,
+    evaluations: int,
     checkpoint: str | None,
     error: float | None,
     output: Output,
@@ -73,6 +76,8 @@ def verb(
         raise click.UsageError(f"--{chosen[0]} is for a TASK, and none is given: name it before WEIGHTS", context)
     if len(given) == 3 and error is not None:
         raise click.UsageError("--error is for weights without a TASK; --tolerance is for its metric", context)
+    if aim != "file" and "evaluations" in chosen:
+        raise click.UsageError(f"--evaluations is for --aim file: for {aim} every file that runs is measured", context)
     weights, target = given[-2:]
     if len(given) == 2:
         _alone(weights, target, 0.1 if error is None else error, force, output)
@@ -87,7 +92,7 @@ def verb(
     try:
         with stating("shrinking") as say:
             found = shrink(module, made, target, aim=aim, tolerance=tolerance, confidence=confidence, epochs=epochs,
-                           seed=seed, checkpoint=checkpoint, say=say)  # fmt: skip
+                           evaluations=evaluations, seed=seed, checkpoint=checkpoint, say=say)  # fmt: skip
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(_interrupted(checkpoint)) from interrupt
     tables = [found.proof, found.why, found.curve]

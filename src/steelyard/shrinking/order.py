@@ -1,25 +1,29 @@
-"""Which candidates go into the proof, and in what order: from the safest to the smallest, by validation data alone.
+"""Which sizes are looked at, and which candidates the proof is asked about: by validation data alone.
 
-Decides how far apart they are: close together where it is uncertain whether the proof holds, and on beyond that,
-because the first that fails ends it and costs nothing. What sizes that were not measured would lose lies between those
-that were.
+Decides where a look says most, and the steps of the proof: from the safest to the smallest, as far apart as saves most
+in the mean, because the first that fails ends it. What sizes that were not measured would lose lies between those that
+were.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from statistics import NormalDist
 
 import numpy as np
 
-LADDER = (0.999, 0.98, 0.9, 0.7, 0.5, 0.3, 0.1, 0.01)  # chances of the proof; a size for each
-WIDEST = 6  # sizes between two of them: a loss can rise faster than it was foreseen
-SURE = 0.9  # above that a candidate is a step on the way even where a smaller one promises as much
-MARGIN = 0.2  # a chance that is better by more than chance
-LEAST = 0.01  # below that a proof is not tried
+USUAL = NormalDist(21, 8)  # the index of the smallest size that a tolerance of points bears: most nets lie around there
+ANYWHERE = 0.01  # and as much of a chance at each other one
+SURE = 0.98  # of a proof at which it may begin
+LEAST = 0.003  # below that a proof is not tried
+OFF = 0.25  # by how much the logarithm of what is foreseen is off, for each bit from the nearest that was measured
+NEGLIGIBLE = 1e-3  # of log bytes: a step that saves less is not worth a proof
 
 Evidence = tuple[float, float]  # mean and variance of how much worse an example came out
+Chance = Callable[[float, float], float]  # of a proof, by these two
+QUANTILES = np.array([NormalDist().inv_cdf((i + 0.5) / 7) for i in range(7)])
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,17 @@ def evidence(worse: np.ndarray) -> Evidence:
     return float(worse.mean()), float(worse.var(ddof=1)) if len(worse) > 1 else 0.0
 
 
+def middle(low: int, high: int) -> int:
+    """The size between two to look at next: the smallest that is borne is as likely on both sides of it."""
+    between = range(low, high)  # where the last that is borne may be
+    weights = np.array([USUAL.cdf(i + 0.5) - USUAL.cdf(i - 0.5) + ANYWHERE for i in between])
+    below = np.cumsum(weights)[:-1] / weights.sum()
+    return low + 1 + int(np.abs(below - 0.5).argmin())
+
+
 def foreseen(sizes: Sequence[float], measured: Mapping[int, Evidence]) -> list[Evidence]:
-    """What each size loses: linear between those that were measured, never less than a larger one; beyond them a bit
-    less doubles it."""  # fmt: skip
+    """What each size loses, never less than a larger one. Between those that were measured a bit less multiplies it, as
+    it does beyond them: there it doubles."""  # fmt: skip
     known = sorted(measured)
     means = np.maximum.accumulate([measured[i][0] for i in known])
     variances = np.maximum.accumulate([measured[i][1] for i in known])
@@ -50,29 +62,56 @@ def foreseen(sizes: Sequence[float], measured: Mapping[int, Evidence]) -> list[E
         nearest = min(max(i, known[0]), known[-1])
         times = 2.0 ** (sizes[nearest] - bits)
         places = [sizes[k] for k in known][::-1]
-        mean, variance = (float(np.interp(sizes[nearest], places, v[::-1])) for v in (means, variances))
+        mean, variance = (_between(sizes[nearest], places, v[::-1]) for v in (means, variances))
         found.append((mean * times if mean > 0 else mean, variance * times))
     return found
 
 
-def ordered(
-    chances: Sequence[float], bytes_of: Sequence[float], trained: Sequence[tuple[float, float]], measured: Iterable[int]
-) -> list[Step]:
-    """The steps of the proof, the largest first.
+def chances(sizes: Sequence[float], measured: Mapping[int, Evidence], chance: Chance) -> list[float]:
+    """That of a proof for each size, in the mean of what it may lose where that is foreseen."""
+    found = []
+    for bits, (mean, variance) in zip(sizes, foreseen(sizes, measured), strict=True):
+        off = OFF * min(abs(bits - sizes[i]) for i in measured)
+        times = np.exp(off * QUANTILES) if off else np.ones(1)
+        found.append(float(np.mean([chance(mean * t if mean > 0 else mean, variance * t) for t in times])))
+    return found
 
-    chances, bytes_of: of each size, the largest first; trained: bytes and chance of each that was trained;
-    measured: indices of sizes. The proof begins at one of them, or at the largest of all: what was not measured may
-    lose all at once, and would then end it before anything is proven.
+
+def _between(place: float, places: Sequence[float], values: np.ndarray) -> float:
+    """Geometric where that is possible, otherwise linear."""
+    if (values > 0).all():
+        return math.exp(np.interp(place, places, np.log(values)))
+    return float(np.interp(place, places, values))
+
+
+def ordered(steps: Sequence[Step], first: Collection[Step], most: int, whole: float) -> list[Step]:
+    """At most so many of the steps, the largest first: those that save most, as the mean of log bytes.
+
+    It is assumed that where the proof of a step holds, those of all before it do: so each saves its distance from the
+    one before with its own chance. Of chains that save as much the shortest is taken. first: of which the proof may
+    begin with; whole: the bytes of the original, with which a proof leaves off whose first step fails.
     """
-    rungs = [max((i for i, chance in enumerate(chances) if chance >= bar), default=0) for bar in LADDER]
-    first = max((i for i in measured if i <= rungs[0] and chances[i] >= LADDER[1]), default=0)
-    chosen = sorted({first, *rungs})
-    chosen += [(a + b) // 2 for a, b in pairwise(chosen) if b - a > WIDEST]
-    steps = [Step(bytes_of[i], chances[i], i, False) for i in sorted(chosen)]
-    steps += [Step(size, chance, i, True) for i, (size, chance) in enumerate(trained) if chance >= LEAST]
-    kept = [step for step in steps if step is steps[0] or step.chance >= SURE or not _beaten(step, steps)]
-    return sorted(kept, key=lambda step: -step.bytes)
-
-
-def _beaten(step: Step, steps: Sequence[Step]) -> bool:
-    return any(other.bytes < step.bytes and other.chance > step.chance + MARGIN for other in steps)
+    steps = sorted(steps, key=lambda step: -step.bytes)
+    # the best chain that ends with a step: by the number of its steps, what it saves and the step before
+    best: list[dict[int, tuple[float, int | None]]] = []
+    for j, step in enumerate(steps):
+        ends: dict[int, tuple[float, int | None]] = {}
+        if step in first:
+            ends[1] = step.chance * math.log(whole / step.bytes), None
+        for i, before in enumerate(steps[:j]):
+            if before.chance < step.chance:
+                continue
+            more = step.chance * math.log(before.bytes / step.bytes)
+            for count, (saved, _) in best[i].items():
+                if count < most and saved + more > ends.get(count + 1, (-math.inf, None))[0]:
+                    ends[count + 1] = saved + more, i
+        best.append(ends)
+    every = [(count, -saved, j) for j, ends in enumerate(best) for count, (saved, _) in ends.items()]
+    least = min(lost for _, lost, _ in every) + NEGLIGIBLE
+    count, _, at = min(end for end in every if end[1] <= least)
+    chain: list[Step] = []
+    last: int | None = at
+    while last is not None:
+        chain.append(steps[last])
+        last, count = best[last][count][1], count - 1
+    return chain[::-1]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -21,22 +21,22 @@ from steelyard.core.weights import Weight, Weights
 from steelyard.edit.ratedistortion import RateDistortion
 from steelyard.errors import ModelError, VerdictError
 from steelyard.formats.module import into_module
-from steelyard.learn.evaluate import evaluating, outcomes
-from steelyard.learn.intervals import student
-from steelyard.learn.task import Batch, Split, Task, apply, first_batch
+from steelyard.learn.evaluate import binary, evaluating, outcomes
+from steelyard.learn.task import Split, Task, apply, first_batch
+from steelyard.shrinking.budget import ANYHOW, Budget
 from steelyard.shrinking.deep import MATRICES, lost, vectors_halved
 from steelyard.shrinking.journal import Journal
-from steelyard.shrinking.order import Step, evidence, foreseen, ordered
+from steelyard.shrinking.order import LEAST, SURE, Step, chances, evidence, middle, ordered
+from steelyard.shrinking.precondition import of_original, provable
 from steelyard.shrinking.promise import Promise
 from steelyard.shrinking.sensitivity import BATCHES, sensitivity
 from steelyard.shrinking.tight import PASSES, Tight, tighten
 from steelyard.shrinking.work import Meter, Say, Work
 
 SIZES = tuple(round(8 * 0.93**i, 3) for i in range(48))  # bits for each weight of a matrix: 8 to 0.26
-LOOKS = 5  # at sizes by validation data: halving leaves one or two undecided
 EVEN = 0.5  # the chance of a proof at which a candidate is hopeful
-PRICES = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)  # of a bit of the weights, in bits of the training labels
-PROOFS = 5  # candidates that a proof asks of, more or less
+PRICES = (0.01, 0.64)  # of a bit of the weights, in bits of the training labels: the first, and one of the last
+FURTHER = 2.5  # times the epochs at the first price are those at all others
 EXAMPLES = "examples"  # that are evaluated: a kind of work
 
 
@@ -59,51 +59,36 @@ class Search:
     """The state of one search; its methods are called in their order."""
 
     def __init__(
-        self, model: nn.Module, task: Task, original: Weights, promise: Promise, journal: Journal, seed: int, say: Say
+        self,
+        model: nn.Module,
+        task: Task,
+        original: Weights,
+        promise: Promise,
+        journal: Journal,
+        seed: int,
+        say: Say,
+        budget: Budget,
     ):
         self.model, self.task, self.original, self.promise = model, task, original, promise
-        self.journal, self.seed, self.say = journal, seed, say
+        self.journal, self.seed, self.say, self.budget = journal, seed, say, budget
         self.work = Work(say)
         self.student = copy.deepcopy(model)
         self.before: dict[Split, np.ndarray] = {}  # the metric of the original, by example
         self.measured: dict[int, Candidate] = {}  # by the index of its size
         self.others: list[Candidate] = []  # that were trained
         self.tried: list[Candidate] = []  # in the proof
-        self.evaluations = 0
+        self.evaluations = 0  # passes over a split, of whatever model
 
     def precondition(self) -> None:
         """Raise ModelError for what no search could end well with."""
         for split in ("valid", "test"):
-            found = self._of_original(self.task, split)  # type: ignore[arg-type]
-            if not np.isfinite(found).all():
-                wrong = found[~np.isfinite(found)][0]
-                raise ModelError(f"the metric {self.task.headline!r} of the original is {wrong} for some {split} "
-                                 "examples: mend the metric, or leave them out")  # fmt: skip
+            self.work.tell("measuring the original")
+            start = self.work.clock()
+            found = of_original(self.model, self.task, split)  # type: ignore[arg-type]
+            self.evaluations += 1
+            self.work.took(EXAMPLES, len(found), self.work.clock() - start)
             self.before[split] = found  # type: ignore[index]
-        examples, tolerance = len(self.before["test"]), self.promise.tolerance
-        if _whole(self.before["test"]) and self.promise.least(examples) > tolerance:
-            raise ModelError(
-                f"{examples} proof examples cannot prove a tolerance of {tolerance:g}, even if none of them changes: "
-                f"take at least {self.promise.least(examples):.2g}, or {_enough(self.promise)} examples"
-            )
-        self._better_than_chance()
-
-    def _better_than_chance(self) -> None:
-        """Each output is judged by the target of another example: a model that has learned something does worse."""
-        shuffled = self._of_original(_crossed(self.task), "valid")
-        if student(lost(self.task, self.before["valid"], shuffled), 0.9)[0] <= 0:
-            raise ModelError(
-                f"the original has {self.task.headline} {self.before['valid'].mean():.4g} on validation data, and "
-                f"{shuffled.mean():.4g} on other examples' targets: no better than chance, so that any file would do; "
-                "train it first"
-            )
-
-    def _of_original(self, task: Task, split: Split) -> np.ndarray:
-        self.work.tell("measuring the original")
-        start = self.work.clock()
-        found = outcomes(self.model, task, split)[task.headline]
-        self.work.took(EXAMPLES, len(found), self.work.clock() - start)
-        return found
+        provable(self.before["test"], self.promise)
 
     def plan(self, epochs: int) -> None:
         """Count what there is to do, and guess what none of it has taken yet."""
@@ -115,9 +100,9 @@ class Search:
             told = self._told(epochs)
             work.left["epochs"] = _epochs(told)
             work.guesses["epochs"] = EXAMPLES, 5.0 * self._training_examples
-        self._expect(LOOKS, len(PRICES) + 2 if epochs else 0, PROOFS)
+        self._expect(self.budget.looks, self.budget.stages, self.budget.proofs)
 
-    def _expect(self, looks: int, stages: int, proofs: int) -> None:
+    def _expect(self, looks: int, stages: int, proofs: float) -> None:
         """So many sizes are still to be looked at, stages of training to be measured, candidates to be proven."""
         valid, test = len(self.before["valid"]), len(self.before["test"])
         self.work.left[EXAMPLES] = (looks + stages) * valid + (proofs + 1) * test  # the file once more
@@ -133,15 +118,15 @@ class Search:
         return sensitivity(self.model, served, classes=has_classes(self.model, self.task), seed=self.seed)
 
     def sizes(self) -> None:
-        """Measure sizes, by halving, around the smallest that validation data hold to be provable.
+        """Measure sizes, by halving what is likely, around the smallest that validation data hold to be provable.
 
         Raises VerdictError if the largest is too rough.
         """
         low, high = -1, len(SIZES)
         assert self.minds is not None  # the time of the first size is its own
-        while high - low > 1 and len(self.measured) < LOOKS:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.hopeful(self._measured(middle)) else (low, middle)
+        while high - low > 1 and len(self.measured) < self.budget.looks:
+            at = middle(low, high)
+            low, high = (at, high) if self.hopeful(self._measured(at)) else (low, at)
         if low < 0 and not self.hopeful(self._measured(0)):
             raise VerdictError(f"every form of these weights loses more than {self.promise.tolerance:g} of "
                                f"{self.task.headline} on validation data: nothing is written")  # fmt: skip
@@ -194,28 +179,28 @@ class Search:
     def chance(self, mean: float, variance: float) -> float:
         """That of the proof, by a mean and variance of validation examples."""
         seen, examples = len(self.before["valid"]), len(self.before["test"])
-        return self.promise.chance(mean, variance, seen, examples, shares=_whole(self.before["valid"]))
+        return self.promise.chance(mean, variance, seen, examples, shares=binary(self.before["valid"]))
 
     def trained(self, epochs: int) -> None:
         """Candidates that were trained to be small, from the original as their teacher; each of them is measured.
 
-        epochs: at the first price of a bit; half as many at each further one.
+        epochs: at the first price of a bit; two and a half times as many at all further ones together.
         """
         told = self._told(epochs)
-        self._expect(0, len(PRICES) + 2, PROOFS)
+        self._expect(0, self.budget.stages, self.budget.proofs)
         key = (
             f"trained {epochs} within {self.promise.tolerance:g} at {self.promise.confidence:g}"  # which end the climb
         )
         meter = Meter(self.work, "epochs", f"training, {told.epochs} epochs at the first price of a bit")
         stages = tighten(self.model, self.task, told, self.seed, checkpoint=self.journal.place(key), borne=self.hopeful,
-                         progress=meter)  # fmt: skip
+                         progress=meter, before=self.before["valid"])  # fmt: skip
         for i, stage in enumerate(stages):
             self.evaluations += 1
             worse = lost(self.task, self.before["valid"], stage.examples)
             self.others.append(Candidate(f"{key}, {stage.name}", stage.weights, worse))
             meter.what = f"trained: {stage.name}"
             meter.at(_epochs(told, i))
-            self._expect(0, len(PRICES) + 1 - i, PROOFS)
+            self._expect(0, self.budget.stages - 1 - i, self.budget.proofs)
             self.work.tell(meter.what)
 
     def _told(self, epochs: int) -> Tight:
@@ -224,8 +209,9 @@ class Search:
             raise ModelError(
                 f"the task {self.task.name!r} has no training examples: shrink it without training, epochs=0"
             )
-        prices = tuple(price * math.log(2) / self._training_examples for price in PRICES)
-        return Tight(self.promise.tolerance, prices, epochs, -(-epochs // 2), rungs=len(PRICES))
+        prices = np.geomspace(*PRICES, self.budget.prices) * (math.log(2) / self._training_examples)
+        more = math.ceil(FURTHER * epochs / max(len(prices) - 1, 1))
+        return Tight(self.promise.tolerance, tuple(prices.tolist()), epochs, more, rungs=len(prices), brief=True)
 
     @cached_property
     def _training_examples(self) -> int:
@@ -239,7 +225,7 @@ class Search:
         order = self._order()
         accepted: list[Candidate] = []
         for i, step in enumerate(order):
-            self._expect(0, 0, min(PROOFS, len(order) - i))
+            self._expect(0, 0, 1 + sum(step.chance for step in order[i:-1]))
             found = self.others[step.index] if step.trained else self.size(step.index)
             self.work.tell(f"proving {found.name}")
             worse = self.journal.of(f"{found.name}, proof", lambda f=found: self.worse(f.weights, "test").tolist())
@@ -255,16 +241,23 @@ class Search:
     def _order(self) -> list[Step]:
         """The candidates of the proof, in their order."""
         seen = {index: evidence(self._measured(index)) for index in self.measured}
-        chances = [self.chance(*found) for found in foreseen(SIZES, seen)]
-        trained = [(float(c.bytes), self.chance(*evidence(c.valid))) for c in self.others if c.valid is not None]
-        return ordered(chances, self._foreseen_bytes(), trained, seen)
+        sizes, found = self._foreseen_bytes(), chances(SIZES, seen, self.chance)
+        steps = [Step(sizes[i], chance, i, False) for i, chance in enumerate(found) if chance >= LEAST or not i]
+        # what was not measured may lose all at once, and would then end the proof before anything is proven
+        first = [step for step in steps if not step.index or (step.index in seen and step.chance >= SURE)]
+        for i, candidate in enumerate(self.others):
+            assert candidate.valid is not None
+            steps.append(Step(float(candidate.bytes), self.chance(*evidence(candidate.valid)), i, True))
+        first += [step for step in steps if step.trained and step.chance >= SURE]
+        left = self.budget.evaluations - ANYHOW - len(self.measured) - len(self.others)
+        return ordered(steps, first, left, sum(held_bytes(weight) for weight in self.original.values()))
 
     def _foreseen_bytes(self) -> list[float]:
         """Of each size: a line through those that were measured."""
         bits, found = [SIZES[i] for i in self.measured], [c.bytes for c in self.measured.values()]
         slope = self.original.select(MATRICES).size / 8
         rest = float(np.mean([b - slope * a for a, b in zip(bits, found, strict=True)]))
-        return [slope * size + rest for size in SIZES]
+        return [max(slope * size + rest, 1.0) for size in SIZES]
 
     def alternative(self, size: int, worse: np.ndarray) -> str:
         """What could be promised of the safest candidate, of so many bytes, which failed on the proof examples."""
@@ -291,29 +284,8 @@ def has_classes(model: nn.Module, task: Task) -> bool:
     return not batch.targets.is_floating_point() and outputs.ndim > 1 and outputs.shape[-1] > 1
 
 
-def _crossed(task: Task) -> Task:
-    """The task with the targets of each validation batch handed on to the next example."""
-
-    def batches(split: Split, epoch: int) -> Sequence[Batch]:
-        return [replace(batch, targets=batch.targets.roll(1, 0)) for batch in task.batches(split, epoch)]
-
-    return replace(task, batches=batches)
-
-
-def _whole(values: np.ndarray) -> bool:
-    return bool(np.isin(values, (0.0, 1.0)).all())
-
-
-def _enough(promise: Promise) -> int:
-    """The examples that would prove the tolerance if none of them changed."""
-    needed = promise.needed(np.zeros(2))
-    assert needed is not None  # nothing is lost
-    return needed
-
-
 def _epochs(told: Tight, stage: int | None = None) -> int:
     """Of training and weighing until a stage (None: the last) is reached."""
     prices = told.rungs if stage is None else min(stage + 1, told.rungs)
     found = told.epochs + (prices - 1) * told.more_epochs
-    found += PASSES if stage is None or stage >= told.rungs else 0
-    return found + (told.tune_epochs if stage is None or stage > told.rungs else 0)
+    return found + (PASSES + told.tune_epochs if stage is None or stage >= told.rungs else 0)

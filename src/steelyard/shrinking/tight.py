@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from steelyard.learn.constrain import release
 from steelyard.learn.evaluate import evaluating, outcomes
 from steelyard.learn.levels import EntropyRate, levelled, levels_of
 from steelyard.learn.run import Run, train
-from steelyard.learn.task import Task, apply, objective
+from steelyard.learn.task import Batch, Split, Task, apply, objective
 from steelyard.shrinking.deep import Stage, distilled, halved, lost
 from steelyard.shrinking.journal import Journal, fingerprint
 
@@ -51,6 +51,7 @@ class Tight:
     rate: float = 3e-3
     step: float = 1.0  # at the beginning, in root mean squares of each tensor
     where: Where | str | None = None  # what is rounded; None: as `levelled` chooses
+    brief: bool = False  # 'weighed' is not measured, nor handed out: an evaluation less
     rungs: int = 0  # prices tried in all: those that the climb leaves lie between the last borne and the first too high
 
     def __post_init__(self) -> None:
@@ -88,6 +89,7 @@ def tighten(
     checkpoint: str | Path | None = None,
     borne: Borne | None = None,
     progress: Callable[[Run], None] | None = None,
+    before: np.ndarray | None = None,
 ) -> Iterator[Stage]:
     """Yield a stage for each price, then 'weighed' and 'coded'; `model` is left as it was, and is the teacher.
 
@@ -99,7 +101,8 @@ def tighten(
 
     checkpoint: a folder that keeps each answer, and the state of the training after each epoch; the same call goes on
     from there, to the same bits. borne: decides instead of the tolerance, by how much worse each validation example
-    came out. progress: called with the run after each step of training.
+    came out. progress: called with the run after each step of training. before: what the original has on each of them,
+    where that is known.
     Raises ModelError if there is nothing to round, or if the folder is that of another model, task or settings.
 
     ::
@@ -110,7 +113,7 @@ def tighten(
     settings = settings or Tight()
     identity = {"model": fingerprint(from_module(model)), "task": task.name, "data": str(task.about)}
     journal = Journal(checkpoint, {**identity, "settings": str(settings), "seed": seed})
-    made = _Made(model, task, settings, seed, journal, progress)
+    made = _Made(model, task, settings, seed, journal, progress, before)
 
     def bearable(stage: Stage) -> bool:
         return made.lost(stage).mean() <= settings.tolerance if borne is None else borne(made.lost(stage))
@@ -123,11 +126,14 @@ def tighten(
         yield stage
         tried[asked] = bearable(stage)
         if tried[asked] or len(tried) == 1:
-            state, price, before = reached, asked, stage
+            state, price, last = reached, asked, stage
     moved = made.weighed(state, price)
+    if settings.brief:
+        yield made.measured("coded", made.tuned(moved), f"of price {price:g}, numbers moved and steps trained, ")
+        return
     stage = made.stage("weighed", moved, f"of price {price:g}, {made.apart(state, moved):,} numbers moved, ")
-    if not bearable(stage) and made.lost(stage).mean() > made.lost(before).mean():
-        moved, stage = state, replace(before, name="weighed", note=f"of price {price:g}, no number moved")
+    if not bearable(stage) and made.lost(stage).mean() > made.lost(last).mean():
+        moved, stage = state, replace(last, name="weighed", note=f"of price {price:g}, no number moved")
     yield stage
     tuned = made.measured("coded", made.tuned(moved), "steps trained, ")
     if made.lost(tuned).mean() > made.lost(stage).mean():
@@ -146,13 +152,15 @@ class _Made:
         seed: int,
         journal: Journal,
         progress: Callable[[Run], None] | None,
+        before: np.ndarray | None,
     ):
         self.task, self.settings, self.seed, self.journal = task, settings, seed, journal
         self.progress = progress or False
         self.lesson = distilled(task, model)
+        self.unasked = _without_validation(self.lesson)
         self.plain = copy.deepcopy(model)
         self.student = levelled(copy.deepcopy(model), settings.where, settings.step)
-        self.before = self._outcomes("original", model)
+        self.before = self._outcomes("original", model) if before is None else before
 
     def state(self) -> Weights:
         """The student as it is: what is trained, not what is rounded."""
@@ -257,9 +265,18 @@ class _Made:
         student: nn.Module | None = None,
     ) -> None:
         penalties = [] if penalty is None else [penalty]
-        train(self.lesson, student or self.student, epochs=epochs, rate=rate, weight_decay=0.0, keep="last",
+        train(self.unasked, student or self.student, epochs=epochs, rate=rate, weight_decay=0.0, keep="last",
               penalties=penalties, seed=seed, progress=self.progress, checkpoint=place,
               resume=place is not None)  # fmt: skip
+
+
+def _without_validation(task: Task) -> Task:
+    """The task whose validation split is empty: an epoch is trained, and nothing is measured after it."""
+
+    def batches(split: Split, epoch: int) -> Iterable[Batch]:
+        return () if split == "valid" else task.batches(split, epoch)
+
+    return replace(task, batches=batches)
 
 
 def weigh(student: nn.Module, lesson: Task, price: float, passes: int = PASSES) -> int:

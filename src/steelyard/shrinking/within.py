@@ -29,6 +29,7 @@ from steelyard.formats.module import from_module
 from steelyard.learn.options import check_choice, check_not_negative
 from steelyard.learn.task import Task
 from steelyard.shrinking import account, running
+from steelyard.shrinking.budget import Budget
 from steelyard.shrinking.contest import Aim, Contest
 from steelyard.shrinking.deep import MATRICES
 from steelyard.shrinking.journal import Journal, fingerprint
@@ -60,6 +61,7 @@ def shrink(
     tolerance: float = 0.005,
     confidence: float = 0.95,
     epochs: int = 30,
+    evaluations: int = 12,
     seed: int = 0,
     checkpoint: str | Path | None = None,
     say: Say | None = None,
@@ -81,9 +83,11 @@ def shrink(
             the original in ONNX Runtime in float32. Needs the extra ``deploy``.
         tolerance: how much worse the metric may be in truth, in its own unit: 0.005 is half a point of accuracy.
         confidence: of the promise; one-sided.
-        epochs: of training for size (`tighten`), after what rounding alone gives; half as many at each higher price of
-            a bit; a third as many after each narrowing, for latency and memory. 0 leaves training (and
-            narrowing) out: only inputs are needed then, no labels.
+        epochs: of training for size (`tighten`), after what rounding alone gives; two and a half times as many at all
+            higher prices of a bit together; a third as many after each narrowing, for latency and memory. 0 leaves
+            training (and narrowing) out: only inputs are needed then, no labels.
+        evaluations: at most so many passes over all examples of the validation or the test split, those of the
+            original and of the finished file included; for the bytes of a file alone. More of them find a smaller one.
         seed: of everything random.
         checkpoint: a folder that keeps what was found, so that a search that was broken off, or one with another
             tolerance, goes on from there.
@@ -106,7 +110,8 @@ def shrink(
     if not original.select(MATRICES):
         raise ModelError(f"{type(model).__name__} has no matrix or filter to shrink")
     about = {"model": fingerprint(original), "task": task.name, "data": str(task.about), "seed": seed}
-    search = Search(model, task, original, promise, Journal(checkpoint, about), seed, say or _silent)
+    budget = Budget.of(evaluations, training=bool(epochs))
+    search = Search(model, task, original, promise, Journal(checkpoint, about), seed, say or _silent, budget)
     began = time.perf_counter()
     search.precondition()
     if aim != "file":
