@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from steelyard.errors import ModelError, UnknownNameError
+from steelyard.learn import imitation as module
 from steelyard.learn.evaluate import outcomes
 from steelyard.learn.imitation import imitation
 from steelyard.learn.run import train
@@ -47,10 +50,26 @@ def test_every_batch_is_in_one_split(net: nn.Module) -> None:
 
 def test_a_changed_model_changes_no_target(net: nn.Module) -> None:
     task = imitation(net, inputs(), "cosine")
-    before = next(iter(task.batches("test", 0))).targets
+    before = [next(iter(task.batches(split, 0))).targets for split in SPLITS]
     with torch.no_grad():
         net[0].weight.zero_()
-    assert torch.equal(before, next(iter(task.batches("test", 0))).targets)
+    after = [next(iter(task.batches(split, 0))).targets for split in SPLITS]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize(("kept", "asked"), [(2**26, 2 + 4), (3 * 16 * 5 * 4, 3 + 2 * 3), (0, 2 * (2 + 4))])
+def test_answers_to_what_measures_are_kept_while_they_are_small(
+    net: nn.Module, kept: int, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers are 16 x 5 numbers of four bytes; there are two batches to validate and four to test."""
+    calls: list[Any] = []
+    answered = module._answered
+    monkeypatch.setattr(module, "KEPT", kept)
+    monkeypatch.setattr(module, "_answered", lambda *given: calls.append(given) or answered(*given))
+    task = imitation(net, inputs(), "cosine")
+    first, second = ([b for split in ("valid", "test") for b in task.batches(split, 0)] for _ in range(2))
+    assert len(calls) == asked
+    assert all(torch.equal(a.targets, b.targets) for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("metric", ["agreement", "cosine", squared])

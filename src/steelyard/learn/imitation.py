@@ -21,6 +21,7 @@ from steelyard.learn.seeding import generator
 from steelyard.learn.task import SPLITS, Batch, PerExample, Split, Task, apply, batch_arguments, device_of
 
 Agreement = Literal["agreement", "cosine"]
+KEPT = 2**26  # bytes of answers
 SHARES: Mapping[Split, float] = {"train": 0.5, "valid": 0.2, "test": 0.3}
 
 
@@ -35,7 +36,8 @@ def imitation(
     'cosine', the cosine of the two outputs of an example, all positions together; or a function of (outputs, outputs
     of the model) that gives a number for each example, more of which is better. The model itself has 1, or the best.
 
-    A copy of the model gives the targets, batch by batch as they are asked for; it stays in memory. Raises ModelError
+    A copy of the model gives the targets, batch by batch as they are asked for; it stays in memory, and so do those of
+    validation and test while they are no more than 64 MB. Raises ModelError
     for fewer than three batches, an unknown metric, and where the model gives no tensor.
 
     >>> net, random = nn.Linear(4, 3), torch.Generator().manual_seed(0)
@@ -51,11 +53,18 @@ def imitation(
         raise ModelError(f"{len(batches)} batches of inputs: expected at least three, one for each split")
     teacher = copy.deepcopy(model).requires_grad_(False)
     dealt, classes = _dealt(batches, seed), metric == "agreement"
+    known: dict[tuple[Split, int], Batch] = {}  # answers that are asked for again and again, while they are small
+
+    def answer(split: Split, i: int) -> Batch:
+        found = known.get((split, i)) or _answered(teacher, dealt[split][i], classes)
+        if split != "train" and found.targets.nbytes + sum(b.targets.nbytes for b in known.values()) <= KEPT:
+            known[split, i] = found
+        return found
 
     def served(split: Split, epoch: int) -> Iterator[Batch]:
         order = torch.randperm(len(dealt[split]), generator=generator(seed, "imitation", epoch)).tolist()
         for i in order if split == "train" else range(len(order)):
-            yield _answered(teacher, dealt[split][i], classes)
+            yield answer(split, i)
 
     name = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
     losses: dict[str, PerExample] = {"agreement": cross_entropy, "cosine": _distance}
