@@ -170,29 +170,93 @@ def test_nothing_is_written_where_the_safest_fails(
     assert list(tmp_path.iterdir()) == [target]
 
 
-@pytest.mark.parametrize(
-    ("change", "tolerance", "match"),
-    [
-        (
-            lambda t: t,
-            0.002,
-            r"1200 proof examples cannot prove a tolerance of 0\.002.*at least 0\.0025, or 1497 examples",
-        ),
-        (
-            lambda t: replace(t, metrics={"nothing": lambda o, y: torch.full((len(y),), torch.nan)}),
-            0.1,
-            "is nan for 1200 of 1200 valid examples",
-        ),
-        (lambda t: t, -1.0, "expected a number above 0"),
-    ],
-)
+def nothing(outputs: Tensor, targets: Tensor) -> Tensor:
+    return torch.full((len(targets),), torch.nan)
+
+
+def once_infinite(outputs: Tensor, targets: Tensor) -> Tensor:
+    return torch.where(torch.arange(len(targets)) == 7, torch.inf, accuracy(outputs, targets))
+
+
+def drawn(outputs: Tensor, targets: Tensor) -> Tensor:
+    return accuracy(outputs + torch.randn_like(outputs), targets)
+
+
+def without(task: Task, split: str) -> Task:
+    """The task, a split of which is empty."""
+    served = task.batches
+    return replace(task, batches=lambda asked, epoch: () if asked == split else served(asked, epoch))
+
+
+WRONG: dict[str, tuple[Callable[[Task], Task], dict[str, Any], str]] = {
+    "too little to prove it": (
+        lambda t: t, {"tolerance": 0.002},
+        r"1200 proof examples cannot prove a tolerance of 0\.002.*at least 0\.0025, or 1497 examples",
+    ),
+    "not a number": (
+        lambda t: replace(t, metrics={"nothing": nothing}), {}, "'nothing' of the original is nan for 1200 of 1200 valid"
+    ),
+    "infinite once in a batch": (
+        lambda t: replace(t, metrics={"odd": once_infinite}), {}, r"'odd' of the original is inf for 5 of 1200 valid"
+    ),
+    "drawn at random": (lambda t: replace(t, metrics={"drawn": drawn}), {}, "comes out otherwise when it is measured again"),
+    "a metric of no output": (
+        lambda t: replace(t, metrics={"one": lambda o, y: torch.ones(len(y))}), {}, "no better than chance"
+    ),
+    "more than there is": (lambda t: t, {"tolerance": 5}, r"has forgotten everything would do.*take less than 0\.7"),
+    "negative": (lambda t: t, {"tolerance": -1.0}, "tolerance=-1.0: expected a number above 0"),
+    "a word": (lambda t: t, {"tolerance": "0.02"}, "tolerance='0.02': expected a number above 0"),
+    "nan": (lambda t: t, {"tolerance": float("nan")}, "tolerance=nan: expected a number above 0"),
+    "percent": (lambda t: t, {"confidence": 95}, "confidence=95: expected 0.5 or more and less than 1"),
+    "half an epoch": (lambda t: t, {"epochs": 0.5}, "epochs=0.5: expected a whole number"),
+    "half an evaluation": (lambda t: t, {"evaluations": 12.5}, "evaluations: expected a whole number, found 12.5"),
+    "nothing to validate": (lambda t: without(t, "valid"), {}, "the valid split of the task 'blobs' is empty"),
+    "nothing to prove": (lambda t: without(t, "test"), {}, "the test split of the task 'blobs' is empty"),
+    "nothing to train": (lambda t: without(t, "train"), {"epochs": 2}, "no training examples: shrink it without"),
+    "no folder": (lambda t: t, {"target": "no/such/small.safetensors"}, "the folder 'no/such' is not there"),
+    "several files": (lambda t: t, {"target": "small.safetensors.index.json"}, "expected a name that ends in .safetensors"),
+    "unknown": (lambda t: t, {"target": "small.bin"}, "expected a name that ends in .safetensors or .npz or .gguf"),
+    "no path": (lambda t: t, {"target": 3}, "target: expected a path, found 3"),
+    "nobody to tell": (lambda t: t, {"say": 3}, "say: expected a function"),
+    "a name": (lambda t: "digits", {}, "task: expected a Task, such as sy.task"),  # type: ignore[dict-item, return-value]
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
 def test_what_cannot_end_well_is_said_before_the_search(
-    task: Task, model: nn.Module, change: Callable[[Task], Task], tolerance: float, match: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    task: Task, model: nn.Module, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(searching, "sensitivity", None)
-    with pytest.raises(ModelError, match=match):
-        shrink(model, change(task), tolerance=tolerance)
+    monkeypatch.chdir(tmp_path)
+    change, options, match = WRONG[name]
+    with pytest.raises(SteelyardError, match=match):
+        shrink(model, change(task), **{"tolerance": 0.05, **options})
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_no_numbers_are_refused(task: Task) -> None:
+    broken = build_seeded(task, 0)
+    with torch.no_grad():
+        broken[2].bias[1] = torch.nan
+    with pytest.raises(ModelError, match=r"'2\.bias' holds values that are not finite"):
+        shrink(broken, task, tolerance=0.05)
+
+
+@pytest.mark.parametrize("task_given", [True, False])
+def test_a_task_and_a_model_that_are_none_are_told(task: Task, model: nn.Module, task_given: bool) -> None:
+    with pytest.raises(
+        ModelError, match="model: expected a" if task_given else "task: expected a Task; the model comes"
+    ):
+        shrink(*(("model.pt", task) if task_given else (task, model)), tolerance=0.05)
+
+
+def test_examples_in_the_order_of_their_classes_are_no_chance(task: Task, model: nn.Module) -> None:
+    """The next example has the same target nearly everywhere; what counts are targets of any other example."""
+    data = task.batches
+    order = data.targets["valid"].argsort()
+    ordered = Examples({**data.inputs, "valid": data.inputs["valid"][order]},
+                       {**data.targets, "valid": data.targets["valid"][order]}, 64, 0)  # fmt: skip
+    assert shrink(model, replace(task, batches=ordered), tolerance=0.05).proof.rows[0]["smaller"] > 2
 
 
 def test_a_model_at_chance_is_refused(task: Task) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from steelyard.errors import ModelError
+from steelyard.learn.options import check_kind
 
 ANYHOW = 3  # the original's two, and the file's
 MOST_LOOKS = 5  # at sizes: halving leaves one or two undecided
@@ -44,6 +45,7 @@ class Budget:
 
         Raises ModelError for fewer than a search cannot do without.
         """
+        check_kind("evaluations", evaluations, int, "a whole number")
         least = ANYHOW + (5 if training else 3)  # two looks (the second at the largest size), a price, a proof
         if evaluations < least:
             raise ModelError(

@@ -1,37 +1,76 @@
 """What no search could end well with, said before it starts.
 
-Decides when a metric, a model or a tolerance is refused; what a promise is, is `promise`.
+Decides when a target, weights, a metric, a model or a tolerance is refused; what a promise is, is `promise`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from steelyard.errors import ModelError
-from steelyard.learn.evaluate import binary, outcomes
+from steelyard.core.weights import Weights
+from steelyard.core.where import where
+from steelyard.errors import FormatError, ModelError, quoted
+from steelyard.formats.base import check_target, staging
+from steelyard.learn.evaluate import binary, evaluating, outcomes
 from steelyard.learn.intervals import student
-from steelyard.learn.task import Task
+from steelyard.learn.seeding import generator
+from steelyard.learn.task import Task, apply, first_batch, per_example
 from steelyard.shrinking.deep import lost
 from steelyard.shrinking.promise import Promise
 
 CROSSED = "on other examples' targets"  # the name of the metric
+SUFFIXES = (".safetensors", ".npz", ".gguf")  # of one file that holds packed tensors by their names
+MOST = 2**26  # bytes of targets
 Asked = Literal["valid", "test"]
 
 
-def of_original(model: nn.Module, task: Task, split: Asked) -> np.ndarray:
+def writable(target: Path, aim: str) -> None:
+    """Raise FormatError for a target that could not be written in the end."""
+    suffixes = SUFFIXES if aim == "file" else (".onnx",)
+    if target.suffix not in suffixes:
+        raise FormatError(f"expected a name that ends in {' or '.join(suffixes)}: shrink writes one file of "
+                          f"{'weights' if aim == 'file' else 'ONNX'}", path=target)  # fmt: skip
+    check_target(target, force=True)
+    with staging(target, target):  # in its folder, which has to be there and to take a file
+        pass
+
+
+def finite(original: Weights) -> None:
+    """Raise ModelError for weights that are no numbers."""
+    for weight in original.select(where(kind="float")).values():
+        if not np.isfinite(weight.array()).all():
+            raise ModelError(f"{quoted(weight.name)} holds values that are not finite: no file of these weights could "
+                             "be promised anything; mend them, or train the model again")  # fmt: skip
+
+
+def repeatable(model: nn.Module, task: Task) -> None:
+    """Raise ModelError for a model or a metric that says something else each time: nothing could be measured again."""
+    batch, name = first_batch(task, "valid"), task.headline
+    with evaluating(model):
+        twice = [per_example(task.metrics[name], apply(model, batch), batch, name) for _ in range(2)]
+    if not torch.equal(*(x.nan_to_num() for x in twice)):
+        raise ModelError(f"{name!r} of the same examples comes out otherwise when it is measured again: expected a "
+                         "model and a metric that draw nothing at random in evaluation mode")  # fmt: skip
+
+
+def of_original(model: nn.Module, task: Task, split: Asked, promise: Promise) -> np.ndarray:
     """The headline metric on each example of a split.
 
-    Raises ModelError where it is not a number, or on the validation split no better than chance: there each output is
-    judged by the target of another example, too, and a model that has learned something does worse.
+    Raises ModelError where it is not a number and, on the validation split, where it is no better than chance, or
+    better by no more than the tolerance: there each output is judged by the target of another example, too, and a model
+    that has learned something does worse.
     """
-    metric = task.metrics[task.headline]
+    metric, others = task.metrics[task.headline], _others(task) if split == "valid" else iter(())
 
-    def crossed(outputs: Tensor, targets: Tensor) -> Tensor:
-        return metric(outputs, targets.roll(1, 0))
+    def crossed(outputs: Tensor, _targets: Tensor) -> Tensor:
+        return metric(outputs, next(others))
 
     metrics = {task.headline: metric, CROSSED: crossed} if split == "valid" else {task.headline: metric}
     measured = outcomes(model, replace(task, metrics=metrics), split)
@@ -40,13 +79,34 @@ def of_original(model: nn.Module, task: Task, split: Asked) -> np.ndarray:
         wrong = found[~np.isfinite(found)]
         raise ModelError(f"the metric {task.headline!r} of the original is {wrong[0]} for {len(wrong)} of {len(found)} "
                          f"{split} examples: mend the metric, or leave them out")  # fmt: skip
-    if split == "valid" and student(lost(task, found, measured[CROSSED]), 0.9)[0] <= 0:
-        raise ModelError(
-            f"the original has {task.headline} {found.mean():.4g} on validation data, and "
-            f"{measured[CROSSED].mean():.4g} on other examples' targets: no better than chance, so that any file would "
-            "do; train it first"
-        )
+    if split == "valid":
+        _learned(task, found, measured[CROSSED], promise.tolerance)
     return found
+
+
+def _others(task: Task) -> Iterator[Tensor]:
+    """For each validation batch as many targets of other examples, drawn from all; of the next one in the batch where
+    those of all cannot stand in one tensor, or take much room."""  # fmt: skip
+    served = [batch.targets for batch in task.batches("valid", 0)]
+    alike = len({(x.shape[1:], x.dtype) for x in served}) == 1
+    if not alike or sum(x.nbytes for x in served) > MOST:
+        return (targets.roll(1, 0) for targets in served)
+    every = torch.cat(served)
+    drawn = every[torch.randperm(len(every), generator=generator(0, "other targets")).to(every.device)]
+    return iter(drawn.split([len(x) for x in served]))
+
+
+def _learned(task: Task, found: np.ndarray, crossed: np.ndarray, tolerance: float) -> None:
+    learned = lost(task, found, crossed)
+    has = f"the original has {task.headline} {found.mean():.4g} on validation data"
+    told = f"{has}, and {crossed.mean():.4g} on other examples' targets"
+    if student(learned, 0.9)[0] <= 0:
+        raise ModelError(f"{told}: no better than chance, so that any file would do; train it first")
+    if learned.mean() <= tolerance:
+        raise ModelError(
+            f"{told}: within a tolerance of {tolerance:g} a file that has forgotten everything would do; it is in the "
+            f"unit of the metric: take less than {learned.mean():.2g}"
+        )
 
 
 def provable(before: np.ndarray, promise: Promise) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from statistics import NormalDist
 
 import numpy as np
@@ -39,10 +40,10 @@ class Promise:
     ordered: bool = False  # examples follow one another: neighbours are alike, and count together
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.tolerance) and self.tolerance > 0):
-            raise ModelError(f"tolerance={self.tolerance}: expected a number above 0, in the unit of the metric")
-        if not 0.5 <= self.confidence < 1:
-            raise ModelError(f"confidence={self.confidence}: expected 0.5 or more and less than 1, such as 0.95")
+        if not (isinstance(self.tolerance, Real) and math.isfinite(self.tolerance) and self.tolerance > 0):
+            raise ModelError(f"tolerance={self.tolerance!r}: expected a number above 0, in the unit of the metric")
+        if not (isinstance(self.confidence, Real) and 0.5 <= self.confidence < 1):
+            raise ModelError(f"confidence={self.confidence!r}: expected 0.5 or more and less than 1, such as 0.95")
 
     def bound(self, worse: np.ndarray) -> float:
         """The most that the metric may have fallen in truth, at the confidence.

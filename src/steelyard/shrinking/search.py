@@ -27,7 +27,7 @@ from steelyard.shrinking.budget import ANYHOW, Budget
 from steelyard.shrinking.deep import MATRICES, lost, vectors_halved
 from steelyard.shrinking.journal import Journal
 from steelyard.shrinking.order import LEAST, SURE, Step, chances, evidence, middle, ordered
-from steelyard.shrinking.precondition import of_original, provable
+from steelyard.shrinking.precondition import finite, of_original, provable, repeatable
 from steelyard.shrinking.promise import Promise
 from steelyard.shrinking.sensitivity import BATCHES, sensitivity
 from steelyard.shrinking.tight import PASSES, Tight, tighten
@@ -81,23 +81,25 @@ class Search:
 
     def precondition(self) -> None:
         """Raise ModelError for what no search could end well with."""
+        finite(self.original)
         for split in ("valid", "test"):
             self.work.tell("measuring the original")
             start = self.work.clock()
-            found = of_original(self.model, self.task, split)  # type: ignore[arg-type]
+            found = of_original(self.model, self.task, split, self.promise)  # type: ignore[arg-type]
             self.evaluations += 1
             self.work.took(EXAMPLES, len(found), self.work.clock() - start)
             self.before[split] = found  # type: ignore[index]
         provable(self.before["test"], self.promise)
+        repeatable(self.model, self.task)
 
     def plan(self, epochs: int) -> None:
         """Count what there is to do, and guess what none of it has taken yet."""
-        work, first = self.work, first_batch(self.task, "train" if epochs else "valid")
+        work, told = self.work, self._told(epochs) if epochs else None
+        first = first_batch(self.task, "train" if epochs else "valid")
         work.left |= {"sensitivities": 1, "files": 1}
         work.guesses["sensitivities"] = EXAMPLES, 4.0 * BATCHES * len(first)
         work.priors |= {"sizes": 3e-7 * self.original.size + 0.01, "files": 1e-8 * self.original.size + 1.0}
-        if epochs:
-            told = self._told(epochs)
+        if told is not None:
             work.left["epochs"] = _epochs(told)
             work.guesses["epochs"] = EXAMPLES, 5.0 * self._training_examples
         self._expect(self.budget.looks, self.budget.stages, self.budget.proofs)

@@ -14,6 +14,7 @@ import os
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import get_args
 
@@ -26,13 +27,14 @@ from steelyard.deploy.onnx import require
 from steelyard.errors import ModelError, VerdictError
 from steelyard.formats.base import staging, writing
 from steelyard.formats.module import from_module
-from steelyard.learn.options import check_choice, check_not_negative
-from steelyard.learn.task import Task
+from steelyard.learn.options import check_choice, check_kind, check_not_negative, check_whole
+from steelyard.learn.task import Task, check_model, check_task
 from steelyard.shrinking import account, running
 from steelyard.shrinking.budget import Budget
 from steelyard.shrinking.contest import Aim, Contest
 from steelyard.shrinking.deep import MATRICES
 from steelyard.shrinking.journal import Journal, fingerprint
+from steelyard.shrinking.precondition import writable
 from steelyard.shrinking.promise import Promise
 from steelyard.shrinking.reread import reread
 from steelyard.shrinking.search import Candidate, Search
@@ -94,23 +96,31 @@ def shrink(
         say: called with what is being done and the share of the time that is gone, by what each kind of work has
             taken so far: after `seconds` about ``seconds * (1 - share) / share`` are to come.
 
-    Raises ModelError before the search for a tolerance that the test split cannot prove, a metric that is not a
-    number, a model that is no better than chance; VerdictError where no candidate keeps the promise, with the best
-    honest alternative, and where the file does not hold what it was meant to. Nothing is left under the name then.
+    Raises ModelError before the search for a tolerance that the test split cannot prove or that a model which has
+    learned nothing would keep, a metric that is not a number or comes out otherwise each time, weights that are not
+    finite, a model that is no better than chance, and FormatError for a target that cannot be written; VerdictError
+    where no candidate keeps the promise, with the best honest alternative, and where the file does not hold what it
+    was meant to. Nothing is left under the name then.
     """
+    check_task(task)
+    check_model(model)
     check_choice("aim", aim, get_args(Aim))
-    place = None if target is None else Path(target)
+    check_not_negative(epochs=epochs)
+    check_whole(epochs=epochs or None)
+    promise, budget = Promise(tolerance, confidence, task.ordered), Budget.of(evaluations, training=bool(epochs))
+    if say is not None and not callable(say):
+        raise ModelError(f"say: expected a function of (what, share), found a {type(say).__name__}")
     if aim != "file":
         require()
-        if place is not None and place.suffix != ".onnx":
-            raise ModelError(f"for {aim} the file is ONNX: expected a name that ends in .onnx, found {place.name!r}")
-    promise = Promise(tolerance, confidence, task.ordered)
-    check_not_negative(epochs=epochs)
+    place = None
+    if target is not None:
+        check_kind("target", target, (str, PathLike), "a path")
+        place = Path(target)
+        writable(place, aim)
     original = from_module(model).settle()
     if not original.select(MATRICES):
         raise ModelError(f"{type(model).__name__} has no matrix or filter to shrink")
     about = {"model": fingerprint(original), "task": task.name, "data": str(task.about), "seed": seed}
-    budget = Budget.of(evaluations, training=bool(epochs))
     search = Search(model, task, original, promise, Journal(checkpoint, about), seed, say or _silent, budget)
     began = time.perf_counter()
     search.precondition()
