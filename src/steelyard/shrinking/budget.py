@@ -57,3 +57,6 @@ class Budget:
             return Budget(evaluations, min(max(1, free // 3), MOST_LOOKS), 0)
         looks = min(max(1, free * 2 // 9), MOST_LOOKS)
         return Budget(evaluations, looks, min(max(1, free * 3 // 9), PRICES))
+
+
+USUAL = Budget.of(12, training=False)

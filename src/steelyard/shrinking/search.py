@@ -23,7 +23,7 @@ from steelyard.errors import ModelError, VerdictError
 from steelyard.formats.module import into_module
 from steelyard.learn.evaluate import binary, evaluating, outcomes
 from steelyard.learn.task import Split, Task, apply, first_batch
-from steelyard.shrinking.budget import ANYHOW, Budget
+from steelyard.shrinking.budget import ANYHOW, USUAL, Budget
 from steelyard.shrinking.deep import MATRICES, lost, vectors_halved
 from steelyard.shrinking.journal import Journal
 from steelyard.shrinking.order import LEAST, SURE, Step, chances, evidence, middle, ordered
@@ -67,7 +67,7 @@ class Search:
         journal: Journal,
         seed: int,
         say: Say,
-        budget: Budget,
+        budget: Budget = USUAL,
     ):
         self.model, self.task, self.original, self.promise = model, task, original, promise
         self.journal, self.seed, self.say, self.budget = journal, seed, say, budget
