@@ -94,8 +94,8 @@ def one(name: str, made: Callable[[argparse.Namespace], Made], told: argparse.Na
     result = {"model": name, "weights": sum(p.numel() for p in model.parameters()), "CPU s": cpu, "wall s": wall}
     result |= {"evaluations": found.proof.meta["evaluations"], "bytes before": row["bytes before"]}
     result |= {"bytes": row["bytes"], "loss": row["loss"], "loss at most": row["loss at most"]}
-    peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    result |= {"peak MB": peaks[0], "peak MB of a process that it starts": peaks[1], "CPU s by kind": dict(parts)}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    result |= {"peak MB": peak, "CPU s by kind": dict(parts)}
     tried = [{k: r.get(k) for k in ("candidate", "bytes", "valid loss", "loss at most")} for r in found.curve.rows]
     return result | {"cores": os.cpu_count(), "load": os.getloadavg()[0], "candidates": tried}
 

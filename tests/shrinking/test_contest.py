@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from steelyard.deploy import apart
 from steelyard.deploy.session import OnnxModule
-from steelyard.errors import ModelError, UnknownNameError, VerdictError
+from steelyard.errors import FormatError, ModelError, UnknownNameError, VerdictError
 from steelyard.formats.module import from_module
 from steelyard.learn.data import Examples
 from steelyard.learn.evaluate import outcomes
@@ -67,6 +67,18 @@ def by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _by_bytes(files: list[Path], batch: list[np.ndarray], rounds: int = 31) -> np.ndarray:
     return np.array([[file.stat().st_size / 1e6] * rounds for file in files])
+
+
+def test_how_long_it_takes_follows_what_was_done(task: Task, model: nn.Module, by_bytes: None) -> None:
+    said: list[tuple[str, float]] = []
+    shrink(model, task, aim="latency", tolerance=0.03, epochs=3, say=lambda what, share: said.append((what, share)))
+    words, shares = list(dict.fromkeys(what for what, _ in said)), dict(reversed(said))
+    assert words[:3] == ["measuring the original", "making the original in ONNX", "making as it is, int8 on the way"]
+    assert words[-3:] == [*words[-3:-2], "re-reading and timing the file", "done"]
+    assert len([what for what, _ in said if what == "training a student"]) > 3 * 19, "at each step"
+    assert all(0 <= share <= 1 for _, share in said)
+    assert shares["making as it is, int8"] < shares["measuring what is gained"] < shares["done"] == 1
+    assert words[-3].startswith("proving")
 
 
 def test_the_file_gains_and_keeps_the_promise(task: Task, model: nn.Module, by_bytes: None, tmp_path: Path) -> None:
@@ -226,7 +238,7 @@ def test_memory(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_errors(task: Task, model: nn.Module, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"expected a name that ends in \.onnx, found 'fast\.safetensors'"):
+    with pytest.raises(FormatError, match=r"expected a name that ends in \.onnx: shrink writes one file"):
         shrink(model, task, tmp_path / "fast.safetensors", aim="latency")
     with pytest.raises(UnknownNameError, match="latency"):
         shrink(model, task, aim="latecy")  # type: ignore[arg-type]

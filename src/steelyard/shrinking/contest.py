@@ -24,15 +24,21 @@ from steelyard.deploy.session import OnnxModule
 from steelyard.errors import ModelError, VerdictError
 from steelyard.formats.base import staging, writing
 from steelyard.learn.evaluate import evaluating, outcomes
+from steelyard.learn.run import Run
 from steelyard.learn.task import Batch, Split, first_batch, per_example
 from steelyard.shrinking.deep import lost
 from steelyard.shrinking.narrower import Ladder, Rung
-from steelyard.shrinking.search import Search
+from steelyard.shrinking.search import EXAMPLES, Search
+from steelyard.shrinking.work import Meter
 
 Aim = Literal["file", "latency", "memory"]
 CALIBRATION = 8  # batches whose activations say how wide a range of eight bits has to be
 PEAKS = 3  # processes for each file: what they hold differs by a percent
 PLAIN = "float32"
+USUAL = 3  # rungs of a ladder: validation ends most of them before their last
+# seconds before any was measured: of a form of eight bits, of a file in a race or of a process that says what it took
+# at most, and of the last look at the one that won
+FORM, TURN, PEAK, CHECK = 0.05, 0.05, 0.15, 1.5
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,8 @@ class Contest:
         self.tried: list[Contender] = []  # in the proof
         self.batch = [x.numpy() for x in first_batch(self.task, "valid").arguments]
         self.original = folder / "original.onnx"
+        self.work = search.work
+        self._meter = Meter(self.work, "epochs", "")
 
     @property
     def measured_on(self) -> list[np.ndarray]:
@@ -83,29 +91,52 @@ class Contest:
 
     def enter(self, epochs: int) -> None:
         """Make the files: of the original, and of students as long as validation bears them."""
-        self._say("the original", 0.05)
-        self._write(self.search.model, self.original)
+        self.work.priors |= {"exports": 1.0, "forms": FORM, "checks": CHECK}
+        self.work.priors["turns"] = TURN if self.aim == "latency" else PEAK * PEAKS
+        self.work.guesses["epochs"] = EXAMPLES, 4.0 * len(self.search.before["valid"])
+        self._expect(2 * USUAL if epochs else 0, epochs, 1)
+        with self.work.on("exports", "making the original in ONNX"):
+            self._write(self.search.model, self.original)
         for form in FORMS:
             self._add("as it is", self.search.model, form, self.original)
         if not epochs:
             return
-        ladder = Ladder(self.search.model, self.task, self.search.journal, epochs, self.search.seed)
-        borne = self._climbed(ladder.shallower(), 0.1)
-        for i, (start, student) in enumerate([("", self.search.model), *borne[-1:]]):
-            self._climbed(ladder.narrower(start, student), 0.3 + 0.25 * i)
+        search = self.search
+        ladder = Ladder(search.model, self.task, search.journal, epochs, search.seed, self._trains)
+        borne = self._climbed(ladder.shallower(), epochs, USUAL)
+        starts = [("", self.search.model), *borne[-1:]]
+        for i, (start, student) in enumerate(starts):
+            self._climbed(ladder.narrower(start, student), epochs, USUAL * (len(starts) - 1 - i))
 
-    def _climbed(self, rungs: Iterator[Rung], begin: float) -> list[Rung]:
-        """The rungs that validation bears, each made in all its forms; the first that it does not bear ends it."""
+    def _trains(self, run: Run) -> None:
+        self._meter(run)
+
+    def _expect(self, rungs: int, epochs: int, others: int = 0) -> None:
+        """So many rungs are still to be trained and made in all their forms, and so many others to be made."""
+        exports, test = rungs + others, len(self.search.before["test"])
+        self.work.left |= {"epochs": rungs * epochs, "exports": exports, "forms": exports * len(FORMS), "checks": 1}
+        self.work.left |= {"turns": len(self.made) + exports * (1 + len(FORMS)), EXAMPLES: 2 * test}
+        self._meter = Meter(self.work, "epochs", "training a student")
+
+    def _climbed(self, rungs: Iterator[Rung], epochs: int, then: int) -> list[Rung]:
+        """The rungs that validation bears, each made in all its forms; the first that it does not bear ends it.
+
+        then: rungs that are still to come after these.
+        """
         borne: list[Rung] = []
-        for i, (name, student) in enumerate(rungs):
-            self._say(name, begin + 0.05 * min(i, 5))
+        while True:
+            self._expect(max(USUAL - len(borne), 1) + then, epochs)
+            name, student = next(rungs, ("", None))
+            if student is None:
+                break
             plain = self.folder / f"{len(self.made)}-{len(self.failed)}.onnx"
             worse = lost(self.task, self.search.before["valid"], self._outcomes(student, "valid"))
             if not self.search.hopeful(worse[::2]):
                 self.failed[f"{name}, {PLAIN}"] = f"loses {worse[::2].mean():.4f} of {self.task.headline}"
                 break
-            self._write(student, plain)
-            self.made.append(self._measured(f"{name}, {PLAIN}", plain, student))
+            with self.work.on("exports", f"making {name}, {PLAIN}"):
+                self._write(student, plain)
+                self.made.append(self._measured(f"{name}, {PLAIN}", plain, student))
             for form in FORMS:
                 self._add(name, student, form, plain)
             borne.append((name, student))
@@ -118,11 +149,12 @@ class Contest:
     def _add(self, name: str, student: nn.Module, form: str, plain: Path) -> None:
         name = f"{name}, {form}"
         file = self.folder / f"{len(self.made)}-{len(self.failed)}.onnx"
-        try:
-            quantized(plain, file, form, ([x.numpy() for x in b.arguments] for b in self._calibration()))
-            self.made.append(self._measured(name, file, student))
-        except ModelError as error:
-            self.failed[name] = str(error)
+        with self.work.on("forms", f"making {name}"):
+            try:
+                quantized(plain, file, form, ([x.numpy() for x in b.arguments] for b in self._calibration()))
+                self.made.append(self._measured(name, file, student))
+            except ModelError as error:
+                self.failed[name] = str(error)
 
     def _calibration(self) -> Iterable[Batch]:
         return islice(self.task.batches("train", 0), CALIBRATION)
@@ -141,7 +173,6 @@ class Contest:
 
         Those that lose least come first. Raises VerdictError where there is none.
         """
-        self._say("what is gained", 0.8)
         hopeful = [c for c in self.made if self.search.hopeful(c.valid)]
         if not hopeful:
             least = min(self.made, key=lambda c: float(c.valid.mean()), default=None)
@@ -149,7 +180,11 @@ class Contest:
                 f"every form of this model that runs loses more than {self.promise.tolerance:g} of "
                 f"{self.task.headline} on validation data{_closest(least)}: nothing is written"
             )
-        hopeful = [replace(c, costs=costs) for c, costs in zip(hopeful, self._gains(hopeful), strict=True)]
+        turns = 1 + len(hopeful)
+        self.work.left |= {"epochs": 0, "exports": 0, "forms": 0, "turns": turns}
+        with self.work.on("turns", "measuring what is gained", turns):
+            gains = self._gains(hopeful)
+        hopeful = [replace(c, costs=costs) for c, costs in zip(hopeful, gains, strict=True)]
         self.made = [next((h for h in hopeful if h.name == c.name), c) for c in self.made]
         gaining = [c for c in hopeful if c.gain_at_least > 1]
         if not gaining:
@@ -187,14 +222,16 @@ class Contest:
 
         Raises VerdictError if the first one fails.
         """
-        accepted = None
+        accepted, test = None, len(self.search.before["test"])
         for i, found in enumerate(front):
-            self._say(f"proving {found.name}", 0.85 + 0.1 * i / len(front))
-            worse = lost(self.task, self.search.before["test"], self._outcomes(OnnxModule(found.file), "test"))
+            self.work.left[EXAMPLES] = (len(front) - i) * test
+            with self.work.on(EXAMPLES, f"proving {found.name}", test):
+                worse = lost(self.task, self.search.before["test"], self._outcomes(OnnxModule(found.file), "test"))
             self.tried.append(replace(found, test=worse))
             if not self.promise.kept(worse):
                 break
             accepted = self.tried[-1]
+        self.work.left[EXAMPLES] = 0
         if accepted is None:
             raise VerdictError(self.search.alternative(self.tried[0].bytes, worse))
         return accepted
@@ -231,9 +268,6 @@ class Contest:
                 f"the finished file, run by another process, loses {worse.mean():.4g} of {name} on the proof examples, "
                 "and not what it lost before it was written: nothing is kept"
             )
-
-    def _say(self, what: str, done: float) -> None:
-        self.search.say(what, done)
 
 
 def lower_median(values: np.ndarray, confidence: float = 0.95) -> float:

@@ -19,7 +19,7 @@ from steelyard.formats.module import from_module, into_module
 from steelyard.learn.blocks import blocks, prune_blocks_
 from steelyard.learn.evaluate import evaluating
 from steelyard.learn.evidence import score
-from steelyard.learn.run import train
+from steelyard.learn.run import Run, train
 from steelyard.learn.structured import prune_structured_
 from steelyard.learn.task import Task, first_batch
 from steelyard.shrinking.deep import distilled
@@ -40,10 +40,20 @@ class Ladder:
     """Two ways down from the original, a rung at a time; each rung begins at the one before.
 
     epochs: of training on each rung. What each rung gave is kept in the journal, and the training under way, too.
+    progress: called with the run after each step of training.
     """
 
-    def __init__(self, model: nn.Module, task: Task, journal: Journal, epochs: int, seed: int):
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        journal: Journal,
+        epochs: int,
+        seed: int,
+        progress: Callable[[Run], None] | None = None,
+    ):
         self.model, self.task, self.journal, self.epochs, self.seed = model, task, journal, epochs, seed
+        self.progress = progress or False
         self.lesson = distilled(task, model)
 
     def shallower(self) -> Iterator[Rung]:
@@ -88,7 +98,7 @@ class Ladder:
             remove(student)
             place = self.journal.under_way(question)
             train(self.lesson, student, epochs=self.epochs, rate=RATE, schedule="cosine", weight_decay=0.0, keep="last",
-                  seed=self.seed, progress=False, checkpoint=place, resume=place is not None)  # fmt: skip
+                  seed=self.seed, progress=self.progress, checkpoint=place, resume=place is not None)  # fmt: skip
             return from_module(student)
 
         student = copy.deepcopy(self.model)
