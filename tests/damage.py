@@ -8,11 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from steelyard.formats._folded import folded, unfold
+
 
 def damaged_safetensors(raw: bytes, seed: int) -> bytes:
     """The bytes of a safetensors file with one thing wrong in its tensors; which one goes round with the seed."""
     random, size = np.random.default_rng(seed), int.from_bytes(raw[:8], "little")
     header, data = json.loads(raw[8 : 8 + size]), bytearray(raw[8 + size :])
+    inner = folded(header["__metadata__"].get("steelyard"), "a file")
+    if inner is not None:  # it is damaged as the plain file that it stands for
+        header, data = json.loads(unfold(bytes(data[:inner]))), data[inner:]
     names = [name for name in header if name != "__metadata__" and len(set(header[name]["data_offsets"])) == 2]
     name = str(random.choice(names))
     start, end = header[name]["data_offsets"]
