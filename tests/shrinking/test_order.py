@@ -29,7 +29,7 @@ def test_what_a_size_loses_lies_between_those_that_were_measured_and_never_falls
     assert means[20] == 0.02
     assert 0.001 < means[17] < 0.02
     assert means[0] < 0.0001
-    assert means[24] == pytest.approx(0.02 * 2 ** (SIZES[20] - SIZES[24]))
+    assert means[24] == pytest.approx(0.02 * 4 ** (SIZES[20] - SIZES[24]))
 
 
 def test_halving_looks_where_it_is_as_likely_on_both_sides_and_finds_every_size() -> None:

@@ -53,14 +53,14 @@ def middle(low: int, high: int) -> int:
 
 def foreseen(sizes: Sequence[float], measured: Mapping[int, Evidence]) -> list[Evidence]:
     """What each size loses, never less than a larger one. Between those that were measured a bit less multiplies it, as
-    it does beyond them: there it doubles."""  # fmt: skip
+    it does beyond them: there it quadruples, as squared errors do."""  # fmt: skip
     known = sorted(measured)
     means = np.maximum.accumulate([measured[i][0] for i in known])
     variances = np.maximum.accumulate([measured[i][1] for i in known])
     found = []
     for i, bits in enumerate(sizes):
         nearest = min(max(i, known[0]), known[-1])
-        times = 2.0 ** (sizes[nearest] - bits)
+        times = 4.0 ** (sizes[nearest] - bits)
         places = [sizes[k] for k in known][::-1]
         mean, variance = (_between(sizes[nearest], places, v[::-1]) for v in (means, variances))
         found.append((mean * times if mean > 0 else mean, variance * times))

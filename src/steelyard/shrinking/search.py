@@ -82,6 +82,7 @@ class Search:
     def precondition(self) -> None:
         """Raise ModelError for what no search could end well with."""
         finite(self.original)
+        repeatable(self.model, self.task)  # first, because what runs for the first time takes longer
         for split in ("valid", "test"):
             self.work.tell("measuring the original")
             start = self.work.clock()
@@ -90,7 +91,6 @@ class Search:
             self.work.took(EXAMPLES, len(found), self.work.clock() - start)
             self.before[split] = found  # type: ignore[index]
         provable(self.before["test"], self.promise)
-        repeatable(self.model, self.task)
 
     def plan(self, epochs: int) -> None:
         """Count what there is to do, and guess what none of it has taken yet."""
