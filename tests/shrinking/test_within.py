@@ -111,9 +111,10 @@ def test_no_more_passes_over_a_split_than_are_allowed(
     assert evaluations.count("test") == 2 + len([r for r in found.curve.rows if r.get("loss") is not None])
 
 
-def test_more_evaluations_make_it_no_larger_as_a_rule(task: Task, model: nn.Module) -> None:
+def test_more_evaluations_make_it_no_larger_here(task: Task, model: nn.Module) -> None:
     sizes = [shrink(model, task, tolerance=0.02, evaluations=n).proof.rows[0]["bytes"] for n in (6, 12, 30)]
-    assert sizes[0] > sizes[1] >= 0.95 * sizes[2]
+    assert sizes[0] >= sizes[1] >= sizes[2]
+    assert sizes[0] > sizes[2]
 
 
 @pytest.mark.parametrize(("epochs", "least"), [(0, 6), (1, 8)])
