@@ -22,6 +22,7 @@ CAPPED = 10.0  # medians of a row that was reached: a few rows do not rule
 ROUNDS = 30  # of Newton's method, at most
 SHAPES = tuple(2.0**k for k in range(-5, 4))  # of the distribution of a row's mean about its foretold one
 UNITS = tuple(2.0**k for k in range(-5, 3))  # what one event adds, in medians of a row that was reached
+CHUNK = 1 << 13  # rows that are multiplied at a time
 LEAST = 1e-3  # of the mean of all rows, for any one
 
 
@@ -60,15 +61,16 @@ def foretold(first: np.ndarray, second: np.ndarray, rows: np.ndarray) -> np.ndar
 
 def _features(rows: np.ndarray) -> np.ndarray:
     """One, the place of each row, its length and its contents; of variance 1 besides the first: (n, features)."""
-    x = rows.reshape(len(rows), -1).astype(np.float64)
+    x = rows.reshape(len(rows), -1).astype(np.float32)
     place = np.arange(len(x), dtype=np.float64)
-    length = np.log(np.linalg.norm(x, axis=1) + 1e-30)
+    length = np.log(np.linalg.norm(x, axis=1).astype(np.float64) + 1e-30)
     if x.shape[1] > PROJECTED:
-        x = x @ np.random.default_rng(0).normal(size=(x.shape[1], PROJECTED))
+        x = x @ np.random.default_rng(0).normal(size=(x.shape[1], PROJECTED)).astype(np.float32)
     early, length = (np.clip(_standard(v), -4, 4) for v in (np.log(place + 1), length))
     x -= x.mean(axis=0)
     x /= np.sqrt(np.square(x).mean()) or 1.0
-    return np.column_stack([np.ones(len(x)), early, early**2, _standard(place), length, length**2, x])
+    told = np.stack([np.ones(len(x)), early, early**2, _standard(place), length, length**2], axis=1)
+    return np.concatenate([told.astype(np.float32), x], axis=1)
 
 
 def _standard(x: np.ndarray) -> np.ndarray:
@@ -84,14 +86,14 @@ def _regressed(features: np.ndarray, y: np.ndarray, unit: float) -> np.ndarray:
     found[0] = np.log(y.mean())
 
     def cost(at: np.ndarray) -> float:
-        log = np.clip(features @ at, -30, 30)
+        log = _logarithm(features, at)
         return float((np.exp(log) - y * log).sum() + (ridge * at**2).sum() / 2)
 
     before = cost(found)
     for _ in range(ROUNDS):
-        mean = np.exp(np.clip(features @ found, -30, 30))
-        slope = features.T @ (mean - y) + ridge * found
-        step = np.linalg.solve((features * mean[:, None]).T @ features + np.diag(ridge), slope)
+        mean = np.exp(_logarithm(features, found))
+        slope = features.T @ (mean - y).astype(np.float32) + ridge * found
+        step = np.linalg.solve(_moments(features, mean) + np.diag(ridge), slope)
         share = 1.0
         while (after := cost(found - share * step)) > before and share > 1e-3:
             share /= 2
@@ -100,7 +102,21 @@ def _regressed(features: np.ndarray, y: np.ndarray, unit: float) -> np.ndarray:
         found, gained, before = found - share * step, before - after, after
         if gained < 1e-4 * abs(before):
             break
-    return np.asarray(np.exp(np.clip(features @ found, -30, 30)) * unit)
+    return np.asarray(np.exp(_logarithm(features, found)) * unit)
+
+
+def _logarithm(features: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Of the mean of each row."""
+    return np.clip((features @ at.astype(np.float32)).astype(np.float64), -30, 30)
+
+
+def _moments(features: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The sum of weight * f fᵀ over the rows f, in pieces, so that no second table is in memory."""
+    found = np.zeros((features.shape[1], features.shape[1]))
+    for at in range(0, len(features), CHUNK):
+        some = features[at : at + CHUNK]
+        found += (some * weight[at : at + CHUNK, None].astype(np.float32)).T @ some
+    return found
 
 
 def _posterior(y: np.ndarray, mean: np.ndarray, shape: float, event: float) -> np.ndarray:
