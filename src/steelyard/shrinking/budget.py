@@ -22,7 +22,7 @@ class Budget:
     """At most so many evaluations; what the proof may ask is what the others have left over.
 
     >>> Budget.of(12, training=False)
-    Budget(evaluations=12, looks=3, prices=0)
+    Budget(evaluations=12, looks=4, prices=0)
     """
 
     evaluations: int
@@ -41,7 +41,7 @@ class Budget:
 
     @staticmethod
     def of(evaluations: int, *, training: bool) -> Budget:
-        """A third of what is free for looks, the rest for the proof; with training, nearly half of it for that.
+        """Four ninths of what is free for looks, the rest for the proof; with training, nearly half of it for that.
 
         Raises ModelError for fewer than a search cannot do without.
         """
@@ -54,7 +54,7 @@ class Budget:
             )
         free = evaluations - ANYHOW
         if not training:
-            return Budget(evaluations, min(max(1, free // 3), MOST_LOOKS), 0)
+            return Budget(evaluations, min(max(1, free * 4 // 9), MOST_LOOKS), 0)
         looks = min(max(1, free * 2 // 9), MOST_LOOKS)
         return Budget(evaluations, looks, min(max(1, free * 3 // 9), PRICES))
 
