@@ -102,6 +102,22 @@ def test_a_row_that_costs_more_is_held_finer() -> None:
     assert error[:8].mean() > 100 * error[-8:].mean()
 
 
+def test_vectors_that_cost_more_are_held_finer_and_those_without_evidence_as_they_were() -> None:
+    random = np.random.default_rng(7)
+    w, by = problem(7, (64, 48))
+    cheap, dear, buffer = (random.normal(size=400).astype(np.float32) for _ in range(3))
+    whole = Weights([*w.values(), *Weights.of({"cheap": cheap, "dear": dear, "buffer": buffer}).values()])
+    known = {"cheap": 1.0, "dear": 64.0}
+    told = {n + OUTPUTS: np.full(400, c, np.float32) for n, c in known.items()}
+    told |= {n + INPUTS: np.ones(1, np.float32) for n in known}
+    held = RateDistortion(bits=3, by=Weights([*by.values(), *Weights.of(told).values()], {}, by.meta))(whole)
+    errors = {n: float(np.square(held[n].array() - whole[n].array()).mean()) for n in known}
+    assert errors["cheap"] == pytest.approx(64 * errors["dear"], rel=0.3)
+    assert held["dear"].read().nbytes > held["cheap"].read().nbytes + 400 * 2.5 / 8
+    assert held["buffer"].scheme is None
+    assert np.array_equal(held["buffer"].array(), buffer)
+
+
 def test_evidence_that_does_not_fit_is_named() -> None:
     w, by = problem(6, (12, 10))
     biased = Weights.of({"w": w["w"].array(), "bias": np.ones(12, np.float32)})

@@ -29,6 +29,13 @@ def test_factors_are_the_moments_of_gradients() -> None:
         a, b = sum(g @ g.T for g in gradients) / 3, sum(g.T @ g for g in gradients) / 3
         np.testing.assert_allclose(found[f"{name}|outputs"].array(), a, rtol=1e-4, atol=1e-4 * a.max())
         np.testing.assert_allclose(found[f"{name}|inputs"].array(), b / np.trace(a), rtol=1e-4, atol=1e-5)
+    for name in ("0.bias", "2.bias"):
+        parameter = dict(net.named_parameters())[name]
+        squares = [torch.autograd.grad(squared(net, batch), parameter)[0].square().mean() for batch in batches]
+        np.testing.assert_allclose(
+            found[f"{name}|outputs"].array(), np.full(len(parameter), float(sum(squares)) / 3), rtol=1e-5
+        )
+        assert found[f"{name}|inputs"].array().tolist() == [1.0]
     assert all(bool((p == q).all()) and p.grad is None for p, q in zip(net.parameters(), before, strict=True))
 
 

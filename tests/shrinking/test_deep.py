@@ -7,8 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from steelyard.codecs.trellis import Trellis
 from steelyard.core.packed import Packed
-from steelyard.core.weights import Weight
+from steelyard.core.transform import on
+from steelyard.core.weights import Weight, Weights
+from steelyard.core.where import where
+from steelyard.edit.pack import Pack
 from steelyard.errors import ModelError
 from steelyard.formats.module import from_module, into_module
 from steelyard.learn.measures import cross_entropy, squared_error
@@ -17,7 +21,16 @@ from steelyard.learn.run import train
 from steelyard.learn.task import Batch, Task, build_seeded
 from steelyard.learn.tasks import task as find_task
 from steelyard.shrinking import deep
-from steelyard.shrinking.deep import coded, deep_compression, distilled, halved, headline, lost, sparse_plan
+from steelyard.shrinking.deep import (
+    coded,
+    deep_compression,
+    distilled,
+    halved,
+    headline,
+    lost,
+    sparse_plan,
+    vectors_lighter,
+)
 from steelyard.shrinking.settings import Settings
 
 QUICK = Settings(tolerance=0.05, sparsity=0.8, prune_stages=2, prune_epochs=3, k=8, share_epochs=2)
@@ -151,6 +164,25 @@ def test_half_precision_only_where_it_is_harmless():
     assert halved(Weight.of("none", np.float32([]))).spec.shape == (0,)
     deviation = np.abs(halved(wide).array().astype(np.float32) - wide.array())
     assert (deviation <= np.maximum(np.abs(wide.array()) * 2.0**-11, 2.0**-14)).all()
+
+
+def test_a_vector_is_held_in_whichever_way_takes_less():
+    random = np.random.default_rng(0)
+    original = Weights.of(
+        {
+            "w": random.normal(size=(40, 30)).astype(np.float32),
+            "long": random.normal(size=200).astype(np.float32),
+            "short": np.float32([1.5, -2, 0.25]),
+            "buffer": random.normal(size=50).astype(np.float32),
+        }
+    )
+    rounded = on(~where("buffer"), Pack(Trellis(0.1)))(original)
+    found = vectors_lighter(rounded, original)
+    assert list(found) == list(original)
+    assert isinstance(found["w"].read(), Packed)
+    assert isinstance(found["long"].read(), Packed)
+    assert found["short"].spec.dtype.name == found["buffer"].spec.dtype.name == "float16"
+    assert found["short"].array().tolist() == [1.5, -2, 0.25]
 
 
 def test_every_plan_is_exact_on_shared_values():

@@ -167,6 +167,8 @@ def routed(by: Weights, weight: Weight, codec: Trellis) -> Trellis | None:
     """
     about = About.of(by)
     codec = Trellis(states=1, lagrangian=SINGLE) if codec.states == 1 else codec
+    if len(weight.spec.shape) < 2:
+        return None
     if about.kind == KIND:
         sides = (by.get(weight.name + part) for part in (OUTPUTS, INPUTS))
         rows, columns = (factor is not None and len(factor.spec.shape) > 1 for factor in sides)

@@ -21,7 +21,7 @@ from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
 from steelyard.edit._solved import solved
 from steelyard.edit.evidence import About
-from steelyard.edit.kronecker import PAIRS, Kronecker, routed, sensitive, sensitivities
+from steelyard.edit.kronecker import KIND, OUTPUTS, PAIRS, Kronecker, routed, sensitive, sensitivities
 from steelyard.edit.prune import in_scope
 from steelyard.errors import CodecError, RecipeError, WeightsError, quoted
 
@@ -46,9 +46,9 @@ class RateDistortion(Step):
 
     The least sum over all tensors at a number of bits has the same slope everywhere: a step inverse to the root of what
     an error costs. By the last two kinds rows and columns have steps of their own, and what one element loses is made
-    up for by those after it: at the same bytes this often loses several times less, and takes longer to write. They
-    say nothing of tensors with one axis, which then pass untouched; a matrix without a Hessian, where others have
-    one, counts by `fisher`, or relatively.
+    up for by those after it: at the same bytes this often loses several times less, and takes longer to write. Hessians
+    say nothing of tensors with one axis, nor does the last kind of buffers: these then pass untouched. A matrix without
+    a Hessian, where others have one, counts by `fisher`, or relatively.
 
     `importance` multiplies what the squared errors of tensors count, by globs of their names, of which the first
     that matches decides: queries and keys, say, reach the output through a softmax alone, and may have more error:
@@ -114,13 +114,12 @@ class RateDistortion(Step):
         return None if self.by is None else About.of(self.by).kind
 
     def __call__(self, weights: Weights) -> Weights:
-        paired = self.kind in PAIRS
-        chosen = [item for item in weights.values() if in_scope(item, max(self.min_ndim, 2 if paired else 0))]
+        chosen = [item for item in weights.values() if self._means(item)]
         for glob in self.importance:
             if weights and not any(fnmatchcase(item.name, glob) for item in chosen):
                 raise WeightsError(f"no weight in scope matches {quoted(glob)}, to which an importance is given")
         parts = tuple(self._part(item) for item in chosen)
-        if paired and parts and not any(part.kind for part in parts):
+        if self.kind in PAIRS and parts and not any(part.kind or part.vector for part in parts):
             raise WeightsError(f"the evidence ({self.kind}) has no tensor {quoted(chosen[0].name)}, nor any other in "
                                "scope; measure it on these weights (score)")  # fmt: skip
         together = _Together(self, parts)
@@ -131,14 +130,19 @@ class RateDistortion(Step):
             for name, item in weights.items()
         )
 
+    def _means(self, item: Weight) -> bool:
+        """Whether a tensor takes part."""
+        known = self.by is None or self.kind not in PAIRS or len(item.spec.shape) > 1 or item.name + OUTPUTS in self.by
+        return known and in_scope(item, self.min_ndim)
+
     def _part(self, item: Weight) -> _Part:
         codec, factor = self.codec(), self._factor(item.name)
         few = replace(codec, states=1) if (self.bits or FEW) < FEW else codec
         route = None if self.by is None else routed(self.by, item, few)
         if route is not None:
             return _Part(item, route, factor, self.by, self.fisher, self.kind)
-        single = self.fisher if self.kind in PAIRS else self.by
-        if single is not None:
+        single = self.fisher if self.kind == "hessian" else self.by
+        if single is not None and self.kind != KIND:
             sensitivities(single, item)
         return _Part(item, codec, factor, single)
 
@@ -158,9 +162,18 @@ class _Part:
     fisher: Weights | None = None
     kind: str | None = None  # of evidence of pairs
 
+    @property
+    def vector(self) -> bool:
+        """Whether it is one of which such evidence knows what an error costs."""
+        return self.by is not None and len(self.weight.spec.shape) < 2 and About.of(self.by).kind == KIND
+
     def important(self, x: np.ndarray) -> np.ndarray | None:
         """The importance of each element, finite and not negative; None where none is given."""
-        return None if self.by is None else sensitive(self.by, self.weight, x)
+        if self.by is None:
+            return None
+        if self.vector:
+            return Kronecker.of(self.by, self.weight).outputs
+        return sensitive(self.by, self.weight, x)
 
     def look(self) -> _Look:
         """Read it once, and keep what decides its step."""

@@ -36,7 +36,8 @@ def kronecker(
     With ``A = E[g gᵀ]`` and ``B = E[gᵀ g] / tr A``, an error D of the weights costs about ``tr(A D B Dᵀ) / 2``: the
     Fisher matrix as a product of Kronecker. For the weight `name` the result holds ``name|outputs`` (A: (outputs,
     outputs), or its diagonal where there are more than 2,048) and ``name|inputs`` (B, the same way, a kernel being
-    flattened), float32. `sy.RateDistortion` takes it as `by`.
+    flattened), float32. A vector, of which all elements count alike, has the mean of E[g²] in A: (n,), and B: [1].
+    `sy.RateDistortion` takes it as `by`.
 
     loss: of (model, batch), one number; its gradient has to be of mean zero over draws for the Fisher matrix, as with
     labels that the model itself draws. One backward pass for each batch. The diagonal of many outputs is what the rows
@@ -54,8 +55,8 @@ def kronecker(
     Source: V. Gupta, T. Koren, Y. Singer, "Shampoo: Preconditioned Stochastic Tensor Optimization", ICML 2018; as the
     Fisher matrix: D. Morwani et al., "A New Perspective on Shampoo's Preconditioner", 2024.
     """
-    chosen = [n for n in named_parameters(model) if n.parameter.is_floating_point() and n.parameter.ndim > 1]
-    if not chosen:
+    chosen = [n for n in named_parameters(model) if n.parameter.is_floating_point() and n.parameter.ndim > 0]
+    if all(n.parameter.ndim == 1 for n in chosen):
         raise ModelError(f"{type(model).__name__} has no matrix or filter")
     parameters = [n.parameter for n in chosen]
     sums = [_Sums(p) for p in parameters]
@@ -67,7 +68,7 @@ def kronecker(
                 gradients = torch.autograd.grad(loss(model, batch), parameters, allow_unused=True)
             for total, gradient in zip(sums, gradients, strict=True):
                 if gradient is not None:
-                    total.add(gradient.flatten(1), count % 2)
+                    total.add(gradient.reshape(len(gradient), -1), count % 2)
             count += 1
     if not count:
         raise ModelError("there are no batches to measure on: give at least one")
@@ -91,10 +92,11 @@ class _Sums:
 
     def __init__(self, parameter: Tensor):
         rows, columns = parameter.shape[0], parameter[0].numel() if len(parameter) else 0
+        self.vector = parameter.ndim == 1
         like = {"dtype": torch.float64, "device": parameter.device}
-        self.outputs = torch.zeros((rows, rows) if rows <= WIDEST else (2, rows), **like)  # pairs, or halves
+        self.paired = rows <= WIDEST and not self.vector
+        self.outputs = torch.zeros((rows, rows) if self.paired else (2, rows), **like)  # pairs, or halves
         self.inputs = torch.zeros((columns, columns) if columns <= WIDEST else (columns,), **like)
-        self.paired = rows <= WIDEST
 
     def add(self, g: Tensor, half: int) -> None:
         if self.paired:
@@ -106,6 +108,9 @@ class _Sums:
     def factors(self, parameter: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
         """A and B."""
         outputs, inputs = (x.cpu().numpy() for x in (self.outputs, self.inputs))
+        if self.vector:
+            each = inputs.sum() / max(parameter.numel(), 1) / count
+            return np.full(parameter.numel(), each, np.float32), np.ones(1, np.float32)
         outputs = (outputs if self.paired else foretold(*outputs, to_array(parameter.detach()))) / count
         whole = float(inputs.trace() if inputs.ndim > 1 else inputs.sum())
         return outputs.astype(np.float32), (inputs / (whole or 1.0)).astype(np.float32)

@@ -22,7 +22,7 @@ from steelyard.codecs.bitmask import Bitmask
 from steelyard.codecs.delta import Delta
 from steelyard.codecs.entropy import Entropy
 from steelyard.codecs.palette import Palette
-from steelyard.core.packed import Plan, nest, smallest
+from steelyard.core.packed import Packed, Plan, nest, smallest
 from steelyard.core.transform import Transform, chain, each, on
 from steelyard.core.weights import Weight, Weights
 from steelyard.core.where import where
@@ -118,6 +118,17 @@ def coded(plan: Plan) -> Transform:
 def vectors_halved() -> Transform:
     """What is no matrix in half precision, where that changes it by next to nothing."""
     return on(~MATRICES & where(dtype="float32"), each(halved))
+
+
+def vectors_lighter(rounded: Weights, original: Weights) -> Weights:
+    """Each vector as it is held in `rounded`, or in half precision where that takes no more bytes; reads them."""
+    halves = vectors_halved()(original)
+
+    def lighter(item: Weight) -> Weight:
+        held, half = item.read(), halves[item.name]
+        return item if isinstance(held, Packed) and held.nbytes < half.spec.nbytes else half
+
+    return on(~MATRICES, each(lighter))(rounded)
 
 
 def halved(weight: Weight) -> Weight:

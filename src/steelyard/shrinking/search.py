@@ -16,15 +16,15 @@ from itertools import chain
 import numpy as np
 from torch import nn
 
-from steelyard.core.transform import on
 from steelyard.core.weights import Weight, Weights
+from steelyard.core.where import where
 from steelyard.edit.ratedistortion import RateDistortion
 from steelyard.errors import ModelError, VerdictError
 from steelyard.formats.module import into_module
 from steelyard.learn.evaluate import binary, evaluating, outcomes
 from steelyard.learn.task import Split, Task, apply, first_batch
 from steelyard.shrinking.budget import ANYHOW, USUAL, Budget
-from steelyard.shrinking.deep import MATRICES, lost, vectors_halved
+from steelyard.shrinking.deep import lost, vectors_lighter
 from steelyard.shrinking.journal import Journal
 from steelyard.shrinking.order import LEAST, SURE, Step, chances, evidence, middle, ordered
 from steelyard.shrinking.precondition import finite, of_original, provable, repeatable
@@ -161,9 +161,9 @@ class Search:
         return made
 
     def _held(self, bits: float) -> Weights:
-        """The original's weights, packed at so many bits for each weight of a matrix."""
+        """The original's weights, packed at so many bits for each weight."""
         rounding = RateDistortion(bits=bits, by=self.minds)
-        return vectors_halved()(on(MATRICES, rounding)(self.original))
+        return vectors_lighter(rounding(self.original), self.original)
 
     def worse(self, weights: Weights, split: Split) -> np.ndarray:
         """How much worse each example of a split comes out with these weights, in the unit of the metric."""
@@ -257,7 +257,7 @@ class Search:
     def _foreseen_bytes(self) -> list[float]:
         """Of each size: a line through those that were measured."""
         bits, found = [SIZES[i] for i in self.measured], [c.bytes for c in self.measured.values()]
-        slope = self.original.select(MATRICES).size / 8
+        slope = self.original.select(where(kind="float")).size / 8
         rest = float(np.mean([b - slope * a for a, b in zip(bits, found, strict=True)]))
         return [max(slope * size + rest, 1.0) for size in SIZES]
 
