@@ -44,6 +44,18 @@ def test_what_is_there_is_not_replaced_and_other_weights_do_not_fit(weights: Pat
     assert not weights.with_name("new.safetensors").exists()
 
 
+def test_what_pairs_cost_is_measured_and_used(weights: Path, capsys) -> None:
+    evidence, refused = weights.with_name("pairs.safetensors"), weights.with_name("no.safetensors")
+    command = ["score", "digits", str(weights), "--kind", "kronecker"]
+    assert main([*command, str(evidence), "--batches", "4"]) == 0
+    names = set(formats.open(weights))
+    assert set(formats.open(evidence)) == {f"{name}|{side}" for name in names for side in ("outputs", "inputs")}
+    assert shrunk(weights, "--method", "entropy", "--bits", "2", "--by", str(evidence)) < weights.stat().st_size / 12
+    assert main([*command, str(refused), "--where", "conv*"]) == 2
+    assert "leave out --where" in capsys.readouterr().err
+    assert not refused.exists()
+
+
 def shrunk(weights: Path, *options: str) -> int:
     target = weights.with_name("small.safetensors")
     assert main(["quantize", str(weights), str(target), "--force", *options]) == 0

@@ -67,7 +67,7 @@ class Kronecker:
         kind = About.of(by).kind
         found = Kronecker.of(by, weight) if kind == KIND else Kronecker.of_inputs(by, fisher, weight, x)
         try:
-            assert not found.counts or found.uppers
+            _ = found.uppers if found.counts else None  # taken apart here, so that what cannot be is named
         except np.linalg.LinAlgError:
             raise WeightsError(f"{weight.origin}: the evidence ({kind}) for {quoted(weight.name)} is not positive "
                                "definite even with damping; measure it again, on more examples") from None  # fmt: skip

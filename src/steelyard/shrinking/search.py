@@ -21,15 +21,15 @@ from steelyard.core.where import where
 from steelyard.edit.ratedistortion import RateDistortion
 from steelyard.errors import ModelError, VerdictError
 from steelyard.formats.module import into_module
-from steelyard.learn.evaluate import binary, evaluating, outcomes
-from steelyard.learn.task import Split, Task, apply, first_batch
+from steelyard.learn.evaluate import binary, outcomes
+from steelyard.learn.task import Split, Task, first_batch
 from steelyard.shrinking.budget import ANYHOW, USUAL, Budget
 from steelyard.shrinking.deep import lost, vectors_lighter
 from steelyard.shrinking.journal import Journal
 from steelyard.shrinking.order import LEAST, SURE, Step, chances, evidence, middle, ordered
 from steelyard.shrinking.precondition import finite, of_original, provable, repeatable
 from steelyard.shrinking.promise import Promise
-from steelyard.shrinking.sensitivity import BATCHES, sensitivity
+from steelyard.shrinking.sensitivity import BATCHES, has_classes, sensitivity
 from steelyard.shrinking.tight import PASSES, Tight, tighten
 from steelyard.shrinking.work import Meter, Say, Work
 
@@ -276,14 +276,6 @@ class Search:
 def held_bytes(weight: Weight) -> int:
     """The bytes of a weight as it is held."""
     return int(weight.read().nbytes)
-
-
-def has_classes(model: nn.Module, task: Task) -> bool:
-    """Whether the last axis of the outputs are logits of which the target names one."""
-    batch = first_batch(task, "valid")
-    with evaluating(model):
-        outputs = apply(model, batch)
-    return not batch.targets.is_floating_point() and outputs.ndim > 1 and outputs.shape[-1] > 1
 
 
 def _epochs(told: Tight, stage: int | None = None) -> int:

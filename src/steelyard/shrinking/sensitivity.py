@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from steelyard.core.weights import Weights
+from steelyard.learn.evaluate import evaluating
 from steelyard.learn.kronecker import kronecker
 from steelyard.learn.seeding import generator
-from steelyard.learn.task import Batch, apply
+from steelyard.learn.task import Batch, Task, apply, first_batch
 
 BATCHES = 32  # a gradient of each: the mean of so many squares is near the truth for a whole tensor
 
@@ -41,6 +42,14 @@ def sensitivity(
         return _drawn(outputs, classes, draw) / math.sqrt(len(batch))
 
     return kronecker(model, islice(batches, most), drawn)
+
+
+def has_classes(model: nn.Module, task: Task) -> bool:
+    """Whether the last axis of the outputs are logits of which the target names one."""
+    batch = first_batch(task, "valid")
+    with evaluating(model):
+        outputs = apply(model, batch)
+    return not batch.targets.is_floating_point() and outputs.ndim > 1 and outputs.shape[-1] > 1
 
 
 def _drawn(outputs: Tensor, classes: bool, draw: torch.Generator) -> Tensor:
