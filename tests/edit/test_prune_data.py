@@ -40,6 +40,12 @@ def damage(pruned: np.ndarray) -> float:
     return float(np.trace(d @ H[0] @ d.T))
 
 
+def nearest(w: np.ndarray, bits: int) -> np.ndarray:
+    """Levels that reach the greatest weight of each row."""
+    step = np.abs(w).max(1, keepdims=True) / (2 ** (bits - 1) - 1)
+    return np.rint(w / np.where(step > 0, step, 1)) * step
+
+
 def one(step, given: Weights | None = None) -> np.ndarray:
     return step(given or weights())["fc.weight"].array()
 
@@ -155,14 +161,39 @@ def test_blocks_of_inputs_give_what_one_block_gives_where_the_choice_is_the_same
     assert np.allclose(one_block, many, atol=1e-4)
 
 
-def test_rounding_in_the_same_pass_beats_rounding_after_it():
+@pytest.mark.parametrize("settings", [{"fraction": 0.5}, {"fraction": 0.8, "block": 16}, {"pattern": "2:4"}])
+@pytest.mark.parametrize("bits", [3, 4])
+def test_rounding_in_the_same_pass_beats_rounding_after_it(settings, bits):
     hessian = evidence("hessian", H)
-    together = one(SparseGPT(0.5, hessian, bits=3))
-    after = one(SparseGPT(0.5, hessian))
-    step = np.abs(W).max(1, keepdims=True) / 3
-    assert all(len(np.unique(row)) <= 7 for row in together)
-    assert damage(together) < damage((np.rint(after / step).clip(-3, 3) * step).astype(np.float32))
-    assert (together == 0).mean() >= 0.5
+    together, after = one(SparseGPT(by=hessian, bits=bits, **settings)), one(SparseGPT(by=hessian, **settings))
+    assert all(len(np.unique(row)) <= 2**bits - 1 for row in together)
+    assert damage(together) < damage(nearest(after, bits))
+    assert (together == 0).mean() >= (after == 0).mean() > 0.49
+
+
+def test_levels_reach_weights_that_grew_by_making_up_for_others():
+    rng = np.random.default_rng(1)
+    factors = rng.normal(size=(500, 8)) @ rng.normal(size=(8, 64)) + 0.1 * rng.normal(size=(500, 64))
+    related = evidence("hessian", (factors.T @ factors / 500)[None].astype(np.float32))
+
+    def lost(**settings) -> float:
+        d = (one(SparseGPT(0.8, related, **settings)) - W).astype(np.float64)
+        return float(np.square(factors @ d.T).mean())
+
+    assert (np.abs(one(SparseGPT(0.8, related))).max(1) > 1.5 * np.abs(W).max(1)).mean() > 0.5  # they did grow
+    for block in (16, 128):
+        assert lost(bits=8, block=block) < 1.03 * lost(block=block)
+        assert lost(bits=4, block=block) < 1.2 * lost(block=block)
+
+
+def test_rounding_passes_over_outputs_that_lose_all_their_weights():
+    given = W.copy()
+    given[3] = 0
+    given[4] *= 1e-6
+    found = SparseGPT(0.5, evidence("hessian", H), bits=4)(Weights.of({"fc.weight": given}))["fc.weight"].array()
+    assert (found[3:5] == 0).all()
+    assert np.isfinite(found).all()
+    assert (one(SparseGPT(1.0, evidence("hessian", H), bits=4)) == 0).all()
 
 
 def test_outputs_with_inputs_of_their_own_have_hessians_of_their_own():

@@ -19,6 +19,8 @@ from steelyard.edit.nm import check_divides, numbers
 from steelyard.edit.prune import in_scope
 from steelyard.errors import RecipeError, WeightsError, quoted
 
+SHARES = (1.0, 0.75, 0.5)  # the spans of levels that are tried, of one that reaches the greatest weight that stays
+
 
 @dataclass(frozen=True)
 class SparseGPT(Step):
@@ -27,7 +29,8 @@ class SparseGPT(Step):
     With H = X X^T + `damping` mean(diag(X X^T)) I (evidence of the kind hessian), inputs are gone through in order;
     those that go have the least w^2 / [H^-1]_jj among each `block` of inputs (of each output, with a `pattern` such
     as "2:4", n of m), and the error is passed on to the inputs that come after, by the inverse of H. With `bits`, what
-    stays is rounded in the same pass to 2^bits - 1 levels per output, and that error is passed on, too. With `refit`
+    stays is rounded in the same pass to 2^bits - 1 levels per output, and that error is passed on, too; the first of
+    four passes does not round, and shows how far levels must reach, three try steps for each output. With `refit`
     what stays becomes the exact optimum for the zeros that were found; one system of equations for each output, so it
     takes a multiple of the time: outputs x inputs^3 / 24 at half of the zeros.
 
@@ -123,14 +126,43 @@ def surgery(w: np.ndarray, h: np.ndarray, how: SparseGPT) -> np.ndarray:
     w[:, dead] = 0
     h[np.diag_indices(len(h))] += how.damping * np.diag(h).mean()
     upper = _inverse_factor(h)
-    step = None if how.bits is None else _steps(w, how.bits)
-    for start in range(0, len(h), how.block):
-        end = min(start + how.block, len(h))
-        here, inverse = w[:, start:end], upper[start:end, start:end]
-        gone = _least(here, inverse, how) if how.pattern is None else np.zeros(here.shape, bool)
+    pruned, _, _ = _passed(w, upper, how)
+    return pruned if how.bits is None else _rounded_too(w, pruned, upper, how)
+
+
+def _rounded_too(w: np.ndarray, pruned: np.ndarray, upper: np.ndarray, how: SparseGPT) -> np.ndarray:
+    """The matrix pruned and rounded in one pass, each output with the step that loses least there.
+
+    pruned: the matrix after a pass without rounding. What stays has grown, often several times, to make up for what
+    went: levels must reach as far as that, and not only as far as `w`.
+    """
+    widest = np.abs(pruned).max(axis=1, initial=0) / (2 ** ((how.bits or 0) - 1) - 1)
+    best, least, gone = _passed(w, upper, how, widest * SHARES[0])
+    for share in SHARES[1:]:  # with the same zeros, so that outputs do not depend on each other
+        found, lost, _ = _passed(w, upper, how, widest * share, gone)
+        better = lost < least
+        best[better], least[better] = found[better], lost[better]
+    return best
+
+
+def _passed(
+    w: np.ndarray, upper: np.ndarray, how: SparseGPT, step: np.ndarray | None = None, given: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The matrix after one pass over its inputs, what each output has lost, and which elements went.
+
+    step: for each output the distance of its levels, None: nothing is rounded; given: which elements are to go.
+    """
+    w = w.copy()
+    all_gone = np.zeros(w.shape, bool) if given is None else given
+    lost = np.zeros(len(w))
+    for start in range(0, len(upper), how.block):
+        end = min(start + how.block, len(upper))
+        here, inverse, gone = w[:, start:end], upper[start:end, start:end], all_gone[:, start:end]
+        if given is None and how.pattern is None:
+            gone[:] = _least(here, inverse, how)
         errors = np.zeros_like(here)
         for j in range(end - start):
-            if how.pattern is not None and j % numbers(how.pattern)[1] == 0:
+            if given is None and how.pattern is not None and j % numbers(how.pattern)[1] == 0:
                 _mark_group(gone, here, inverse, j, how.pattern)
             column = here[:, j].copy()
             kept = np.where(gone[:, j], 0.0, column if step is None else _rounded(column, step, how.bits or 0))
@@ -138,7 +170,8 @@ def surgery(w: np.ndarray, h: np.ndarray, how: SparseGPT) -> np.ndarray:
             here[:, j + 1 :] -= np.outer(errors[:, j], inverse[j, j + 1 :])
             here[:, j] = kept
         w[:, end:] -= errors @ upper[start:end, end:]
-    return w
+        lost += np.square(errors).sum(axis=1)
+    return w, lost, all_gone
 
 
 def optimum(w: np.ndarray, kept: np.ndarray, h: np.ndarray, damping: float) -> np.ndarray:
@@ -174,11 +207,6 @@ def _mark_group(gone: np.ndarray, w: np.ndarray, inverse: np.ndarray, start: int
     group = slice(start, start + m)
     saliency = np.square(w[:, group] / np.diag(inverse)[group])
     np.put_along_axis(gone[:, group], np.argsort(saliency, axis=1, kind="stable")[:, : m - n], True, axis=1)
-
-
-def _steps(w: np.ndarray, bits: int) -> np.ndarray:
-    """The distance of levels for each output: the greatest magnitude is the last level."""
-    return np.asarray(np.abs(w).max(axis=1) / (2 ** (bits - 1) - 1))
 
 
 def _rounded(column: np.ndarray, step: np.ndarray, bits: int) -> np.ndarray:
