@@ -13,8 +13,10 @@ from torch import nn
 from steelyard.codecs.affine import Affine
 from steelyard.codecs.multiples import Multiples, step_of
 from steelyard.codecs.palette import Palette
-from steelyard.core.packed import nest
+from steelyard.core.packed import Packed, nest, pack
+from steelyard.edit.pack import Pack
 from steelyard.errors import CodecError, ModelError, UnknownNameError, WeightsError
+from steelyard.formats.module import from_module
 from steelyard.learn.constrain import masked, release
 from steelyard.learn.evaluate import evaluate
 from steelyard.learn.levels import EntropyRate, Levels, levelled, levels_of, straight_through
@@ -167,6 +169,18 @@ def test_ties_stay_ties() -> None:
     assert model[0].weight is model[1].weight
 
 
+def test_what_release_leaves_is_held_by_multiples_exactly() -> None:
+    torch.manual_seed(0)
+    model = levelled(nn.Sequential(nn.Linear(30, 20), nn.Linear(20, 5)), step=0.6)
+    before = {name: x.detach().clone() for name, x in (("0.weight", model[0].weight), ("1.bias", model[1].bias))}
+    release(model)
+    held = Pack(Multiples())(from_module(model).select(lambda w: w.name in before))
+    for name, x in before.items():
+        assert isinstance(held[name].read(), Packed)
+        assert np.array_equal(held[name].array(), dict(model.named_parameters())[name].detach().numpy())
+        np.testing.assert_allclose(held[name].array(), x, rtol=2**-8)
+
+
 @pytest.mark.parametrize("plan", [Affine(bits=3, axis=0), Palette(5), nest(Affine(bits=2), codes=Palette(2))])
 def test_straight_through_any_codec(plan: object) -> None:
     layer = straight_through(nn.Linear(16, 4), plan)  # type: ignore[arg-type]
@@ -175,6 +189,7 @@ def test_straight_through_any_codec(plan: object) -> None:
     (gradient,) = torch.autograd.grad(layer.weight.sum(), latent)
     assert torch.equal(gradient, torch.ones(4, 16))
     expected = layer.weight.detach().clone()
+    assert torch.equal(expected, torch.from_numpy(pack(latent.detach().numpy(), plan).array())), "what a file holds"  # type: ignore[arg-type, union-attr]
     release(layer)
     assert torch.equal(layer.weight, expected)
     assert layer.bias.unique().numel() == 4

@@ -41,7 +41,7 @@ _ONLY = {  # options that not every method knows -> those that do
 @source_and_target
 @click.option("--method", type=click.Choice(["nearest", "gptq", "awq", "adaround", "hqq", "entropy"]),
               default="nearest", show_default=True, help="nearest, hqq and entropy need no data; gptq, awq and "
-              "adaround want --by a file of score --kind hessian, by which entropy is best, too.")  # fmt: skip
+              "adaround need --by, a file of score --kind hessian, by which entropy is best, too.")  # fmt: skip
 @click.option("--bits", type=Number(0, 24, min_open=True), default=8, show_default=True,
               help="Bits for each weight, 1 to 8; entropy: the mean over all, such as 3.5.")  # fmt: skip
 @click.option("--axis", type=int, help="nearest: a scale for each index along this axis; 0 is each output channel.")
@@ -126,6 +126,11 @@ def _step(
         text = f"{bits:g} is no whole number from 1 to 8, which the method {method} needs"
         raise click.BadParameter(text, click.get_current_context(), param_hint="--bits")
     bits = int(bits)
+    if by is None and method in ("gptq", "awq", "adaround"):
+        text = (
+            f"--method {method} needs --by FILE (of score --kind hessian); without data: nearest with --error 2, or hqq"
+        )
+        raise click.UsageError(text, click.get_current_context())
     if method == "gptq":
         return Gptq(bits, symmetric=not asymmetric, group=group, by=by, step=step, codes=codes)
     if method == "awq":

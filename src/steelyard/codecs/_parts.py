@@ -14,6 +14,19 @@ from steelyard.core.spec import Spec
 from steelyard.errors import CodecError
 
 
+def whole(codec: str, name: str, value: object, low: int, high: int | None = None) -> None:
+    """Raise CodecError unless a setting is a whole number from `low` to `high`.
+
+    >>> whole("palette", "k", 2.5, 1, 256)
+    Traceback (most recent call last):
+    ...
+    steelyard.errors.CodecError: palette: k is 2.5, expected 1 to 256
+    """
+    if not (isinstance(value, (int, np.integer)) and low <= value and (high is None or value <= high)):
+        expected = f"at least {low}" if high is None else f"{low} to {high}"
+        raise CodecError(f"{codec}: {name} is {value!r}, expected {expected}")
+
+
 def patterns(x: np.ndarray) -> np.ndarray:
     """The elements of `x` as unsigned integers of the same width, 1-D; two of them each for complex128.
 

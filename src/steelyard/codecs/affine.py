@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from steelyard.codecs._parts import blank, part
+from steelyard.codecs._parts import blank, part, whole
 from steelyard.codecs.bits import Bits
 from steelyard.core.packed import Codec
 from steelyard.core.spec import Spec
@@ -63,12 +63,11 @@ class Affine(Codec):
     inner: ClassVar[Mapping[str, Codec]] = {"codes": Bits()}
 
     def __post_init__(self) -> None:
-        if not 1 <= self.bits <= 8:
-            raise CodecError(f"affine: bits is {self.bits}, expected 1 to 8")
+        whole(self.name, "bits", self.bits, 1, 8)
         if self.axis is not None and self.group is not None:
             raise CodecError("affine: axis and group exclude each other; groups lie along the last axis")
-        if self.group is not None and self.group < 1:
-            raise CodecError(f"affine: group is {self.group}, expected at least 1")
+        if self.group is not None:
+            whole(self.name, "group", self.group, 1)
 
     def encode(self, x: np.ndarray) -> dict[str, np.ndarray]:
         """``{"codes", "scale"}``, and ``"zero"`` if not symmetric; see the class."""

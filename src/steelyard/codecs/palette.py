@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from steelyard.codecs._parts import blank, part, patterns
+from steelyard.codecs._parts import blank, part, patterns, whole
 from steelyard.codecs.bits import Bits
 from steelyard.core.packed import Codec
 from steelyard.core.spec import Spec, dtype
@@ -47,8 +47,7 @@ class Palette(Codec):
     inner: ClassVar[Mapping[str, Codec]] = {"codes": Bits()}
 
     def __post_init__(self) -> None:
-        if not 1 <= self.k <= _LARGEST:
-            raise CodecError(f"palette: k is {self.k}, expected 1 to {_LARGEST}")
+        whole(self.name, "k", self.k, 1, _LARGEST)
 
     def encode(self, x: np.ndarray) -> dict[str, np.ndarray]:
         """``{"codes": indices, "codebook": values in ascending order}``."""

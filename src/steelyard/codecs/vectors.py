@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from steelyard.codecs._parts import blank, part, patterns
+from steelyard.codecs._parts import blank, part, patterns, whole
 from steelyard.codecs.bits import Bits
 from steelyard.core.packed import Codec
 from steelyard.core.spec import Spec
@@ -58,10 +58,8 @@ class Vectors(Codec):
     inner: ClassVar[Mapping[str, Codec]] = {"codes": Bits()}
 
     def __post_init__(self) -> None:
-        if not 1 <= self.k <= 1 << 16:
-            raise CodecError(f"vectors: k is {self.k}, expected 1 to {1 << 16}")
-        if not 1 <= self.width <= 64:
-            raise CodecError(f"vectors: width is {self.width}, expected 1 to 64")
+        whole(self.name, "k", self.k, 1, 1 << 16)
+        whole(self.name, "width", self.width, 1, 64)
 
     def encode(self, x: np.ndarray) -> dict[str, np.ndarray]:
         """``{"codes", "codebook"}``, and ``"rest"`` if anything is left over; see the class."""

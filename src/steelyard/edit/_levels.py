@@ -34,11 +34,11 @@ class Levels:
 
     def __post_init__(self) -> None:
         least = 2 if self.symmetric else 1
-        if not least <= self.bits <= 8:
+        if not (isinstance(self.bits, (int, np.integer)) and least <= self.bits <= 8):
             kind = "symmetric levels" if self.symmetric else "levels"
-            raise RecipeError(f"the bits of {kind} are {least} to 8, not {self.bits}")
-        if self.group is not None and self.group < 1:
-            raise RecipeError(f"a group has at least 1 element, not {self.group}")
+            raise RecipeError(f"the bits of {kind} are {least} to 8, not {self.bits!r}")
+        if self.group is not None and not (isinstance(self.group, (int, np.integer)) and self.group >= 1):
+            raise RecipeError(f"a group has at least 1 element, not {self.group!r}")
 
     @property
     def top(self) -> int:

@@ -70,8 +70,8 @@ class Factorize(Step):
         given = [n for n in ("rank", "keep", "error") if getattr(self, n) is not None]
         if len(given) != 1:
             raise RecipeError(f"say one of rank, keep and error, not {' and '.join(given) or 'none'}")
-        if self.rank is not None and self.rank < 1:
-            raise RecipeError(f"the rank is at least 1, not {self.rank}")
+        if self.rank is not None and not (isinstance(self.rank, (int, np.integer)) and self.rank >= 1):
+            raise RecipeError(f"the rank is a whole number of at least 1, not {self.rank!r}")
         if self.keep is not None and not 0 < self.keep <= 1:
             raise RecipeError(f"the share of the bytes to keep is above 0 and at most 1, not {self.keep}")
         if self.error is not None and not 0 <= self.error < 1:

@@ -59,8 +59,8 @@ class Share(Step):
     by: Weights | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.k <= 65_535:
-            raise RecipeError(f"the number of shared values k is 1 to 65535, not {self.k}")
+        if not (isinstance(self.k, (int, np.integer)) and 1 <= self.k <= 65_535):
+            raise RecipeError(f"the number of shared values k is 1 to 65535, not {self.k!r}")
         check_scope(self.scope)
 
     def __call__(self, weights: Weights) -> Weights:

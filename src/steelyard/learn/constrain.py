@@ -28,6 +28,11 @@ class Constraint(nn.Module):
 
     order: tuple[str, ...] = ()  # the parameters of the module that is constrained, as they were
 
+    def settled(self, x: Tensor) -> Tensor:
+        """What `release` leaves of the latent tensor: what the model computes with."""
+        found: Tensor = self(x)
+        return found
+
 
 class Masked(Constraint):
     """x where the mask is True and exactly +0 elsewhere; no gradient passes where it is False."""
@@ -124,11 +129,12 @@ def shared(model: nn.Module, weights: Weights, where: Where | None = None) -> nn
 def release(model: nn.Module) -> nn.Module:
     """Turn every constrained tensor into a plain parameter with exactly the values that it had; ties stay ties.
 
+    Of `levelled` tensors the step becomes the nearest bfloat16, as `Multiples` holds it: a change of 0.2 % at most.
     Names and their order are as they were before. Parametrizations of other kinds (a weight norm, say) are left
     alone. Works in place and returns the model.
     """
     found = [(module, _ours(module)) for module in model.modules() if _ours(module)]
-    values = [{name: getattr(module, name).detach().clone() for name in ours} for module, ours in found]
+    values = [{name: _value(module, name, steps) for name, steps in ours.items()} for module, ours in found]
     for (module, ours), plain in zip(found, values, strict=True):
         _make_plain(module, ours)
         for name, value in plain.items():
@@ -146,6 +152,13 @@ def _ours(module: nn.Module) -> dict[str, Any]:
     if not parametrize.is_parametrized(module):
         return {}
     return {name: steps for name, steps in module.parametrizations.items() if isinstance(steps[0], Constraint)}
+
+
+@torch.no_grad()
+def _value(module: nn.Module, name: str, steps: Any) -> Tensor:
+    """What becomes of a tensor; one that something else computes further is as it was."""
+    found: Tensor = steps[0].settled(steps.original) if len(steps) == 1 else getattr(module, name)
+    return found.detach().clone()
 
 
 def _make_plain(module: nn.Module, ours: Mapping[str, Any]) -> None:

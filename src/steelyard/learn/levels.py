@@ -53,20 +53,23 @@ class Levels(Constraint):
         self.column = nn.Parameter(torch.zeros(columns, **like))
         self.shape = nn.Parameter(torch.zeros(2, **like))  # log odds of not zero / FAST, log width of the slab
         self.register_buffer("fixed", None)
-        self.register_buffer("exact", None)
 
     fixed: Tensor | None  # the numbers, once they are no longer trained
-    exact: Tensor | None  # the step, once it is rounded
 
     def forward(self, x: Tensor) -> Tensor:
         step = self.log_step.exp()
         if self.fixed is not None:
-            return self.fixed * (step if self.exact is None else self.exact)
+            return self.fixed * step
         scaled = x / step
         return (scaled + (scaled.detach().round() - scaled.detach())) * step
 
     def right_inverse(self, x: Tensor) -> Tensor:
         return x
+
+    @torch.no_grad()
+    def settled(self, x: Tensor) -> Tensor:
+        """The numbers times the nearest bfloat16: small multiples of it are exact, and `Multiples` holds them."""
+        return self.numbers(x) * self.log_step.exp().bfloat16().to(x.dtype) + 0.0  # no negative zeros
 
     def bits(self, x: Tensor) -> Tensor:
         """The expected bits of coding round(x / step), a number with a gradient; x: the latent weights."""
@@ -86,11 +89,6 @@ class Levels(Constraint):
     def fix(self, x: Tensor) -> None:
         """From now on the numbers stay, and only the step is trained."""
         self.fixed = self.numbers(x) + 0.0  # no negative zeros
-
-    @torch.no_grad()
-    def snap(self) -> None:
-        """From now on the step stays, too: a bfloat16, whose small multiples are exact in float32."""
-        self.exact = self.log_step.exp().bfloat16().to(self.log_step.dtype)
 
 
 class _Bits(torch.autograd.Function):
@@ -136,7 +134,7 @@ class StraightThrough(Constraint):
         except CodecError as error:
             raise CodecError(f"{quoted(self.name)}: {error}") from error
         decoded = to_tensor(held.array() if isinstance(held, Packed) else held).to(x.device)
-        return x + (decoded - x).detach()
+        return decoded + (x - x.detach())  # in this order the values are exactly those of the codec
 
     def right_inverse(self, x: Tensor) -> Tensor:
         return x

@@ -324,10 +324,7 @@ def _curvature(student: nn.Module, lesson: Task) -> Mapping[str, tuple[Tensor, T
 
 def _held(student: nn.Module) -> Weights:
     """What a file would hold of a student whose numbers are fixed; the student is used up."""
-    rounded = levels_of(student)
-    for levels, _ in rounded.values():
-        levels.snap()
-    names = list(rounded)
+    names = list(levels_of(student))
     release(student)
     return _coded(from_module(student).settle(), names)
 
