@@ -122,16 +122,19 @@ class Search:
     def sizes(self) -> None:
         """Measure sizes, by halving what is likely, around the smallest that validation data hold to be provable.
 
-        Raises VerdictError if the largest is too rough.
+        Raises VerdictError if validation examples lose more than the tolerance in the largest.
         """
         low, high = -1, len(SIZES)
         assert self.minds is not None  # the time of the first size is its own
         while high - low > 1 and len(self.measured) < self.budget.looks:
             at = middle(low, high)
             low, high = (at, high) if self.hopeful(self._measured(at)) else (low, at)
-        if low < 0 and not self.hopeful(self._measured(0)):
-            raise VerdictError(f"every form of these weights loses more than {self.promise.tolerance:g} of "
-                               f"{self.task.headline} on validation data: nothing is written")  # fmt: skip
+        safest = self._measured(0) if low < 0 else None
+        if safest is not None and safest.mean() > self.promise.tolerance:
+            raise VerdictError(
+                f"even at {SIZES[0]:g} bits for each weight {safest.mean():.3g} of {self.task.headline} is lost on the "
+                f"{len(safest)} validation examples, the tolerance is {self.promise.tolerance:g}: nothing is written"
+            )
 
     def _measured(self, index: int) -> np.ndarray:
         """What a size loses on validation data."""
