@@ -14,6 +14,15 @@ from steelyard.core.spec import Spec
 from steelyard.errors import CodecError
 
 
+def is_whole(value: object, low: int, high: int | None = None) -> bool:
+    """Whether a setting is a whole number from `low` to `high`.
+
+    >>> is_whole(3, 1, 4), is_whole(2.5, 1, 4), is_whole(5, 1, 4)
+    (True, False, False)
+    """
+    return isinstance(value, (int, np.integer)) and bool(low <= value and (high is None or value <= high))
+
+
 def whole(codec: str, name: str, value: object, low: int, high: int | None = None) -> None:
     """Raise CodecError unless a setting is a whole number from `low` to `high`.
 
@@ -22,7 +31,7 @@ def whole(codec: str, name: str, value: object, low: int, high: int | None = Non
     ...
     steelyard.errors.CodecError: palette: k is 2.5, expected 1 to 256
     """
-    if not (isinstance(value, (int, np.integer)) and low <= value and (high is None or value <= high)):
+    if not is_whole(value, low, high):
         expected = f"at least {low}" if high is None else f"{low} to {high}"
         raise CodecError(f"{codec}: {name} is {value!r}, expected {expected}")
 

@@ -33,12 +33,8 @@ class Rowwise:
         self._following, self._second = trellis.tables(codec.states)
         self._kinds, self._prices = prices_of(guess, codec.states)
         self._starts = frozenset(starts_of(*guess.shape).tolist())
-        self._levels, self._row, self._state, self._mix = (
-            np.empty(guess.shape, np.int32),
-            0,
-            0,
-            None if mix is None else mix.astype(np.float32),
-        )
+        self._mix = None if mix is None else mix.astype(np.float32)
+        self._levels, self._row, self._state = np.empty(guess.shape, np.int32), 0, 0
 
     def take(self, row: np.ndarray) -> np.ndarray:
         """The whole numbers of steps (float32) that the next row, (width,) in steps, becomes."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from steelyard.codecs._parts import is_whole
 from steelyard.codecs.affine import Affine
 from steelyard.core.packed import Packed, Plan, pack
 from steelyard.core.spec import Spec
@@ -34,10 +35,10 @@ class Levels:
 
     def __post_init__(self) -> None:
         least = 2 if self.symmetric else 1
-        if not (isinstance(self.bits, (int, np.integer)) and least <= self.bits <= 8):
+        if not is_whole(self.bits, least, 8):
             kind = "symmetric levels" if self.symmetric else "levels"
             raise RecipeError(f"the bits of {kind} are {least} to 8, not {self.bits!r}")
-        if self.group is not None and not (isinstance(self.group, (int, np.integer)) and self.group >= 1):
+        if self.group is not None and not is_whole(self.group, 1):
             raise RecipeError(f"a group has at least 1 element, not {self.group!r}")
 
     @property

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from steelyard.codecs._parts import is_whole
 from steelyard.codecs.lowrank import LowRank
 from steelyard.core.packed import Packed, Plan, Scheme, Smallest, pack
 from steelyard.core.transform import Step
@@ -70,7 +71,7 @@ class Factorize(Step):
         given = [n for n in ("rank", "keep", "error") if getattr(self, n) is not None]
         if len(given) != 1:
             raise RecipeError(f"say one of rank, keep and error, not {' and '.join(given) or 'none'}")
-        if self.rank is not None and not (isinstance(self.rank, (int, np.integer)) and self.rank >= 1):
+        if self.rank is not None and not is_whole(self.rank, 1):
             raise RecipeError(f"the rank is a whole number of at least 1, not {self.rank!r}")
         if self.keep is not None and not 0 < self.keep <= 1:
             raise RecipeError(f"the share of the bytes to keep is above 0 and at most 1, not {self.keep}")

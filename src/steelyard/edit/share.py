@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from steelyard.codecs._parts import is_whole
 from steelyard.codecs.palette import Palette
 from steelyard.core.packed import Packed, Scheme, pack
 from steelyard.core.transform import Step
@@ -59,7 +60,7 @@ class Share(Step):
     by: Weights | None = None
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.k, (int, np.integer)) and 1 <= self.k <= 65_535):
+        if not is_whole(self.k, 1, 65_535):
             raise RecipeError(f"the number of shared values k is 1 to 65535, not {self.k!r}")
         check_scope(self.scope)
 
