@@ -231,6 +231,18 @@ def test_wrong_use_writes_nothing(steelyard, model, tmp_path, verb):
         ("quantize", ["--states", "8"], "--states is for the method entropy"),
         ("quantize", ["--group", "4", "--axis", "0"], "group"),
         ("share", ["-k", "0"], "-k"),
+        *(
+            (verb, [*options, "--where", "*.bias,*.steps"], f"none of the 2 tensors can be {done}: expected")
+            for verb, options, done in (
+                ("prune", ["--fraction", "0.5"], "pruned"),
+                ("prune", ["--pattern", "2:4"], "pruned"),
+                ("quantize", ["--bits", "4"], "rounded"),
+                ("quantize", ["--method", "hqq", "--bits", "4"], "rounded"),
+                ("share", [], "shared"),
+                ("lowrank", ["--keep", "0.5"], "factored"),
+            )
+        ),
+        ("quantize", ["--method", "entropy", "--where", "*.steps"], "and an axis or more, found 'model.steps' int64[]"),
     ],
 )
 def test_wrong_options_write_nothing(steelyard, model, verb, options, said):

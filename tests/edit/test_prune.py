@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 from steelyard.core.transform import each, on
 from steelyard.core.weights import Weights
 from steelyard.core.where import where
+from steelyard.edit.nm import PruneNM
 from steelyard.edit.prune import Prune, mask_of
 from steelyard.errors import RecipeError, WeightsError
 
@@ -111,16 +112,20 @@ def test_masks():
 
 def test_what_has_no_rank_or_no_score():
     nan = Weights.of({"a": np.float32([[1, np.nan]])})
-    with pytest.raises(WeightsError, match="'a' has NaN"):
+    with pytest.raises(WeightsError, match=r"'a' has NaN or infinite values, the first at \[0, 1\] \(nan\); repair"):
         Prune(0.5)(nan)["a"].array()
     good = Weights.of({"a": np.float32([[1, 2]])})
-    with pytest.raises(WeightsError, match="NaN"):
+    with pytest.raises(WeightsError, match="the scores of 'a' have NaN"):
         Prune(0.5, by=nan)(good)["a"].array()
     with pytest.raises(WeightsError, match=r"the scores have no tensor 'a'.*--where"):
         Prune(0.5, by=Weights([]))(good)
     with pytest.raises(WeightsError, match=r"scores of 'a' are float64\[2\], its weights float32\[1, 2\]"):
         Prune(0.5, by=Weights.of({"a": np.ones(2)}))(good)
-    assert Prune(0.5)(Weights.of({"a": np.float32([[np.inf, -3]])}))["a"].array().tolist() == [[np.inf, 0]]
+    infinite = Weights.of({"a": np.float32([[1, -np.inf]])})
+    for step in (Prune(0.5), Prune(0.5, by=good), Prune(0.5, "row"), PruneNM("1:2", by=good)):
+        with pytest.raises(WeightsError, match=r"'a' has NaN or infinite values, the first at \[0, 1\] \(-inf\)"):
+            step(infinite)["a"].array()
+    assert Prune(0.5, by=infinite)(good)["a"].array().tolist() == [[1, 0]]  # a score may say: at any rate, or never
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan")])

@@ -227,7 +227,7 @@ BAD = [
     (lambda: SparseGPT(0.5, evidence("norms", NORMS))(weights(more=W)), WeightsError, "kind hessian, got 'norms'"),
     (lambda: SparseGPT(0.5, evidence("hessian", H))(weights(more=W)), WeightsError, "no tensor 'more'"),
     (lambda: one(SparseGPT(0.5, evidence("hessian", H[:, :5, :5]))), WeightsError, r"expected \[blocks, 64, 64\]"),
-    (lambda: one(Prune(0.5, by=evidence("norms", NORMS * np.nan))), WeightsError, "has NaN"),
+    (lambda: one(Prune(0.5, by=evidence("norms", NORMS * np.nan))), WeightsError, "have NaN"),
     (lambda: one(SparseGPT(0.5), Weights.of({"fc.weight": W * np.nan})), WeightsError, "'fc.weight' has NaN or inf"),
     (lambda: one(PruneNM(), Weights.of({"fc.weight": W * np.nan})), WeightsError, "'fc.weight' has NaN"),
 ]  # fmt: skip

@@ -225,6 +225,12 @@ def test_any_shape_zeros_and_constants_come_back(step, shape) -> None:
         np.full(shape, 3.0, np.float32),
         np.arange(np.prod(shape)).reshape(shape).astype(np.float16),
     ):
+        if isinstance(step, Awq) and len(shape) > 2:
+            with pytest.raises(
+                WeightsError, match=r"rounded by awq: .*2 axes, the inputs last, found 'a' \w+\[2, 3, 4"
+            ):
+                step(Weights.of({"a": x}))
+            continue
         y = step(Weights.of({"a": x}))["a"].array()
         assert (y.shape, y.dtype) == (x.shape, x.dtype)
         assert np.abs(y.astype(np.float64) - x).max() <= (x.max() - min(x.min(), 0)) * 0.11

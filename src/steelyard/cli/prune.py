@@ -12,7 +12,7 @@ from steelyard.cli.options import Number, Output, by_option, codec_option, outpu
 from steelyard.cli.progress import watching
 from steelyard.core.packed import Plan
 from steelyard.core.table import Table
-from steelyard.core.transform import Step, on
+from steelyard.core.transform import Step, chain, on
 from steelyard.core.weights import Weights
 from steelyard.core.where import Where
 from steelyard.core.where import where as choose
@@ -132,7 +132,7 @@ def _step(
         step = PruneNM(pattern, by)
     else:
         step = Prune(fraction or 0.0, scope or ("row" if method == "wanda" else "global"), by)
-    return on(choose(kind="float", min_ndim=2), step, codec or _held(pattern))
+    return chain(step, on(choose(kind="float", min_ndim=2), codec or _held(pattern)))
 
 
 def _held(pattern: str | None) -> Step:

@@ -6,7 +6,7 @@ import click
 
 from steelyard.cli.options import Output, by_option, codec_option, output, show, source_and_target, where_option
 from steelyard.cli.progress import watching
-from steelyard.core.transform import Step, on
+from steelyard.core.transform import Step, chain, on
 from steelyard.core.weights import Weights
 from steelyard.core.where import Where
 from steelyard.core.where import where as choose
@@ -54,7 +54,7 @@ def verb(
     from steelyard.edit.share import Share
     from steelyard.explain.rewrite import rewrite
 
-    step = on(choose(kind="float", min_ndim=2), Share(k, scope, by=by), codec)  # type: ignore[arg-type]
+    step = chain(Share(k, scope, by=by), on(choose(kind="float", min_ndim=2), codec))  # type: ignore[arg-type]
     with watching() as watch:
         tables = rewrite(source, target, step, where, force, watch=watch)
     show(tables, output)

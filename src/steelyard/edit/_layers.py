@@ -11,7 +11,7 @@ from steelyard.core.packed import Packed, Plan, Scheme, pack
 from steelyard.core.weights import Weight, Weights
 from steelyard.edit._levels import Levels, finite
 from steelyard.edit.evidence import About, Rows, check_same, hessian_of
-from steelyard.edit.prune import in_scope
+from steelyard.edit.prune import scoped
 from steelyard.edit.quantize import held_so
 
 # (weight, its matrix (outputs, inputs), the Hessian, inputs that share a scale) -> codes, scales, zero points
@@ -21,12 +21,16 @@ Solver = Callable[[Weight, np.ndarray, np.ndarray | None, int], tuple[np.ndarray
 def by_layer(
     weights: Weights, by: Weights | None, levels: Levels, plans: Mapping[str, Plan], min_ndim: int, solve: Solver
 ) -> Weights:
-    """The weights, those in scope rounded by `solve` and held by the affine codec, if they are not already."""
+    """The weights, those in scope rounded by `solve` and held by the affine codec, if they are not already.
+
+    Raises WeightsError if there are tensors and none is in scope.
+    """
     about = About() if by is None else About.of(by)
+    chosen = {item.name for item in scoped(weights, min_ndim, "rounded")}
 
     def one(item: Weight) -> Weight:
         codec = levels.codec(Rows(item.spec.shape, item.name in about.first))
-        if not in_scope(item, min_ndim) or held_so(item, codec):
+        if item.name not in chosen or held_so(item, codec):
             return item
         return item.then(partial(_rounded, item, by, levels, plans, solve), scheme=Scheme(codec, plans))
 

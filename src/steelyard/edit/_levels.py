@@ -17,7 +17,7 @@ from steelyard.core.packed import Packed, Plan, pack
 from steelyard.core.spec import Spec
 from steelyard.core.weights import Weight
 from steelyard.edit.evidence import Rows
-from steelyard.errors import CodecError, RecipeError, quoted
+from steelyard.errors import CodecError, RecipeError, SteelyardError, quoted
 
 SIGNIFICANT = 8  # bits of a scale: more would cost bytes and gain nothing
 CANDIDATES = 24  # scales that are tried for each group
@@ -123,8 +123,11 @@ def short(x: np.ndarray, bits: int) -> np.ndarray:
     return np.asarray(np.ldexp(np.rint(mantissa * 2**bits) / 2**bits, exponent), x.dtype)
 
 
-def finite(weight: Weight, x: np.ndarray) -> np.ndarray:
-    """`x`, the values of `weight`; raises CodecError if one is NaN or infinite."""
-    if not np.isfinite(x.astype(np.float32 if x.dtype.itemsize < 4 else x.dtype)).all():
-        raise CodecError(f"{weight.origin}: {quoted(weight.name)} has NaN or infinite values; repair or clip them")
+def finite(weight: Weight, x: np.ndarray, error: type[SteelyardError] = CodecError) -> np.ndarray:
+    """`x`, the values of `weight`; raises `error` if one is NaN or infinite."""
+    sound = np.isfinite(x.astype(np.float32) if x.dtype.itemsize < 4 else x)
+    if not sound.all():
+        at = np.unravel_index(int(sound.argmin()), x.shape)
+        text = f"has NaN or infinite values, the first at {list(map(int, at))} ({x[at]}); repair or clip them"
+        raise error(f"{weight.origin}: {quoted(weight.name)} {text}")
     return x

@@ -53,8 +53,8 @@ class AdaRound(Step):
         push: what being undecided costs, in squared steps of a mean input.
         codes, scale: how the codes, and the scales and zero points, are held: by `Bits` and plain unless said.
 
-    Raises RecipeError for settings out of range, WeightsError for evidence that is missing, of another kind or of
-    other weights, CodecError for NaN or infinite weights.
+    Raises RecipeError for settings out of range, WeightsError if no tensor takes part and for evidence that is
+    missing, of another kind or of other weights, CodecError for NaN or infinite weights.
 
     >>> h = Weights.of({"a": np.float32([[1, 0.9], [0.9, 1]])})
     >>> w = Weights.of({"a": np.float32([[0.4, 0.4], [3, 0]])})  # both inputs are nearly the same: one goes up

@@ -19,7 +19,7 @@ from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
 from steelyard.edit._levels import Levels, finite, plans_of, short
 from steelyard.edit.evidence import About, Rows, check_same, hessian_of
-from steelyard.edit.prune import in_scope
+from steelyard.edit.prune import scoped
 from steelyard.edit.quantize import held_so
 
 TRIED = 20  # exponents between 0 and 1
@@ -39,8 +39,8 @@ class Awq(Step):
     Only floating-point matrices (two axes) take part, whose inputs are the last axis; the others pass untouched, and
     so do those that are held in this way already.
 
-    Raises RecipeError for settings out of range, WeightsError for evidence that is missing, of another kind or of
-    other weights, CodecError for NaN or infinite weights.
+    Raises RecipeError for settings out of range, WeightsError if no tensor takes part and for evidence that is
+    missing, of another kind or of other weights, CodecError for NaN or infinite weights.
 
     >>> h = Weights.of({"a": np.float32([[100, 0], [0, 0.01]])})
     >>> w = Weights.of({"a": np.float32([[0.3, 1]])})
@@ -66,13 +66,13 @@ class Awq(Step):
         about = About() if self.by is None else About.of(self.by)
         levels = Levels(self.bits, self.symmetric, self.group)
 
+        def means(item: Weight) -> bool:
+            return len(item.spec.shape) == 2 and item.name not in about.first
+
+        chosen = {item.name for item in scoped(weights, 2, "rounded by awq", means, "2 axes, the inputs last")}
+
         def one(item: Weight) -> Weight:
-            if (
-                not in_scope(item, 2)
-                or len(item.spec.shape) != 2
-                or item.name in about.first
-                or held_so(item, Scaled())
-            ):
+            if item.name not in chosen or held_so(item, Scaled()):
                 return item
             inner = Scheme(levels.codec(Rows(item.spec.shape)), plans)
             return item.then(partial(self._round, item, levels, plans), scheme=Scheme(Scaled(), {"values": inner}))

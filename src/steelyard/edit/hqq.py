@@ -16,7 +16,7 @@ from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
 from steelyard.edit._levels import Levels, finite, plans_of, short
 from steelyard.edit.evidence import Rows
-from steelyard.edit.prune import in_scope
+from steelyard.edit.prune import scoped
 from steelyard.edit.quantize import held_so
 from steelyard.errors import RecipeError
 
@@ -32,7 +32,8 @@ class Hqq(Step):
     each output channel of other tensors; the affine codec holds them. Only floating-point tensors of at least
     `min_ndim` axes take part; the others pass untouched, and so do those that are held in this way already.
 
-    Raises RecipeError for settings out of range, CodecError for NaN or infinite weights.
+    Raises RecipeError for settings out of range, WeightsError if no tensor takes part, CodecError for NaN or infinite
+    weights.
 
     >>> w = Weights.of({"a": np.float32([[0, 0.1, 1, 1.1, 2, 2.1, 3, 4]])})
     >>> np.float64(Hqq(bits=2)(w)["a"].array()).round(1).tolist()
@@ -61,10 +62,11 @@ class Hqq(Step):
     def __call__(self, weights: Weights) -> Weights:
         plans = plans_of(self.codes, self.scale, symmetric=False)
         levels = Levels(self.bits, symmetric=False, group=self.group)
+        chosen = {item.name for item in scoped(weights, self.min_ndim, "rounded")}
 
         def one(item: Weight) -> Weight:
             codec = levels.codec(Rows(item.spec.shape))
-            if not in_scope(item, self.min_ndim) or held_so(item, codec):
+            if item.name not in chosen or held_so(item, codec):
                 return item
             return item.then(partial(self._round, item, levels, plans), scheme=Scheme(codec, plans))
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from steelyard.core.weights import Weight, Weights
+from steelyard.edit._levels import finite
 from steelyard.edit.evidence import About, Rows, check_same, evidence_of
 from steelyard.errors import WeightsError, quoted
 
@@ -39,17 +40,20 @@ class Importance:
     def of(self, x: np.ndarray | None = None) -> np.ndarray:
         """The scores, in the shape of the weight; `x`: its values, if they were read already.
 
-        Raises WeightsError for NaN, and for evidence that was measured on other weights.
+        Raises WeightsError for scores that are NaN, for weights that are not finite, and for evidence that was
+        measured on other weights.
         """
         kind = self.about.kind
+        if x is not None:
+            finite(self.weight, x, WeightsError)
         if self.by is not None and kind is None:
             return self._ranked(self.by.array())
-        values = self.weight.array() if x is None else x
+        values = finite(self.weight, self.weight.array(), WeightsError) if x is None else x
         if self.by is None:
-            return np.abs(self._ranked(values))
+            return np.abs(values)
         check_same(self.about, self.weight, values)
         found = self._ranked(self.by.array())
-        size = np.abs(self._ranked(values).astype(found.dtype if self.wide else np.float32))
+        size = np.abs(values.astype(found.dtype if self.wide else np.float32))
         with np.errstate(over="ignore"):
             if kind == "norms":
                 return np.asarray(size * found)
@@ -57,7 +61,7 @@ class Importance:
 
     def _ranked(self, x: np.ndarray) -> np.ndarray:
         if x.dtype.kind not in "iub" and np.isnan(x).any():
-            raise WeightsError(f"{self.weight.origin}: {quoted(self.weight.name)} has NaN, which has no rank")
+            raise WeightsError(f"{self.weight.origin}: the scores of {quoted(self.weight.name)} have NaN: no rank")
         return x
 
 

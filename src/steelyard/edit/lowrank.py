@@ -19,7 +19,7 @@ from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
 from steelyard.edit._levels import finite
 from steelyard.edit.evidence import About, Rows, check_same, hessian_of
-from steelyard.edit.prune import in_scope
+from steelyard.edit.prune import scoped
 from steelyard.errors import RecipeError, WeightsError, quoted
 
 _EITHER = Smallest((LowRank(), None))  # until its values are read nobody knows whether factors take less
@@ -47,8 +47,8 @@ class Factorize(Step):
     take part; the others pass untouched, and so do those that are factored already. The factor of the inputs is fitted
     again after that of the outputs was rounded, and makes up for some of it.
 
-    Raises RecipeError for settings out of range, WeightsError for a rank that no matrix has, and for evidence that is
-    missing, of another kind or of other weights, CodecError for NaN or infinite weights.
+    Raises RecipeError for settings out of range, WeightsError if no tensor takes part, for a rank that no matrix has,
+    and for evidence that is missing, of another kind or of other weights, CodecError for NaN or infinite weights.
 
     >>> w = Weights.of({"a": np.outer(np.arange(4), [1, 2, 3]).astype(np.float32)})
     >>> held = Factorize(rank=1)(w)["a"].read()
@@ -81,13 +81,14 @@ class Factorize(Step):
             raise RecipeError(f"damping is a share of the mean of the diagonal, above 0, not {self.damping}")
 
     def __call__(self, weights: Weights) -> Weights:
-        sides = [min(_sides(item)) for item in weights.values() if in_scope(item, 2) and item.spec.size]
+        chosen = {item.name: item for item in scoped(weights, 2, "factored") if item.spec.size}
+        sides = [min(_sides(item)) for item in chosen.values()]
         if self.rank is not None and sides and self.rank > max(sides):
             text = f"rank {self.rank} is more than any of the {len(sides)} matrices has: {max(sides)} at most"
             raise WeightsError(text)
 
         def one(item: Weight) -> Weight:
-            if not in_scope(item, 2) or not item.spec.size or _factored(item):
+            if item.name not in chosen or _factored(item):
                 return item
             rank = self._known(item)
             if rank is not None and not _pays(item, rank):

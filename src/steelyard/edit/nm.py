@@ -13,7 +13,7 @@ from steelyard.core.transform import Step
 from steelyard.core.weights import Weights
 from steelyard.edit.evidence import Rows
 from steelyard.edit.importance import Importance, importance
-from steelyard.edit.prune import in_scope
+from steelyard.edit.prune import scoped
 from steelyard.errors import RecipeError, WeightsError, quoted
 
 
@@ -26,7 +26,8 @@ class PruneNM(Step):
     first go first. Only floating-point tensors of at least `min_ndim` axes are in scope.
 
     Held small by the codec `NM`. Raises RecipeError for a pattern that is not N:M with 0 < N <= M <= 16, WeightsError
-    for a tensor whose inputs M does not divide and for scores that are missing, of another shape, or NaN.
+    if no tensor is in scope, for one whose inputs M does not divide, for scores that are missing, of another shape, or
+    NaN, and for weights that are NaN or infinite.
 
     >>> w = Weights.of({"a": np.float32([[1, -4, 3, 2]])})
     >>> PruneNM("2:4")(w)["a"].array().tolist()
@@ -45,7 +46,7 @@ class PruneNM(Step):
 
     def __call__(self, weights: Weights) -> Weights:
         n, m = numbers(self.pattern)
-        chosen = [i for i in weights.values() if in_scope(i, max(self.min_ndim, 2)) and i.spec.size]
+        chosen = [item for item in scoped(weights, max(self.min_ndim, 2), "pruned") if item.spec.size]
         ranks = {item.name: importance(self.by, item) for item in chosen}
         for rank in ranks.values():
             check_divides(self.pattern, rank.rows, rank.weight.name)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import islice
 from typing import ClassVar, Literal, get_args
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
 from steelyard.edit.importance import Importance, importance
-from steelyard.errors import RecipeError
+from steelyard.errors import RecipeError, WeightsError, quoted
 
 Scope = Literal["global", "tensor", "row", "erk"]
 DIGIT = 16  # bits of a rank that one pass over the tensors settles
@@ -40,8 +41,8 @@ class Prune(Step):
     ranks all of them together; that takes a pass or two (four for float64) over all tensors in scope at the
     first read of any, once, with one tensor in memory at a time.
 
-    Raises RecipeError for a fraction outside 0 to 1, WeightsError for a score that is missing, has another
-    shape, or is NaN.
+    Raises RecipeError for a fraction outside 0 to 1, WeightsError if no tensor is in scope, for a score that is
+    missing, has another shape, or is NaN, and for weights that are NaN or infinite.
 
     >>> w = Weights.of({"a": np.float32([[1, -4]]), "b": np.float32([[3, 2]])})
     >>> {name: x.tolist() for name, x in Prune(0.5)(w).arrays().items()}
@@ -64,7 +65,7 @@ class Prune(Step):
         check_scope(self.scope, get_args(Scope))
 
     def __call__(self, weights: Weights) -> Weights:
-        chosen = [item for item in weights.values() if in_scope(item, self.min_ndim)]
+        chosen = scoped(weights, self.min_ndim, "pruned")
         scored = {item.name: _Scored(importance(self.by, item)) for item in chosen}
         cut = _GlobalCut(tuple(scored.values()), self.fraction)
         shares = erk({item.name: item.spec.shape for item in chosen}, self.fraction) if self.scope == "erk" else {}
@@ -128,6 +129,34 @@ def erk(shapes: Mapping[str, tuple[int, ...]], fraction: float) -> dict[str, flo
 def in_scope(weight: Weight, min_ndim: int) -> bool:
     """Whether a step for weight matrices and kernels means this tensor."""
     return weight.spec.dtype.kind == "float" and len(weight.spec.shape) >= min_ndim
+
+
+def scoped(
+    weights: Weights,
+    min_ndim: int,
+    done: str,
+    means: Callable[[Weight], bool] = lambda _: True,
+    axes: str = "",
+) -> list[Weight]:
+    """The tensors that a step for weight matrices and kernels means; `done` is what it does.
+
+    Of those of at least `min_ndim` axes it means the ones for which `means` holds; `axes` says which these are.
+
+    Raises WeightsError if there are tensors and none is meant: who chose these wanted something to happen.
+
+    >>> scoped(Weights.of({"b": np.zeros(2, np.float32)}), 2, "rounded")
+    Traceback (most recent call last):
+    ...
+    steelyard.errors.WeightsError: none of the 1 tensors can be rounded: expected floating point and 2 axes or more, \
+found 'b' float32[2]; choose others (where, or --where)
+    """
+    found = [item for item in weights.values() if in_scope(item, min_ndim) and means(item)]
+    if weights and not found:
+        few = ", ".join(f"{quoted(item.name)} {item.spec}" for item in islice(weights.values(), 3))
+        axes = axes or (f"{min_ndim} axes or more" if min_ndim > 1 else "an axis or more")
+        text = f"none of the {len(weights)} tensors can be {done}: expected floating point and {axes}, found {few}"
+        raise WeightsError(f"{text}{', ...' * (len(weights) > 3)}; choose others (where, or --where)")
+    return found
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from steelyard.core.weights import Weight, Weights
 from steelyard.edit._levels import Levels, finite, plans_of
 from steelyard.edit.evidence import About, check_same, importance_of
 from steelyard.edit.pack import hold
-from steelyard.edit.prune import in_scope
+from steelyard.edit.prune import scoped
 from steelyard.errors import CodecError, RecipeError, quoted
 
 
@@ -37,8 +37,8 @@ class Quantize(Step):
         codes: how the numbers of the levels are held: `Bits` unless said; ``Entropy()`` is smaller.
         scale: how the scales and zero points are held; plain unless said.
 
-    Raises CodecError for settings that contradict each other and, naming the tensor, for NaN or infinite
-    weights and shapes that do not fit; WeightsError for evidence that is missing or of other weights.
+    Raises CodecError for settings that contradict each other and, naming the tensor, for NaN or infinite weights and
+    shapes that do not fit; WeightsError if no tensor takes part, and for evidence that is missing or of other weights.
 
     >>> import numpy as np
     >>> w = Weights.of({"a": np.float32([[-1, 0.4, 1]])})
@@ -78,9 +78,10 @@ class Quantize(Step):
         codec = self.codec()
         plans = plans_of(self.codes, self.scale, self.symmetric)
         scheme = Scheme(codec, plans)
+        chosen = {item.name for item in scoped(weights, self.min_ndim, "rounded")}
 
         def one(item: Weight) -> Weight:
-            if not in_scope(item, self.min_ndim) or held_so(item, codec):
+            if item.name not in chosen or held_so(item, codec):
                 return item
             function = partial(hold, item, scheme) if self.error is None else partial(self._search, item, plans)
             return item.then(function, scheme=scheme)

@@ -19,10 +19,11 @@ from steelyard.codecs.trellis import Trellis
 from steelyard.core.packed import Packed, Scheme
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
+from steelyard.edit._levels import finite
 from steelyard.edit._solved import solved
 from steelyard.edit.evidence import About
 from steelyard.edit.kronecker import KIND, OUTPUTS, PAIRS, Kronecker, routed, sensitive, sensitivities
-from steelyard.edit.prune import in_scope
+from steelyard.edit.prune import scoped
 from steelyard.errors import CodecError, RecipeError, WeightsError, quoted
 
 FEW = 1.2  # bits of a weight, below which a trellis loses more than one quantizer, where errors are made up for
@@ -61,9 +62,9 @@ class RateDistortion(Step):
 
     Only floating-point tensors of at least `min_ndim` axes take part; the others pass untouched.
 
-    Raises RecipeError for settings that contradict each other, WeightsError for evidence that is missing, of another
-    kind or shape or of other weights, or a glob that matches no weight, CodecError, naming the tensor, for NaN or
-    infinite weights.
+    Raises RecipeError for settings that contradict each other, WeightsError if no tensor takes part, for evidence that
+    is missing, of another kind or shape or of other weights, or a glob that matches no weight, CodecError, naming the
+    tensor, for NaN or infinite weights.
 
     >>> x = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
     >>> w = RateDistortion(bits=3)(Weights.of({"a": x}))
@@ -114,7 +115,7 @@ class RateDistortion(Step):
         return None if self.by is None else About.of(self.by).kind
 
     def __call__(self, weights: Weights) -> Weights:
-        chosen = [item for item in weights.values() if self._means(item)]
+        chosen = scoped(weights, self.min_ndim, "rounded", self._means)
         for glob in self.importance:
             if weights and not any(fnmatchcase(item.name, glob) for item in chosen):
                 raise WeightsError(f"no weight in scope matches {quoted(glob)}, to which an importance is given")
@@ -131,9 +132,8 @@ class RateDistortion(Step):
         )
 
     def _means(self, item: Weight) -> bool:
-        """Whether a tensor takes part."""
-        known = self.by is None or self.kind not in PAIRS or len(item.spec.shape) > 1 or item.name + OUTPUTS in self.by
-        return known and in_scope(item, self.min_ndim)
+        """Whether anything is known of what errors in a tensor cost, or nothing need be."""
+        return self.by is None or self.kind not in PAIRS or len(item.spec.shape) > 1 or item.name + OUTPUTS in self.by
 
     def _part(self, item: Weight) -> _Part:
         codec, factor = self.codec(), self._factor(item.name)
@@ -183,7 +183,8 @@ class _Part:
         with np.errstate(over="ignore", invalid="ignore"):
             squares = float(np.square(x, dtype=np.float64).sum())
         if not math.isfinite(squares):
-            text = "NaN, infinite or too large values have no levels; repair them"
+            finite(self.weight, x)
+            text = "values so large that their squares are infinite have no levels; scale them"
             raise CodecError(f"{self.weight.origin}: {quoted(self.weight.name)}: {text}")
         if self.kind:
             return self._graded(x)

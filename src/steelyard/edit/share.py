@@ -17,8 +17,9 @@ from steelyard.codecs.palette import Palette
 from steelyard.core.packed import Packed, Scheme, pack
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
+from steelyard.edit._levels import finite
 from steelyard.edit.evidence import About, check_same, evidence_of, importance_of
-from steelyard.edit.prune import check_scope, in_scope
+from steelyard.edit.prune import check_scope, scoped
 from steelyard.errors import CodecError, RecipeError, quoted
 
 POINTS = 1 << 24  # elements that are clustered as they are; more are gathered into bins first
@@ -41,8 +42,8 @@ class Share(Step):
 
     Only floating-point tensors of at least `min_ndim` axes take part; the others pass untouched.
 
-    Raises RecipeError for a k outside 1 to 65,535, WeightsError for importances that are missing, have
-    another shape or were measured on other weights, CodecError for NaN or infinite weights.
+    Raises RecipeError for a k outside 1 to 65,535, WeightsError if no tensor takes part and for importances that are
+    missing, have another shape or were measured on other weights, CodecError for NaN or infinite weights.
 
     >>> w = Weights.of({"a": np.float32([[0, 1, 1.2], [5, 5.2, 9]])})
     >>> Share(3)(w)["a"].array().tolist()
@@ -65,7 +66,7 @@ class Share(Step):
         check_scope(self.scope)
 
     def __call__(self, weights: Weights) -> Weights:
-        chosen = {item.name: item for item in weights.values() if in_scope(item, self.min_ndim)}
+        chosen = {item.name: item for item in scoped(weights, self.min_ndim, "shared")}
         if self.by is not None:
             for item in chosen.values():
                 evidence_of(self.by, item)
@@ -87,7 +88,7 @@ class Share(Step):
 
     def points(self, weight: Weight, x: np.ndarray) -> Points:
         """What is clustered of one tensor."""
-        values, mass = x.reshape(-1).astype(np.float64), np.ones(x.size)
+        values, mass = finite(weight, x).reshape(-1).astype(np.float64), np.ones(x.size)
         if self.by is not None:
             check_same(About.of(self.by), weight, x)
             mass = np.broadcast_to(importance_of(self.by, weight), x.shape).reshape(-1)

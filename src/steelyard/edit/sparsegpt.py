@@ -14,10 +14,11 @@ import numpy as np
 
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
+from steelyard.edit._levels import finite
 from steelyard.edit.evidence import About, Rows, check_same, hessian_of
 from steelyard.edit.nm import check_divides, numbers
-from steelyard.edit.prune import in_scope
-from steelyard.errors import RecipeError, WeightsError, quoted
+from steelyard.edit.prune import scoped
+from steelyard.errors import RecipeError, WeightsError
 
 SHARES = (1.0, 0.75, 0.5)  # the spans of levels that are tried, of one that reaches the greatest weight that stays
 
@@ -38,8 +39,9 @@ class SparseGPT(Step):
     Only floating-point tensors of at least `min_ndim` axes are in scope. Numbers are float64 inside; one layer's
     Hessian, inputs x inputs, is in memory at a time.
 
-    Raises RecipeError for settings out of range, WeightsError for evidence that is missing, of another kind or shape,
-    or measured on other weights, for a pattern that does not divide, and for weights that are not finite.
+    Raises RecipeError for settings out of range, WeightsError if no tensor is in scope, for evidence that is missing,
+    of another kind or shape, or measured on other weights, for a pattern that does not divide, and for weights that
+    are not finite.
 
     >>> h = Weights.of({"a": np.float32([[1, 0.9], [0.9, 1]])})
     >>> w = Weights.of({"a": np.float32([[1, 2]])})
@@ -75,7 +77,7 @@ class SparseGPT(Step):
             raise RecipeError(f"a block of {self.block} inputs is no whole number of groups of {self.pattern}")
 
     def __call__(self, weights: Weights) -> Weights:
-        chosen = {i.name for i in weights.values() if in_scope(i, max(self.min_ndim, 2)) and i.spec.size}
+        chosen = {item.name for item in scoped(weights, max(self.min_ndim, 2), "pruned") if item.spec.size}
         for name in chosen:
             self._rows(weights[name])
         return weights.with_items(
@@ -93,9 +95,7 @@ class SparseGPT(Step):
 
     def _prune(self, weight: Weight, x: np.ndarray) -> np.ndarray:
         rows = self._rows(weight)
-        matrix = rows.matrix(x)
-        if not np.isfinite(matrix).all():
-            raise WeightsError(f"{weight.origin}: {quoted(weight.name)} has NaN or infinite values")
+        matrix = rows.matrix(finite(weight, x, WeightsError))
         h = np.eye(matrix.shape[1])[None]
         if self.by is not None:
             check_same(About.of(self.by), weight, x)
