@@ -70,7 +70,8 @@ def test_the_areas_are_the_bytes_of_the_file(weights: Shrunk) -> None:
 def test_what_the_proof_was_asked_about_stands_beside_the_tolerance(weights: Shrunk) -> None:
     (line,) = pictures(weights, Line)
     most, _, tolerance = line.figure()["data"]
-    assert (most["x"], most["y"], tolerance["y"]) == ([550, 900], [0.018, 0.003], [0.02, 0.02])
+    assert (most["x"], most["y"], tolerance["y"]) == ([550, 900], [1.8, 0.3], [2, 2])
+    assert line.figure()["layout"]["yaxis"]["ticksuffix"] == " pp"
 
 
 def test_files_that_run_are_in_the_order_of_what_they_gain(runs: Shrunk) -> None:

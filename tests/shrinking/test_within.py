@@ -83,11 +83,45 @@ def test_the_file_is_smaller_and_is_what_was_proven(task: Task, model: nn.Module
 def test_training_for_size_makes_it_smaller_still(task: Task, model: nn.Module, tmp_path: Path) -> None:
     plain, trained = (shrink(model, task, tolerance=0.02, epochs=epochs) for epochs in (0, 8))
     assert trained.proof.rows[0]["bytes"] < plain.proof.rows[0]["bytes"]
-    assert trained.why.meta["candidate"].startswith("trained 8 within 0.02 at 0.95, ")
+    assert trained.why.meta["candidate"].startswith("trained, ")
     asked = [row["candidate"] for row in trained.curve.rows if row.get("valid loss") is not None]
-    assert len([name for name in asked if name.endswith(" bits")]) == 2
-    assert len([name for name in asked if "price" in name]) == 3
-    assert len([name for name in asked if name.endswith("coded")]) == 1
+    assert len([name for name in asked if name.endswith(" bits a weight")]) == 2
+    assert len([name for name in asked if "price of a bit ×" in name]) == 3
+    assert asked.count("trained, then tuned") == 1
+    moved = trained.why.meta["change"]
+    assert "of training and rounding together" in moved
+    assert {"error", "damage"} & {c.name for c in trained.why.columns} == set(), "squares foretell small errors alone"
+    assert {"error", "damage"} <= {c.name for c in plain.why.columns}
+    splits = [found.proof.meta["splits"] for found in (trained, plain)]
+    assert splits[0].startswith("train: training, sensitivities; valid: sensitivities, chooses"), "19 batches and 13"
+    assert splits[1].startswith("train: sensitivities; valid: sensitivities, chooses")
+
+
+def test_the_curve_says_what_came_of_each_and_bytes_are_those_of_files(task: Task, model: nn.Module) -> None:
+    found = shrink(model, task, tolerance=0.02)
+    chosen = [row for row in found.curve.rows if row["outcome"] == "chosen"]
+    assert [row["candidate"] for row in chosen] == [found.why.meta["candidate"]]
+    assert chosen[0]["bytes"] == found.proof.rows[0]["bytes"]
+    for row in found.curve.rows:
+        assert (row["outcome"] == "not asked") == (row["loss"] is None)
+        assert (row["outcome"] == "fails") == (row["loss at most"] is not None and row["loss at most"] > 0.02)
+
+
+def test_nothing_is_said_of_how_far_it_is_before_anything_is_counted(task: Task, model: nn.Module) -> None:
+    said: list[tuple[str, float]] = []
+    shrink(model, task, tolerance=0.02, say=lambda what, share: said.append((what, share)))
+    assert [share for what, share in said if what == "measuring the original"] == [0, 0]
+    assert max(share for _, share in said[:-1]) < 1
+    assert said[-1] == ("done", 1.0)
+
+
+def test_the_default_is_one(task: Task) -> None:
+    from inspect import signature
+
+    from steelyard.cli.shrink import verb
+
+    (option,) = [p for p in verb.params if p.name == "tolerance"]
+    assert option.default == signature(shrinking).parameters["tolerance"].default == 0.005
 
 
 @pytest.mark.parametrize(("epochs", "most"), [(0, 6), (0, 8), (0, 12), (0, 30), (2, 8), (2, 12), (2, 16)])
@@ -204,7 +238,7 @@ WRONG: dict[str, tuple[Callable[[Task], Task], dict[str, Any], str]] = {
     "a metric of no output": (
         lambda t: replace(t, metrics={"one": lambda o, y: torch.ones(len(y))}), {}, "no better than chance"
     ),
-    "more than there is": (lambda t: t, {"tolerance": 5}, r"has forgotten everything would do.*take less than 0\.7"),
+    "more than there is": (lambda t: t, {"tolerance": 5}, r"has forgotten everything may do.*take less than 0\.[67]"),
     "negative": (lambda t: t, {"tolerance": -1.0}, "tolerance=-1.0: expected a number above 0"),
     "a word": (lambda t: t, {"tolerance": "0.02"}, "tolerance='0.02': expected a number above 0"),
     "nan": (lambda t: t, {"tolerance": float("nan")}, "tolerance=nan: expected a number above 0"),
@@ -217,6 +251,7 @@ WRONG: dict[str, tuple[Callable[[Task], Task], dict[str, Any], str]] = {
     "no folder": (lambda t: t, {"target": "no/such/small.safetensors"}, "the folder 'no/such' is not there"),
     "several files": (lambda t: t, {"target": "small.safetensors.index.json"}, "expected a name that ends in .safetensors"),
     "unknown": (lambda t: t, {"target": "small.bin"}, "expected a name that ends in .safetensors or .npz or .gguf"),
+    "an aim as target": (lambda t: t, {"target": "latency"}, r"said by aim='latency', with a target such as 'small\.onnx'"),
     "no path": (lambda t: t, {"target": 3}, "target: expected a path, found 3"),
     "nobody to tell": (lambda t: t, {"say": 3}, "say: expected a function"),
     "a name": (lambda t: "digits", {}, "task: expected a Task, such as sy.task"),  # type: ignore[dict-item, return-value]
@@ -266,6 +301,28 @@ def test_a_model_at_chance_is_refused(task: Task) -> None:
         constant[2].weight.zero_()
     with pytest.raises(ModelError, match="no better than chance"):
         shrink(constant, task, tolerance=0.05)
+
+
+def test_a_model_that_is_above_chance_by_luck_is_refused(task: Task) -> None:
+    """Some untrained nets are right on more of 1200 examples than on others' targets, as many as a tolerance bears."""
+    for seed in range(40):
+        untrained = build_seeded(task, seed)
+        right = outcomes(untrained, task, "valid")["accuracy"].mean()
+        if 0.27 < right < 0.33:
+            break
+    with pytest.raises(ModelError, match=r"no better than chance|has forgotten everything may do"):
+        shrink(untrained, task, tolerance=0.02)
+
+
+def test_a_model_that_is_worse_than_who_knows_nothing_is_refused(task: Task, model: nn.Module) -> None:
+    with pytest.raises(ModelError, match=r"who has learned nothing has 0\.99: any file would do"):
+        shrink(model, replace(task, baselines={"accuracy": 0.99}), tolerance=0.02)
+
+
+def test_what_the_original_is_beside_chance_is_said(task: Task, model: nn.Module) -> None:
+    told = shrink(model, task, tolerance=0.02).proof.meta["the original"]
+    assert told.startswith("accuracy 0.9")
+    assert "on 1,200 validation examples, and 0.2" in told
 
 
 def test_a_metric_of_which_less_is_better(task: Task) -> None:
@@ -341,7 +398,7 @@ def test_a_search_goes_on_where_it_was_broken_off(
 def test_a_search_that_is_killed_goes_on_to_the_same_bytes(model: nn.Module, tmp_path: Path) -> None:
     """SIGKILL in the first making, after a price and after the last stage of training, and in the proof."""
     formats.write(from_module(model), tmp_path / "model.safetensors")
-    places = ("making sensitivity", "trained: price", "trained: coded", "proving", "none")
+    places = ("making sensitivity", "trained, price", "trained, then tuned", "proving", "none")
     ends = [killed(tmp_path, "small", place) for place in places]
     assert ends == [-signal.SIGKILL] * 4 + [0]
     assert killed(tmp_path, "whole", "none") == 0

@@ -121,7 +121,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, click.ClickException):
         return 2, _one_line(_usage(error))
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        return 130, _one_line(str(error)) or "interrupted"
+        return 130, _one_line(_told(error)) or "interrupted"
     if isinstance(error, BrokenPipeError):
         return 141, ""
     if isinstance(error, OSError):
@@ -132,6 +132,15 @@ def explain(error: BaseException) -> tuple[int, str]:
         return 2, "there is not enough memory for this; choose fewer tensors with --where"
     what = _one_line(f"{type(error).__name__}: {error}")
     return 70, f"a defect in steelyard: {what}; please report it with the output of STEELYARD_TRACEBACK=1"
+
+
+def _told(error: BaseException | None) -> str:
+    """What an interrupt says, or one that it came on top of: whoever presses Ctrl-C again is to be told as well."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt) and str(error):
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _usage(error: click.ClickException) -> str:

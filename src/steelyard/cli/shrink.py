@@ -11,6 +11,7 @@ from steelyard.cli.models import check_new, loaded, model_option, named
 from steelyard.cli.options import Number, Output, output, show
 from steelyard.cli.progress import stating, watching
 from steelyard.life.recipe import Named
+from steelyard.shrinking.settings import TOLERANCE
 
 _OF_METRICS = ("model", "seed", "aim", "tolerance", "confidence", "epochs", "evaluations", "checkpoint")
 
@@ -22,7 +23,7 @@ _OF_METRICS = ("model", "seed", "aim", "tolerance", "confidence", "epochs", "eva
 @click.option("--aim", type=click.Choice(["file", "latency", "memory"]), default="file", show_default=True,
               help="What is to be least: the bytes of a file of weights, or the time or the memory of an ONNX file "
                    "that runs.")  # fmt: skip
-@click.option("--tolerance", type=Number(), default=0.01, show_default=True,
+@click.option("--tolerance", type=Number(), default=TOLERANCE, show_default=True,
               help="How much worse the metric may be in truth, in its unit: 0.01 is a point of accuracy.")  # fmt: skip
 @click.option("--confidence", type=Number(), default=0.95, show_default=True, help="Of the promise that it is so.")
 @click.option("--epochs", type=click.IntRange(min=0), default=30, show_default=True,

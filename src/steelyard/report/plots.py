@@ -15,6 +15,7 @@ from typing import Any
 
 from steelyard.core.table import Cell, Table
 from steelyard.errors import RecipeError, UnknownNameError, printable
+from steelyard.report.units import in_points
 
 Figure = dict[str, Any]
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")  # a second sign beside the colour
@@ -22,7 +23,7 @@ _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
 _FORMATS: Mapping[str, dict[str, Any]] = {
     "B": {"tickformat": "~s", "ticksuffix": "B"},
     "%": {"tickformat": "~%"},
-    "pp": {"tickformat": "+~%"},
+    "pp": {"tickformat": "+~g", "ticksuffix": " pp"},
     "x": {"ticksuffix": "×"},
     "s": {"ticksuffix": " s"},
 }
@@ -66,7 +67,8 @@ class Line(Picture):
     marks: bool = False
 
     def figure(self) -> Figure:
-        series = [(name, rows, y) for y in self.y for name, rows in _groups(self.table, self.by, y)]
+        table = in_points(self.table)
+        series = [(name, rows, y) for y in self.y for name, rows in _groups(table, self.by, y)]
         data = []
         for i, (name, rows, y) in enumerate(series):
             line = {"width": 2, "dash": _DASHES[i % len(_DASHES)]}
@@ -91,7 +93,8 @@ class Bars(Picture):
     log: bool = False
 
     def figure(self) -> Figure:
-        names, values = [label_of(c) for c in self.table.column(self.x)], [self.table.column(y) for y in self.y]
+        table = in_points(self.table)
+        names, values = [label_of(c) for c in table.column(self.x)], [table.column(y) for y in self.y]
         across, along = ("y", "x") if self.horizontal else ("x", "y")
         data = [
             {"type": "bar", "name": label_of(y), across: names, along: list(map(_number, column))}
@@ -172,7 +175,7 @@ class Scatter(Picture):
     def figure(self) -> Figure:
         mode = "markers" + ("+lines" if self.joined else "") + ("+text" if self.label else "")
         data = []
-        for i, (name, rows) in enumerate(_groups(self.table, self.by, self.y)):
+        for i, (name, rows) in enumerate(_groups(in_points(self.table), self.by, self.y)):
             mark = {"size": 9, "symbol": _SYMBOLS[i % len(_SYMBOLS)], "line": {"width": 0}}
             trace: dict[str, Any] = {"type": "scatter", "mode": mode, "name": name, "marker": mark}
             trace |= {"x": cells_of(rows, self.x), "y": cells_of(rows, self.y), "line": {"width": 1.5, "dash": "dot"}}

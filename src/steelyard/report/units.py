@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
-from steelyard.core.table import Cell
+from steelyard.core.table import Cell, Table
 from steelyard.errors import printable
 
 LONGEST = 1000  # characters of a word: a hostile name has a hundred million
@@ -47,6 +48,26 @@ def written(value: Cell, unit: str = "", *, exact: bool = False) -> str:
 def is_number(value: Cell) -> bool:
     """Whether a cell is aligned to the right; truth values are words, not numbers."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def in_points(table: Table) -> Table:
+    """The table with differences of shares as the points that they are called: plotly writes a share as percent alone.
+
+    >>> in_points(Table.of("", {"loss": "pp"}, [{"loss": 0.018}, {"loss": None}])).column("loss")
+    [1.8, None]
+    """
+    names = [column.name for column in table.columns if column.unit == "pp"]
+    if not names:
+        return table
+    rows = [{name: _points(v) if name in names else v for name, v in row.items()} for row in table.rows]
+    return replace(table, rows=tuple(rows))
+
+
+def _points(value: Cell) -> Cell:
+    """A hundred times each number, without the noise of binary fractions."""
+    if isinstance(value, (list, tuple)):
+        return [_points(v) for v in value]
+    return round(value * 100, 10) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
 def _sequence(values: Sequence[Cell]) -> str:

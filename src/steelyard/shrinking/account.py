@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import math
+import tempfile
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from steelyard import formats
 from steelyard.core.table import Column, Table
-from steelyard.core.weights import Weight
+from steelyard.core.weights import Weight, Weights
 from steelyard.edit.kronecker import Kronecker
 from steelyard.shrinking.deep import MATRICES
 from steelyard.shrinking.search import Candidate, Search, held_bytes
+from steelyard.shrinking.sensitivity import BATCHES
+
+MOVED = (
+    "of training and rounding together: more than 100 % where weights moved further than they were long; no error, "
+    "what it does to the outputs is what the promise says"
+)
 
 
 def proof(search: Search, found: Candidate, sizes: tuple[int, int], seconds: float) -> Table:
@@ -48,15 +59,25 @@ def proof(search: Search, found: Candidate, sizes: tuple[int, int], seconds: flo
     }
     meta = {
         "task": search.task.name,
-        "splits": "train: sensitivities; valid: chooses what the proof is asked; test: proves, and nothing else",
+        "the original": search.original_has,
+        "splits": _splits(search),
         "evaluations": search.evaluations,
         "confidence": promise.confidence,
     }
     return Table.of(f"{search.task.name}: the promise", columns, [row], meta)
 
 
+def _splits(search: Search) -> str:
+    """What each split was for. The sensitivities go on with validation batches where there are few of training."""
+    few = len(list(islice(search.task.batches("train", 0), BATCHES))) < BATCHES
+    train = [*(["training"] if search.epochs else []), "sensitivities"]
+    valid = [*(["sensitivities"] if few else []), "chooses what the proof is asked"]
+    return f"train: {', '.join(train)}; valid: {', '.join(valid)}; test: proves, and nothing else"
+
+
 def why(search: Search, found: Candidate) -> Table:
     """A row for each tensor: what it took, what it takes, how roughly it is held, and what made it so."""
+    off = "change" if found.trained else "error"
     columns = [
         Column("tensor"),
         Column("shape"),
@@ -64,19 +85,25 @@ def why(search: Search, found: Candidate) -> Table:
         Column("bytes", "B"),
         Column("bits", "bits", "for each element"),
         Column("zeros", "%"),
-        Column("error", "%", "root mean square, relative to that of the tensor"),
+        Column(off, "%", "of the weights: its root mean square, relative to that of the tensor before"),
         Column("sensitivity", "", "of the outputs: what an error as large as the tensor would do"),
         Column("damage", "%", "its share of the whole: sensitivity times squared error"),
         Column("note"),
     ]
     packed = {weight.name: weight for weight in found.weights.values()}
-    rows = [_row(search, weight, packed[weight.name]) for weight in search.original.values()]
+    rows = [_row(search, weight, packed[weight.name], off) for weight in search.original.values()]
     whole = sum(row.get("damage", 0.0) for row in rows) or 1.0
-    rows = [row | {"damage": row["damage"] / whole} if "damage" in row else row for row in rows]
-    return Table.of("where the bytes went, and why", columns, rows, {"candidate": found.name})
+    meta = {"candidate": found.called}
+    if found.trained:  # squares foretell what small errors do
+        columns = [column for column in columns if column.name != "damage"]
+        meta |= {off: MOVED}
+    rows = [{c.name: row.get(c.name) for c in columns} for row in rows]
+    if not found.trained:
+        rows = [row if row["damage"] is None else row | {"damage": row["damage"] / whole} for row in rows]
+    return Table.of("where the bytes went, and why", columns, rows, meta)
 
 
-def _row(search: Search, weight: Weight, held: Weight) -> dict[str, Any]:
+def _row(search: Search, weight: Weight, held: Weight, off: str) -> dict[str, Any]:
     size, spec = held_bytes(held), weight.spec
     row = {"tensor": weight.name, "shape": str(list(spec.shape)), "bytes before": spec.nbytes, "bytes": size}
     row |= {"bits": 8 * size / spec.size if spec.size else None, "note": _note(weight, held)}
@@ -85,7 +112,7 @@ def _row(search: Search, weight: Weight, held: Weight) -> dict[str, Any]:
     before, after = (w.array().astype(np.float64) for w in (weight, held))
     minds, wrong = Kronecker.of(search.minds, weight), after - before
     square, mean = float(np.square(before).mean()), float(np.square(wrong).mean())
-    row |= {"zeros": float(np.mean(after == 0)), "error": math.sqrt(mean / square) if square else 0.0}
+    row |= {"zeros": float(np.mean(after == 0)), off: math.sqrt(mean / square) if square else 0.0}
     return row | {"sensitivity": float(minds.single.sum()) * square / 2, "damage": minds.cost(wrong) / 2}
 
 
@@ -95,24 +122,52 @@ def _note(weight: Weight, held: Weight) -> str:
     return "plain" if held.spec.dtype == weight.spec.dtype else f"plain, {held.spec.dtype.name}"
 
 
-def curve(search: Search) -> Table:
-    """A row for each candidate that was measured, the largest first: bytes against what it loses."""
+def curve(search: Search, found: Candidate, suffix: str) -> Table:
+    """A row for each candidate that was made, the largest first: bytes against what it loses, and what came of it.
+
+    suffix: of the kind of file whose bytes they are.
+    """
     headline = search.task.headline
     unit = "pp" if headline == "accuracy" else ""
     columns = [
-        Column("candidate"),
-        Column("bytes", "B", "of its tensors"),
+        Column("candidate", "", "rounded alone, or trained under a price of bits beside the first that was tried"),
+        Column("bytes", "B", "of its file"),
         Column("valid loss", unit, f"how much worse {headline} is on validation data; none where it was not asked"),
         Column("loss", unit, "the same on the proof examples; none where it was not tried"),
         Column("loss at most", unit, "in truth, at the confidence of the promise"),
+        Column("outcome", "", "of the proof, which goes from the safest to the smallest and ends where one fails"),
     ]
     tried = {candidate.name: candidate for candidate in search.tried}
+    made = {candidate.name: candidate for candidate in [*search.measured.values(), *search.others]} | tried
     rows = []
-    found = {candidate.name: candidate for candidate in [*search.measured.values(), *search.others]} | tried
-    for candidate in sorted(found.values(), key=lambda c: -c.bytes):
-        row: dict[str, Any] = {"candidate": candidate.name, "bytes": candidate.bytes}
+    for candidate, size in _sized(search, made, suffix):
+        row: dict[str, Any] = {"candidate": candidate.called, "bytes": size}
         row |= {} if candidate.valid is None else {"valid loss": candidate.valid.mean()}
-        test = candidate.test
-        row |= {} if test is None else {"loss": test.mean(), "loss at most": search.promise.bound(test)}
+        row["outcome"] = "not asked"
+        if candidate.test is not None:
+            row |= {"loss": candidate.test.mean(), "loss at most": search.promise.bound(candidate.test)}
+            row["outcome"] = _outcome(search, candidate, found)
         rows.append(row)
+    rows.sort(key=lambda row: -row["bytes"])
     return Table.of(f"{search.task.name}: sizes to choose from", columns, rows)
+
+
+def _outcome(search: Search, candidate: Candidate, found: Candidate) -> str:
+    assert candidate.test is not None
+    if candidate.name == found.name:
+        return "chosen"
+    return "holds" if search.promise.kept(candidate.test) else "fails"
+
+
+def _sized(search: Search, made: dict[str, Candidate], suffix: str) -> Iterator[tuple[Candidate, int]]:
+    """Each candidate, and the bytes of its file, which is written for that and goes again."""
+    with tempfile.TemporaryDirectory() as folder:
+        for candidate in made.values():
+            file = Path(folder) / f"small{suffix}"
+            yield candidate, formats.write(as_written(search, candidate), file)
+            file.unlink()
+
+
+def as_written(search: Search, candidate: Candidate) -> Weights:
+    """The weights of a candidate with what a file says of them."""
+    return candidate.weights.with_meta(task=search.task.name)

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -29,9 +28,9 @@ from steelyard.learn.task import Batch, Split, first_batch, per_example
 from steelyard.shrinking.deep import lost
 from steelyard.shrinking.narrower import Ladder, Rung
 from steelyard.shrinking.search import EXAMPLES, Search
+from steelyard.shrinking.settings import Aim
 from steelyard.shrinking.work import Meter
 
-Aim = Literal["file", "latency", "memory"]
 CALIBRATION = 8  # batches whose activations say how wide a range of eight bits has to be
 PEAKS = 3  # processes for each file: what they hold differs by a percent
 PLAIN = "float32"

@@ -20,6 +20,19 @@ TRIED = (
     "The proof goes from {first}, and ends at the first whose loss, at most, is above the tolerance. Others were "
     "measured on validation examples alone."
 )
+WHY = (
+    "Tensors are given bits so that one more of them would help the outputs as much in each. What the outputs mind is "
+    "the sensitivity: what an error as large as the tensor itself would do. "
+)
+ERROR = (
+    "The error is the root mean square of what rounding changed, relative to that of the tensor before; the damage is "
+    "the tensor's share of all that is foretold from sensitivities and squared errors."
+)
+MOVED = (
+    "The weights were trained to be small: the change is the root mean square of what training and rounding did, "
+    "relative to that of the tensor before. It is more than 100 % where weights moved further than they were long, and "
+    "no error: what it does to the outputs is what the promise says."
+)
 GAINED = {"latency": "Faster", "memory": "In less memory"}
 
 
@@ -61,18 +74,20 @@ def _of_weights(found: Shrunk, file: str) -> list[Section]:
     load = (
         f"In Python, `steelyard.into_module(steelyard.open('{file}'), model)`; the tensors are ordinary parts of a "
         f"safetensors file. `steelyard convert {file} plain.safetensors` writes them plain. The file is smaller; it is "
-        "not faster: a model computes with the same plain weights as before."
+        "not faster: a model computes with the same plain weights as before. What runs faster, or in less memory, is "
+        "made by `steelyard shrink ... --aim latency` or `--aim memory`."
     )
     pictures = [
         area(found.why, "tensor", "bytes", found.proof.rows[0]["bytes"]),
         before_and_after(found.why, "tensor", ("bytes before", "bytes")),
     ]
+    moved = MOVED if "change" in (column.name for column in found.why.columns) else ERROR
     alt = "what each candidate of the proof loses against its bytes, and the tolerance"
     against = Line(
         _known(found, "loss", "bytes"), "bytes", LOSSES, title="loss against size", log_x=True, marks=True, alt=alt
     )
     return [
-        Section("Where the bytes went", REST, [found.why], pictures),
+        Section("Where the bytes went", f"{REST}\n\n{WHY}{moved}", [found.why], pictures),
         Section("What was tried", TRIED.format(first="the largest of these candidates to the smallest"),
                 [found.curve], [against]),
         Section("How to load it", load),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -24,16 +24,22 @@ from steelyard.learn.seeding import generator
 from steelyard.learn.task import Task, apply, first_batch, per_example
 from steelyard.shrinking.deep import lost
 from steelyard.shrinking.promise import Promise
+from steelyard.shrinking.settings import Aim
 
 CROSSED = "on other examples' targets"  # the name of the metric
 SUFFIXES = (".safetensors", ".npz", ".gguf")  # of one file that holds packed tensors by their names
 MOST = 2**26  # bytes of targets
+LEARNED = 0.99  # the confidence, one-sided, at which an original has to be better than chance
 Asked = Literal["valid", "test"]
 
 
-def writable(target: Path, aim: str) -> None:
+def writable(target: Path, aim: Aim) -> None:
     """Raise FormatError for a target that could not be written in the end."""
     suffixes = SUFFIXES if aim == "file" else (".onnx",)
+    if str(target) in get_args(Aim):
+        raise FormatError(f"the target is the file to write: what is to be least is said by aim={str(target)!r}, "
+                          f"with a target such as 'small{'.safetensors' if str(target) == 'file' else '.onnx'}'",
+                          path=target)  # fmt: skip
     if target.suffix not in suffixes:
         raise FormatError(f"expected a name that ends in {' or '.join(suffixes)}: shrink writes one file of "
                           f"{'weights' if aim == 'file' else 'ONNX'}", path=target)  # fmt: skip
@@ -60,8 +66,8 @@ def repeatable(model: nn.Module, task: Task) -> None:
                          "model and a metric that draw nothing at random in evaluation mode")  # fmt: skip
 
 
-def of_original(model: nn.Module, task: Task, split: Asked, promise: Promise) -> np.ndarray:
-    """The headline metric on each example of a split.
+def of_original(model: nn.Module, task: Task, split: Asked, promise: Promise) -> tuple[np.ndarray, str]:
+    """The headline metric on each example of a split, and, of the validation split, what it says beside chance.
 
     Raises ModelError where it is not a number and, on the validation split, where it is no better than chance, or
     better by no more than the tolerance: there each output is judged by the target of another example, too, and a model
@@ -80,8 +86,8 @@ def of_original(model: nn.Module, task: Task, split: Asked, promise: Promise) ->
         raise ModelError(f"the metric {task.headline!r} of the original is {wrong[0]} for {len(wrong)} of {len(found)} "
                          f"{split} examples: mend the metric, or leave them out")  # fmt: skip
     if split == "valid":
-        _learned(task, found, measured[CROSSED], promise.tolerance)
-    return found
+        return found, _learned(task, found, measured[CROSSED], promise.tolerance)
+    return found, ""
 
 
 def _others(task: Task) -> Iterator[Tensor]:
@@ -96,17 +102,23 @@ def _others(task: Task) -> Iterator[Tensor]:
     return iter(drawn.split([len(x) for x in served]))
 
 
-def _learned(task: Task, found: np.ndarray, crossed: np.ndarray, tolerance: float) -> None:
+def _learned(task: Task, found: np.ndarray, crossed: np.ndarray, tolerance: float) -> str:
     learned = lost(task, found, crossed)
-    has = f"the original has {task.headline} {found.mean():.4g} on validation data"
+    has = f"the original has {task.headline} {found.mean():.4g} on {len(found):,} validation examples"
     told = f"{has}, and {crossed.mean():.4g} on other examples' targets"
-    if student(learned, 0.9)[0] <= 0:
-        raise ModelError(f"{told}: no better than chance, so that any file would do; train it first")
-    if learned.mean() <= tolerance:
+    least = student(learned, 2 * LEARNED - 1)[0]  # one-sided
+    if least <= 0:
+        raise ModelError(f"{told}: at {LEARNED:.0%} confidence no better than chance, so that any file would do; train "
+                         "it first")  # fmt: skip
+    nothing = task.baselines.get(task.headline)
+    if nothing is not None and not lost(task, found.mean(), np.float64(nothing)) > 0:
+        raise ModelError(f"{has}; who has learned nothing has {nothing:.4g}: any file would do; train it first")
+    if least <= tolerance:
         raise ModelError(
-            f"{told}: within a tolerance of {tolerance:g} a file that has forgotten everything would do; it is in the "
-            f"unit of the metric: take less than {learned.mean():.2g}"
+            f"{told}: within a tolerance of {tolerance:g} a file that has forgotten everything may do; it is in the "
+            f"unit of the metric: take less than {least:.2g}, or train the model further"
         )
+    return told.removeprefix("the original has ")
 
 
 def provable(before: np.ndarray, promise: Promise) -> None:

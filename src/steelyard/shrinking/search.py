@@ -44,10 +44,12 @@ EXAMPLES = "examples"  # that are evaluated: a kind of work
 class Candidate:
     """One way to hold the whole model, and how it did."""
 
-    name: str
+    name: str  # in the journal
+    called: str  # in what people read
     weights: Weights  # packed as a file would hold them
     valid: np.ndarray | None  # how much worse each validation example came out; None: not asked
     test: np.ndarray | None = None  # the same of the proof
+    trained: bool = False  # by which its weights moved, beside being rounded
 
     @property
     def bytes(self) -> int:
@@ -78,6 +80,8 @@ class Search:
         self.others: list[Candidate] = []  # that were trained
         self.tried: list[Candidate] = []  # in the proof
         self.evaluations = 0  # passes over a split, of whatever model
+        self.epochs = 0  # of training
+        self.original_has = ""  # of the metric, beside what chance has
 
     def precondition(self) -> None:
         """Raise ModelError for what no search could end well with."""
@@ -86,7 +90,8 @@ class Search:
         for split in ("valid", "test"):
             self.work.tell("measuring the original")
             start = self.work.clock()
-            found = of_original(self.model, self.task, split, self.promise)  # type: ignore[arg-type]
+            found, told = of_original(self.model, self.task, split, self.promise)  # type: ignore[arg-type]
+            self.original_has = self.original_has or told
             self.evaluations += 1
             self.work.took(EXAMPLES, len(found), self.work.clock() - start)
             self.before[split] = found  # type: ignore[index]
@@ -94,6 +99,7 @@ class Search:
 
     def plan(self, epochs: int) -> None:
         """Count what there is to do, and guess what none of it has taken yet."""
+        self.epochs = epochs
         work, told = self.work, self._told(epochs) if epochs else None
         first = first_batch(self.task, "train" if epochs else "valid")
         work.left |= {"sensitivities": 1, "files": 1}
@@ -140,7 +146,7 @@ class Search:
         """What a size loses on validation data."""
         if index not in self.measured:
             found = self.size(index)
-            self.work.tell(f"measuring {found.name}")
+            self.work.tell(f"measuring {found.called}")
             worse = self.journal.of(f"{found.name}, validation", lambda: self.worse(found.weights, "valid").tolist())
             self.measured[index] = replace(found, valid=np.array(worse))
         valid = self.measured[index].valid
@@ -152,11 +158,12 @@ class Search:
         if index in self.measured:
             return self.measured[index]
         name = f"{SIZES[index]:g} bits"
-        return Candidate(name, self._made("sizes", name, lambda: self._held(SIZES[index])), None)
+        called = f"rounded, {SIZES[index]:.3g} bits a weight"
+        return Candidate(name, called, self._made("sizes", name, lambda: self._held(SIZES[index]), called), None)
 
-    def _made(self, kind: str, question: str, compute: Callable[[], Weights]) -> Weights:
+    def _made(self, kind: str, question: str, compute: Callable[[], Weights], called: str = "") -> Weights:
         """The answer of the journal, whose making counts as work of a kind."""
-        self.work.tell(f"making {question}")
+        self.work.tell(f"making {called or question}")
         start, found = self.work.clock(), self.journal.found
         made = self.journal.weights(question, compute)
         if self.journal.found == found:
@@ -202,8 +209,9 @@ class Search:
         for i, stage in enumerate(stages):
             self.evaluations += 1
             worse = lost(self.task, self.before["valid"], stage.examples)
-            self.others.append(Candidate(f"{key}, {stage.name}", stage.weights, worse))
-            meter.what = f"trained: {stage.name}"
+            called = _called(stage.name, told)
+            self.others.append(Candidate(f"{key}, {stage.name}", called, stage.weights, worse, trained=True))
+            meter.what = called
             meter.at(_epochs(told, i))
             self._expect(0, self.budget.stages - 1 - i, self.budget.proofs)
             self.work.tell(meter.what)
@@ -232,7 +240,7 @@ class Search:
         for i, step in enumerate(order):
             self._expect(0, 0, 1 + sum(step.chance for step in order[i:-1]))
             found = self.others[step.index] if step.trained else self.size(step.index)
-            self.work.tell(f"proving {found.name}")
+            self.work.tell(f"proving {found.called}")
             worse = self.journal.of(f"{found.name}, proof", lambda f=found: self.worse(f.weights, "test").tolist())
             found = replace(found, test=np.array(worse))
             self.tried.append(found)
@@ -286,3 +294,10 @@ def _epochs(told: Tight, stage: int | None = None) -> int:
     prices = told.rungs if stage is None else min(stage + 1, told.rungs)
     found = told.epochs + (prices - 1) * told.more_epochs
     return found + (PASSES + told.tune_epochs if stage is None or stage >= told.rungs else 0)
+
+
+def _called(stage: str, told: Tight) -> str:
+    """What people read of a stage of training: the price of a bit beside the first one."""
+    if not stage.startswith("price "):
+        return "trained, then tuned"
+    return f"trained, price of a bit ×{float(stage.removeprefix('price ')) / told.prices[0]:.3g}"

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from steelyard.errors import RecipeError
+
+Aim = Literal["file", "latency", "memory"]  # what is to be least
+TOLERANCE = 0.005  # how much worse the headline metric may be, in its own unit, where nobody says
 
 
 @dataclass(frozen=True)
@@ -14,7 +18,7 @@ class Settings:
     Raises RecipeError for a sparsity outside 0 to 1, and for anything else that must be more than 0 and is not.
     """
 
-    tolerance: float = 0.005  # how much worse the headline metric may be, in its own unit
+    tolerance: float = TOLERANCE  # how much worse the headline metric may be, in its own unit
     sparsity: float = 0.93  # of all weights in matrices and filters
     prune_stages: int = 4
     prune_epochs: int = 12  # after each stage

@@ -34,6 +34,7 @@ from steelyard.learn.run import Run, train
 from steelyard.learn.task import Batch, Split, Task, apply, objective
 from steelyard.shrinking.deep import Stage, distilled, halved, lost
 from steelyard.shrinking.journal import Journal, fingerprint
+from steelyard.shrinking.settings import TOLERANCE
 
 PASSES = 4  # of weighing, each of which measures anew
 Borne = Callable[[np.ndarray], bool]  # by how much worse each example came out
@@ -43,7 +44,7 @@ Borne = Callable[[np.ndarray], bool]  # by how much worse each example came out
 class Tight:
     """How hard to press, and how long. Raises ModelError for what must be more than 0 and is not."""
 
-    tolerance: float = 0.005  # how much worse the headline metric may be on validation data, in its own unit
+    tolerance: float = TOLERANCE  # how much worse the headline metric may be on validation data, in its own unit
     prices: tuple[float, ...] = (1e-6, 2e-6, 4e-6, 8e-6, 16e-6)  # of a bit, in the loss; as far up as is borne
     epochs: int = 40  # at the first price, which rises from 0 during the first two fifths
     more_epochs: int = 20  # at each further price

@@ -31,13 +31,14 @@ from steelyard.learn.options import check_choice, check_kind, check_not_negative
 from steelyard.learn.task import Task, check_model, check_task
 from steelyard.shrinking import account, running
 from steelyard.shrinking.budget import Budget
-from steelyard.shrinking.contest import Aim, Contest
+from steelyard.shrinking.contest import Contest
 from steelyard.shrinking.deep import MATRICES
 from steelyard.shrinking.journal import Journal, fingerprint
 from steelyard.shrinking.precondition import writable
 from steelyard.shrinking.promise import Promise
 from steelyard.shrinking.reread import reread
 from steelyard.shrinking.search import Candidate, Search
+from steelyard.shrinking.settings import TOLERANCE, Aim
 from steelyard.shrinking.work import Say
 
 SPLITS = "train: widths, students and ranges; valid: one half ends each ladder, both rank; test: proves, nothing else"
@@ -60,7 +61,7 @@ def shrink(
     target: str | Path | None = None,
     *,
     aim: Aim = "file",
-    tolerance: float = 0.005,
+    tolerance: float = TOLERANCE,
     confidence: float = 0.95,
     epochs: int = 30,
     evaluations: int = 12,
@@ -78,7 +79,7 @@ def shrink(
     Args:
         model: trained.
         task: its data, loss and metrics; the first metric counts.
-        target: the file to write, or to replace (None: none).
+        target: the file to write, or to replace (None: none). A path; what is to be least, `aim` says.
         aim: what is to be least: 'file', the bytes of a file of weights; 'latency', the processor seconds of one
             example in ONNX Runtime on one thread here, or 'memory', what a batch takes there at most: then the file is
             ONNX (``.onnx``, of eight bits, of fewer blocks and narrower layers, or both), and it is compared with
@@ -134,7 +135,8 @@ def shrink(
     kept, sizes = _finished(search, found, place)
     search.say("done", 1.0)
     seconds = time.perf_counter() - began
-    return Shrunk(kept, account.proof(search, found, sizes, seconds), account.why(search, found), account.curve(search))
+    curve = account.curve(search, found, ".safetensors" if place is None else place.suffix)
+    return Shrunk(kept, account.proof(search, found, sizes, seconds), account.why(search, found), curve)
 
 
 def _won(search: Search, aim: Aim, epochs: int, target: Path | None, began: float) -> Shrunk:
@@ -159,7 +161,7 @@ def _finished(search: Search, found: Candidate, target: Path | None) -> tuple[We
 
     The file gets its name last. Raises VerdictError if it does not hold what it was meant to.
     """
-    made = found.weights.with_meta(task=search.task.name)
+    made = account.as_written(search, found)
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / ("small.safetensors" if target is None else target.name)
         before = formats.write(search.original, Path(folder) / "original.safetensors")

@@ -52,13 +52,14 @@ class Work:
         """So much of a kind has been done, in so many seconds."""
         before = self._taken.get(kind, (0.0, 0.0))
         self._taken[kind] = before[0] + count, before[1] + seconds
-        self.left[kind] = max(self.left[kind] - count, 0)
+        if kind in self.left:
+            self.left[kind] = max(self.left[kind] - count, 0)
 
     def tell(self, what: str) -> None:
-        """Say what is done now, and how far the whole is."""
+        """Say what is done now, and how far the whole is: 0 as long as nobody has counted what is left."""
         gone = self.clock() - self._began
         to_come = sum(count * self.each(kind) for kind, count in self.left.items() if count)
-        self.say(what, gone / (gone + to_come) if gone + to_come else 0.0)
+        self.say(what, gone / (gone + to_come) if self.left and gone + to_come else 0.0)
 
     def each(self, kind: str) -> float:
         """The seconds of one of a kind: measured, or by one that is like it."""
