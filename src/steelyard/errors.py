@@ -3,6 +3,7 @@
     SteelyardError                 status 2: wrong use or bad input
     ├── FormatError                a file is not what it claims to be
     ├── CodecError                 a tensor and its encoding do not fit each other
+    │   └── DamageError            what a file holds of an encoded tensor cannot be decoded
     ├── WeightsError               a collection of weights is used wrongly
     ├── UnknownNameError           no such format, codec, model, verb, ...
     ├── MissingExtraError          the feature needs a package that is not installed
@@ -48,6 +49,10 @@ class FormatError(SteelyardError):
 
 class CodecError(SteelyardError):
     """A codec cannot hold this tensor, or its parts contradict each other."""
+
+
+class DamageError(CodecError):
+    """Parts of a tensor that was read contradict each other: the file is damaged, or was written wrongly."""
 
 
 class WeightsError(SteelyardError):

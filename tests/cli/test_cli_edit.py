@@ -229,6 +229,19 @@ def test_wrong_use_writes_nothing(steelyard, model, tmp_path, verb):
         ("quantize", ["--method", "entropy", "--importance", "x"], "GLOB=NUMBER"),
         ("quantize", ["--method", "entropy", "--importance", "nothing*=2"], "no weight in scope matches 'nothing*'"),
         ("quantize", ["--states", "8"], "--states is for the method entropy"),
+        ("quantize", ["--method", "entropy", "--bits", "0.001"], "0.001 bits for each weight are too few: with every"),
+        ("quantize", ["--axis", "7"], "axis 7 of a tensor with 2 axes; give one from -2 to 1, or choose others"),
+        ("quantize", ["--axis", "-3", "--error", "2"], "axis -3 of a tensor with 2 axes; give one from -2 to 1, or"),
+        ("convert", ["--codec", "scaled(axis=2)", "--where", "*.weight"], "with 2 axes; give one from -2 to 1, or"),
+        *(
+            (
+                "convert",
+                ["--codec", codec],
+                "mxfp4: blocks of GGML that are read here and not written; encode as floatgrid(",
+            )
+            for codec in ("mxfp4", "mxfp4(block=8)", "floatgrid(grid='mxfp4')", "smallest(plain, scaled(values=mxfp4))")
+        ),
+        ("convert", ["--codec", "q2_k"], "q2_k: blocks of GGML that are read here and not written; encode as q8_0"),
         ("quantize", ["--group", "4", "--axis", "0"], "group"),
         ("share", ["-k", "0"], "-k"),
         *(
@@ -250,6 +263,81 @@ def test_wrong_options_write_nothing(steelyard, model, verb, options, said):
     assert (result.status, result.out, result.err.count("\n")) == (2, "", 1)
     assert said in result.err
     assert os.listdir(model.parent) == [model.name]
+
+
+def test_what_is_advised_for_mxfp4_works(steelyard, model):
+    said = steelyard("convert", model, model.with_name("no.safetensors"), "--codec", "mxfp4").err
+    codec = said.rpartition("encode as ")[2].strip()
+    assert steelyard("convert", model, model.with_name("o.npz"), "--codec", codec, "--where", "*.weight").status == 0
+
+
+def test_only_where_a_source_is_damaged_another_copy_is_advised(steelyard, model):
+    result = steelyard("convert", model, model.with_name("o.safetensors"), "--codec", "affine", "--where", "*.steps")
+    assert "cannot hold int64" in result.err
+    assert "damaged" not in result.err
+
+
+def test_a_group_that_is_longer_than_any_row(steelyard, model):
+    say = "--group 33 is longer than any row (32 at most): each row has one scale\n"
+    for group, said in (("33", say), ("32", "")):
+        result = steelyard("quantize", model, model.with_name(f"{group}.safetensors"), "--group", group)
+        assert (result.status, result.err) == (0, said)
+    wide, long = (sy.open(model.with_name(f"{g}.safetensors"))["model.layer.weight"].array() for g in (33, 32))
+    assert np.array_equal(wide, long)
+
+
+@pytest.mark.parametrize("verb", [verb for verb in EDITS if verb != "convert"])
+def test_values_that_are_no_numbers_are_told_where_they_are_copied_and_refused_where_they_are_changed(
+    steelyard, model, verb
+):
+    arrays = sy.open(model).arrays()
+    out, odd = model.with_name("out.safetensors"), model.with_name("odd.safetensors")
+    for value, said in ((np.nan, "NaN"), (np.inf, "inf"), (-np.inf, "-inf")):
+        sy.write(sy.Weights.of({**arrays, "bias": np.float32([[0, 1, value]])[0]}), odd)
+        result = steelyard(verb, odd, out, *EDITS[verb], "--force", "--json")
+        assert result.status == 0
+        assert result.err == (
+            "1 tensor that was copied has NaN or infinite values, the first in 'bias' "
+            f"({said} at [2]); steelyard inspect --health says more\n"
+        )
+        tensors, total = (json.loads(line)["rows"] for line in result.out.splitlines())
+        assert [row["not finite"] for row in tensors] == [None] * 4 + [f"{said} at [2]"]
+        assert total[0]["not finite"] == 1
+        embed = arrays["model.embed.weight"].copy()
+        embed[3, 1] = embed[7, 0] = value
+        sy.write(sy.Weights.of({**arrays, "model.embed.weight": embed}), odd)
+        before = out.read_bytes()
+        result = steelyard(verb, odd, out, *EDITS[verb], "--force")
+        assert (result.status, result.out, result.err.count("\n")) == (2, "", 1)
+        assert "'model.embed.weight'" in result.err
+        assert verb == "quantize" or f"the first at [3, 1] ({said.lower()})" in result.err
+        assert out.read_bytes() == before
+
+
+def test_which_codecs_were_lossy(steelyard, model):
+    def total(*words):
+        return json.loads(steelyard(*words, "--force", "--json").out.splitlines()[1])["rows"][0]
+
+    small, out = model.with_name("small.safetensors"), model.with_name("out.safetensors")
+    found = total("quantize", model, small, "--bits", "4")
+    assert (found["lossy"], found.get("lossy before")) == ("affine in 2 tensors", None)
+    found = total("prune", small, out, "--fraction", "0.5")
+    assert (found.get("lossy"), found["lossy before"]) == (None, "affine in 2 tensors")
+    found = total("prune", model, out, "--fraction", "0.5")
+    assert (found.get("lossy"), found.get("lossy before")) == (None, None)
+    found = total("prune", model, out, "--fraction", "0.5", "--codec", "bitmask(values=palette(k=4))")
+    assert found["lossy"] == "palette in 2 tensors"
+    found = total("convert", model, out, "--codec", "affine(bits=4)", "--where", "*layer.weight")
+    assert found["lossy"] == "affine in 1 tensor"
+    found = total("convert", small, out, "--codec", "plain")
+    assert (found.get("lossy"), found["lossy before"]) == (None, "affine in 2 tensors")
+    text = steelyard("lowrank", model, out, "--force", "--keep", "0.5", "--factors", "affine(bits=8)").out
+    assert "lossy        lowrank in 2 tensors, affine in 2 tensors" in text
+
+
+def test_what_leaves_nothing_is_told(steelyard, model):
+    result = steelyard("prune", model, model.with_name("out.safetensors"), "--fraction", "1")
+    assert (result.status, result.err) == (0, "nothing is left of what was chosen: every weight became 0\n")
 
 
 def test_force_replaces_another_file(steelyard, model):

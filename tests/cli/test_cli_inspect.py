@@ -41,6 +41,7 @@ def test_json_is_complete_and_its_parts_add_up(steelyard, model):
     assert tensors["rows"][0]["shape"] == [40, 16]
     assert tensors["rows"][0]["also"] == "head.weight"
     assert total["rows"][0]["ties"] == 1
+    assert total["rows"][0]["file"] == model.stat().st_size > total["rows"][0]["stored"]
     assert {"name": "stored", "unit": "B", "about": "in the file"} in tensors["columns"]
 
 

@@ -80,12 +80,14 @@ def test_entropy_takes_two_kinds_of_evidence_and_fractions_of_a_bit(weights: Pat
     by = ["--method", "entropy", "--by", str(hessian), "--fisher", str(fisher)]
     sizes = [shrunk(weights, "--bits", bits, *by) for bits in ("3.5", "2.5")]
     assert weights.stat().st_size > 4 * sizes[0] > 4 * sizes[1] + 4 * 10_000
-    target = weights.with_name("no.safetensors")
+    target, norms = weights.with_name("no.safetensors"), weights.with_name("n.safetensors")
+    assert main(["score", "digits", str(weights), str(norms), "--kind", "norms", "--batches", "1"]) == 0
     capsys.readouterr()
     wrong = {
         "expected evidence of the kind fisher": [*by[:4], "--fisher", str(hessian)],
         "fisher says what outputs matter beside evidence of the kind hessian": ["--method", "entropy", *by[4:]],
         "--fisher is for the method entropy, not gptq": ["--method", "gptq", "--fisher", str(fisher)],
+        "expected evidence of the kind kronecker, hessian or fisher, got 'norms'": [*by[:3], str(norms)],
         "25.0 is not in the range 0<x<=24": [*by, "--bits", "25"],
     }
     for says, options in wrong.items():
@@ -122,6 +124,21 @@ def test_wrong_options_and_wrong_evidence_write_nothing(weights: Path, capsys) -
         assert says in line, line
         assert line.count("\n") == 1
         assert not target.exists()
+
+
+def test_wanda_takes_norms_and_says_what_else_was_given(weights: Path, capsys) -> None:
+    evidence, target = weights.with_name("e.safetensors"), weights.with_name("no.safetensors")
+    words = ["prune", str(weights), str(target), "--fraction", "0.5", "--method", "wanda", "--by"]
+    for kind, more in (("fisher", "; to rank by that: --method scores"), ("hessian", "")):
+        assert main(["score", "digits", str(weights), str(evidence), "--kind", kind, "--batches", "1", "--force"]) == 0
+        capsys.readouterr()
+        assert main([*words, str(evidence)]) == 2
+        assert f"(score --kind norms), got evidence of the kind '{kind}'{more}; see" in capsys.readouterr().err
+    assert main([*words, str(weights)]) == 2
+    assert "(score --kind norms), got scores of no kind; to rank by that" in capsys.readouterr().err
+    assert not target.exists()
+    assert main(["score", "digits", str(weights), str(evidence), "--kind", "norms", "--batches", "1", "--force"]) == 0
+    assert main([*words, str(evidence)]) == 0
 
 
 def test_shared_values_go_where_the_loss_is_sensitive(weights: Path, capsys) -> None:

@@ -221,7 +221,7 @@ BAD = [
     (lambda: SparseGPT(0.5, pattern="2:4", block=6), RecipeError, "whole number of groups"),
     (lambda: SparseGPT(0.5, bits=1), RecipeError, "bits are 2 to 8"),
     (lambda: SparseGPT(0.5, damping=-1), RecipeError, "damping"),
-    (lambda: Prune(0.5, by=evidence("hessian", H))(weights()), WeightsError, "norms or fisher or taylor, got 'hessian'"),
+    (lambda: Prune(0.5, by=evidence("hessian", H))(weights()), WeightsError, "norms, fisher or taylor, got 'hessian'"),
     (lambda: Prune(0.5, by=evidence("norms", NORMS[:, :5]))(weights()), WeightsError, "the evidence .norms. of 'fc.weight'"),
     (lambda: Prune(0.5, by=evidence("fisher", NORMS))(weights()), WeightsError, "the evidence .fisher. of 'fc.weight'"),
     (lambda: SparseGPT(0.5, evidence("norms", NORMS))(weights(more=W)), WeightsError, "kind hessian, got 'norms'"),

@@ -82,7 +82,7 @@ def test_bad_input_is_named() -> None:
         with pytest.raises(RecipeError):
             RateDistortion(**settings)
     bad = Weights.of({"a": np.array([[1, np.nan]])})
-    with pytest.raises(CodecError, match="'a': NaN"):
+    with pytest.raises(CodecError, match=r"'a' has NaN or infinite values, the first at \[0, 1\]"):
         RateDistortion(bits=3)(bad).arrays()
     with pytest.raises(WeightsError, match="no tensor 'narrow'"):
         RateDistortion(bits=3, by=Weights.of({"wide": np.ones((300, 200))}))(weights())

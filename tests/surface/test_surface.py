@@ -33,7 +33,7 @@ BESIDES = {  # files of a folder that are no entries of its table
     "codecs": set(),
     "init": {"base"},
     "edit": {"kronecker", "evidence", "importance", "transfer"},
-    "cli": {"entry", "options", "models", "progress", "training"},
+    "cli": {"entry", "options", "models", "progress", "rewriting", "training"},
 }
 HEAVY = ("torch", "numpy", "click", "numba", "rich", "plotly", "sklearn", "yaml", "ml_dtypes")
 OWN = [(table, name) for table, registry in TABLES.items() for name in registry._own]

@@ -49,9 +49,10 @@ def verb(
     """Show what is in SOURCE: tensors, types, roles, layers, architecture, metadata and totals.
 
     Only the header is read, unless --stats, --health or --spectra ask for values. Bytes are those of the plain
-    values; stored bytes are those in the file. As text, more than 200 tensors are shown with repeated layers in one
-    row; --json and --csv have a row for each. Of several sources, each is shown (as CSV in one table, with a column
-    for the source); one that cannot be read is named, and the next one follows.
+    values; stored bytes are those of tensors in the file, and file is the size of all of it. As text, more than 200
+    tensors are shown with repeated layers in one row; --json and --csv have a row for each. Of several sources, each is
+    shown (as CSV in one table, with a column for the source); one that cannot be read is named, and the next one
+    follows.
 
     \b
     Example:
@@ -66,11 +67,12 @@ def verb(
     firsts: dict[str, Table] = {}  # of several sources as CSV: one header, and a column that says the source
 
     def one(source: str) -> None:
-        weights = formats.open(source).choose(where)
+        opened = formats.open(source)
+        weights, file = opened.choose(where), formats.nbytes(opened, source)
         if stats or health or spectra:
-            tables = [*_of_values(weights, stats, health, spectra), summary(weights)]
+            tables = [*_of_values(weights, stats, health, spectra), summary(weights, file=file)]
         else:
-            tables = _of_header(weights, sort, depth, output)
+            tables = _of_header(weights, sort, depth, output, file)
         if len(sources) > 1:
             tables = [replace(table, meta={"source": source, **table.meta}) for table in tables]
         pages.extend(tables)
@@ -88,7 +90,7 @@ def verb(
     click.get_current_context().exit(status)
 
 
-def _of_header(weights: Weights, sort: str | None, depth: int | None, output: Output) -> list[Table]:
+def _of_header(weights: Weights, sort: str | None, depth: int | None, output: Output, file: int | None) -> list[Table]:
     from steelyard.explain.architecture import architecture, metadata
     from steelyard.explain.inventory import inventory, kinds, summary
     from steelyard.explain.repeats import ROWS, repeats
@@ -101,7 +103,11 @@ def _of_header(weights: Weights, sort: str | None, depth: int | None, output: Ou
     else:
         first = inventory(weights, depth=depth or None, sort=sort)
     tables = [first, kinds(weights), roles(weights, said), layers(weights), architecture(weights, said)]
-    tables += [metadata(weights, LONGEST if output.form == "text" else None), summary(weights), wanted(weights)]
+    tables += [
+        metadata(weights, LONGEST if output.form == "text" else None),
+        summary(weights, file=file),
+        wanted(weights),
+    ]
     return [table for table in tables if table is not None]
 
 

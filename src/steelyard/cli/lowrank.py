@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from steelyard.cli.options import Number, Output, by_option, output, plan_option, show, source_and_target, where_option
-from steelyard.cli.progress import watching
+from steelyard.cli.options import Number, Output, by_option, output, plan_option, source_and_target, where_option
+from steelyard.cli.rewriting import rewritten
 from steelyard.core.packed import Plan
 from steelyard.core.weights import Weights
 from steelyard.core.where import Where
@@ -43,9 +43,6 @@ def verb(
       steelyard lowrank model.safetensors fitted.safetensors --error 0.01 --by evidence.safetensors
     """
     from steelyard.edit.lowrank import Factorize
-    from steelyard.explain.rewrite import rewrite
 
     step = Factorize(rank, keep, error, by=by, left=factors, right=factors)
-    with watching() as watch:
-        tables = rewrite(source, target, step, where, force, watch=watch)
-    show(tables, output)
+    rewritten(source, target, step, where, force, output)

@@ -136,7 +136,22 @@ def _plan(_ctx: click.Context, option: click.Parameter, call: str | None) -> Pla
     from steelyard.codecs import CODECS
     from steelyard.core.recipe import Reader, parse_call
 
-    return Reader(CODECS, {}).plan(parse_call(call), option.opts[0])
+    data = parse_call(call)
+    for name in _words(data):
+        if name in CODECS and not CODECS[name].encodes:  # its settings would be told wrong before
+            from steelyard.codecs._blocks import unwritten
+
+            raise unwritten(name)
+    return Reader(CODECS, {}).plan(data, option.opts[0])
+
+
+def _words(data: Any) -> list[str]:
+    """The names and texts in the data of a call."""
+    if isinstance(data, dict):
+        return [word for name, below in data.items() for word in (name, *_words(below))]
+    if isinstance(data, (list, tuple)):
+        return [word for below in data for word in _words(below)]
+    return [data] if isinstance(data, str) else []
 
 
 def _by(_ctx: click.Context, _option: click.Parameter, path: str | None) -> Weights | None:

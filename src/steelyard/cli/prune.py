@@ -9,13 +9,14 @@ import click
 
 from steelyard.cli.models import WIDTHS, loaded, model_option, task_option
 from steelyard.cli.options import Number, Output, by_option, codec_option, output, show, source_and_target, where_option
-from steelyard.cli.progress import watching
+from steelyard.cli.rewriting import rewritten
 from steelyard.core.packed import Plan
 from steelyard.core.table import Table
 from steelyard.core.transform import Step, chain, on
 from steelyard.core.weights import Weights
 from steelyard.core.where import Where
 from steelyard.core.where import where as choose
+from steelyard.errors import quoted
 from steelyard.life.recipe import Named
 
 _NEEDS = {"scores": "any scores", "wanda": "of score --kind norms", "sparsegpt": "of score --kind hessian"}
@@ -78,16 +79,11 @@ def verb(
       steelyard init digits cnn.safetensors --model cnn --scheme he
       steelyard prune cnn.safetensors narrow.safetensors --fraction 0.5 --structured digits --model cnn
     """
-    from steelyard.explain.rewrite import rewrite
-
     _check(structured, **options)
     if structured is not None:
         show(_narrow(source, target, force, structured, seed, where, **options), output)
         return
-    step = _step(**options)
-    with watching() as watch:
-        tables = rewrite(source, target, step, where, force, watch=watch)
-    show(tables, output)
+    rewritten(source, target, _step(**options), where, force, output)
 
 
 def _check(structured: Named | None, method: str, fraction: float | None, **options: Any) -> None:
@@ -102,10 +98,25 @@ def _check(structured: Named | None, method: str, fraction: float | None, **opti
             raise click.UsageError(f"--{name} is for {known}, not for {asked}", context)
     if asked in _NEEDS and options["by"] is None:
         raise click.UsageError(f"--method {asked} needs --by FILE ({_NEEDS[asked]})", context)
+    if asked == "wanda":
+        _check_norms(options["by"])
     if sum(given is not None for given in (fraction, options["pattern"], options["blocks"])) != 1:
         raise click.UsageError(
             "give --fraction, how many of the weights go, or --pattern (or --blocks): one of them", context
         )
+
+
+def _check_norms(by: Weights) -> None:
+    """A usage error for evidence of another kind than the one that Wanda ranks by."""
+    from steelyard.edit.evidence import About
+    from steelyard.edit.importance import KINDS
+
+    kind = About.of(by).kind
+    if kind != "norms":
+        found = "scores of no kind" if kind is None else f"evidence of the kind {quoted(kind)}"
+        text = f"--method wanda takes evidence of the kind norms (score --kind norms), got {found}"
+        other = "; to rank by that: --method scores" if kind in (None, *KINDS) else ""
+        raise click.UsageError(text + other, click.get_current_context())
 
 
 def _step(

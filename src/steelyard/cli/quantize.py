@@ -13,11 +13,10 @@ from steelyard.cli.options import (
     evidence_option,
     output,
     plan_option,
-    show,
     source_and_target,
     where_option,
 )
-from steelyard.cli.progress import watching
+from steelyard.cli.rewriting import rewritten
 from steelyard.core.packed import Plan
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weights
@@ -45,7 +44,11 @@ _ONLY = {  # options that not every method knows -> those that do
 @click.option("--bits", type=Number(0, 24, min_open=True), default=8, show_default=True,
               help="Bits for each weight, 1 to 8; entropy: the mean over all, such as 3.5.")  # fmt: skip
 @click.option("--axis", type=int, help="nearest: a scale for each index along this axis; 0 is each output channel.")
-@click.option("--group", type=click.IntRange(min=1), help="A scale for so many consecutive elements of the last axis.")
+@click.option(
+    "--group",
+    type=click.IntRange(min=1),
+    help="A scale for so many consecutive elements of the last axis, or for a shorter row.",
+)
 @click.option("--asymmetric", is_flag=True, help="Levels between two ends, with a zero point; awq and hqq always do.")
 @click.option("--error", type=Number(), metavar="P", help="nearest: scales that lose least, as |error|^P; 2 is usual.")
 @click.option("--step", type=Number(), help="gptq: the scale of a row in units of its rms, for --codes entropy.")
@@ -82,13 +85,11 @@ def verb(
       steelyard quantize model.safetensors int3.safetensors --method gptq --bits 3 --by evidence.safetensors
       steelyard quantize model.safetensors fine.safetensors --method entropy --bits 2.5 --by evidence.safetensors
     """
-    from steelyard.explain.rewrite import rewrite
-
     step = _step(**options)
-    with watching() as watch:
-        resumed = options["by"] is None and options["fisher"] is None
-        tables = rewrite(source, target, step, where, force, resumed=resumed, watch=watch)
-    show(tables, output)
+    if options["group"] is not None:
+        _tell_rows(source, where, options["group"])
+    resumed = options["by"] is None and options["fisher"] is None
+    rewritten(source, target, step, where, force, output, resumed=resumed)
 
 
 def _step(
@@ -108,6 +109,7 @@ def _step(
     """The step that the options mean; a usage error for an option that the method does not know."""
     from steelyard.edit.adaround import AdaRound
     from steelyard.edit.awq import Awq
+    from steelyard.edit.evidence import either
     from steelyard.edit.gptq import Gptq
     from steelyard.edit.hqq import Hqq
     from steelyard.edit.quantize import Quantize
@@ -117,8 +119,8 @@ def _step(
     given |= {"fisher": fisher, "codes": codes, "states": states, "importance": importance or None}
     for name, methods in _ONLY.items():
         if given[name] is not None and method not in methods:
-            known = " or ".join(filter(None, (", ".join(methods[:-1]), methods[-1])))
-            raise click.UsageError(f"--{name} is for the method {known}, not {method}", click.get_current_context())
+            text = f"--{name} is for the method {either(methods)}, not {method}"
+            raise click.UsageError(text, click.get_current_context())
     if method == "entropy":
         factors = dict(map(_factor, importance))
         return RateDistortion(bits, states=int(states or 8), by=by, fisher=fisher, importance=factors)
@@ -142,6 +144,16 @@ def _step(
     if by is not None and error is None:
         error = 2.0
     return Quantize(bits, not asymmetric, axis, group, error=error, by=by, codes=codes)
+
+
+def _tell_rows(source: str, where: Where | None, group: int) -> None:
+    """Say on standard error that no row is as long as a group, if so."""
+    from steelyard import formats
+    from steelyard.edit.prune import in_scope
+
+    rows = [item.spec.shape[-1] for item in formats.open(source).choose(where).values() if in_scope(item, 2)]
+    if rows and group > max(rows):
+        click.echo(f"--group {group} is longer than any row ({max(rows)} at most): each row has one scale", err=True)
 
 
 def _factor(text: str) -> tuple[str, float]:

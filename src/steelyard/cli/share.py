@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from steelyard.cli.options import Output, by_option, codec_option, output, show, source_and_target, where_option
-from steelyard.cli.progress import watching
+from steelyard.cli.options import Output, by_option, codec_option, output, source_and_target, where_option
+from steelyard.cli.rewriting import rewritten
 from steelyard.core.transform import Step, chain, on
 from steelyard.core.weights import Weights
 from steelyard.core.where import Where
@@ -52,9 +52,6 @@ def verb(
       steelyard share model.safetensors weighed.safetensors -k 16 --by fisher.safetensors
     """
     from steelyard.edit.share import Share
-    from steelyard.explain.rewrite import rewrite
 
     step = chain(Share(k, scope, by=by), on(choose(kind="float", min_ndim=2), codec))  # type: ignore[arg-type]
-    with watching() as watch:
-        tables = rewrite(source, target, step, where, force, watch=watch)
-    show(tables, output)
+    rewritten(source, target, step, where, force, output)

@@ -49,7 +49,7 @@ class Blocks(Codec):
         return self.name
 
     def _unwritten(self) -> CodecError:
-        return CodecError(f"{self.kind}: is read and not written; encode as q8_0, q4_0, q4_k, q6_k or another")
+        return unwritten(self.kind)
 
     def count(self, spec: Spec) -> int:
         """The number of blocks of a tensor; raises CodecError for one that has none."""
@@ -85,6 +85,12 @@ class Blocks(Codec):
             for at in range(0, n, step):
                 flat[at : at + step] = self.unpack_blocks(raw[at : at + step])
         return out
+
+
+def unwritten(kind: str) -> CodecError:
+    """The error for blocks that are decoded only."""
+    other = "q8_0, q4_0, q4_k, q6_k or another" if kind != "mxfp4" else "floatgrid(grid=e2m1, block=32, scales=e8m0)"
+    return CodecError(f"{kind}: blocks of GGML that are read here and not written; encode as {other}")
 
 
 def blocks_of(spec: Spec, name: str, block: int) -> int:

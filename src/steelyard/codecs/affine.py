@@ -168,7 +168,10 @@ class _Sharing:
         if self.spec.dtype.name not in _FLOATS:
             raise CodecError(f"affine: cannot hold {self.spec.dtype}, only {', '.join(_FLOATS)}; cast the tensor first")
         if axis is not None and not -rank <= axis < rank:
-            raise CodecError(f"affine: axis {axis} of a tensor with {rank} axes; choose others (where, or --where)")
+            raise CodecError(
+                f"affine: axis {axis} of a tensor with {rank} axes; give one from {-rank} to {rank - 1}, "
+                "or choose others (where, or --where)"
+            )
 
     @property
     def one(self) -> bool:

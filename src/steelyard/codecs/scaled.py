@@ -71,7 +71,8 @@ class Scaled(Codec):
             raise CodecError(f"scaled: cannot hold {spec.dtype}, only {', '.join(_FLOATS)}; cast the tensor first")
         if not -rank <= self.axis < rank:
             raise CodecError(
-                f"scaled: axis {self.axis} of a tensor with {rank} axes; choose others (where, or --where)"
+                f"scaled: axis {self.axis} of a tensor with {rank} axes; give one from {-rank} to {rank - 1}, "
+                "or choose others (where, or --where)"
             )
         place = [1] * rank
         place[self.axis] = -1

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from steelyard.core.packed import Packed, Plan
 from steelyard.core.spec import Spec
 from steelyard.core.where import Where
-from steelyard.errors import CodecError, UnknownNameError, WeightsError, quoted
+from steelyard.errors import CodecError, DamageError, UnknownNameError, WeightsError, quoted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,7 +64,7 @@ class Weight:
         try:
             array = value.array() if isinstance(value, Packed) else value
         except CodecError as error:
-            raise CodecError(f"{self.origin}: {quoted(self.name)}: {error}") from error
+            raise DamageError(f"{self.origin}: {quoted(self.name)}: {error}") from error
         if array.shape != self.spec.shape or array.dtype != self.spec.dtype.numpy:
             raise WeightsError(
                 f"{self.origin}: {quoted(self.name)} was announced as {self.spec} and "

@@ -23,7 +23,7 @@ from steelyard.core.recipe import to_data
 from steelyard.core.transform import Transform
 from steelyard.core.weights import Weight, Weights
 from steelyard.core.where import Where
-from steelyard.errors import CodecError, FormatError, VerdictError, printable, quoted
+from steelyard.errors import CodecError, DamageError, FormatError, VerdictError, printable, quoted
 from steelyard.formats.base import Writable, locked, writing
 from steelyard.formats.safetensors import Safetensors
 
@@ -176,7 +176,7 @@ def workplace(target: Path, job: str | None) -> Iterator[Workplace]:
             incurable = isinstance(error, (CodecError, VerdictError))  # the same command would fail the same way
             if job is None or incurable or not (place.kept or place.encoded):
                 shutil.rmtree(place.folder, ignore_errors=True)
-                if isinstance(error, CodecError):
+                if isinstance(error, DamageError):
                     error.add_note("nothing was written; where a source is damaged, fetch a whole copy of it")
             else:
                 folder = printable(str(place.folder))

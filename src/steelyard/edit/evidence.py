@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,7 +86,7 @@ def evidence_of(by: Weights, weight: Weight, kinds: tuple[str, ...] = MASS) -> W
     kind = About.of(by).kind
     if kind is not None and kind not in kinds:
         raise WeightsError(
-            f"expected evidence of the kind {' or '.join(kinds)}, got {kind!r}; measure that one (score)"
+            f"expected evidence of the kind {either(kinds)}, got {quoted(kind)}; measure that one (score)"
         )
     found = by.get(weight.name)
     if found is None:
@@ -95,6 +95,15 @@ def evidence_of(by: Weights, weight: Weight, kinds: tuple[str, ...] = MASS) -> W
             "measure it for every weight in scope, or choose fewer weights (where, or --where)"
         )
     return found
+
+
+def either(words: Sequence[str]) -> str:
+    """Words of which one is meant.
+
+    >>> either(["a", "b", "c"])
+    'a, b or c'
+    """
+    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ def _together(weight: Weight, x: np.ndarray, codec: Affine):  # type: ignore[no-
         if not -rank <= codec.axis < rank:
             raise CodecError(
                 f"{weight.origin}: {quoted(weight.name)}: axis {codec.axis} of a tensor with {rank} axes; "
-                "choose others (where, or --where)"
+                f"give one from {-rank} to {rank - 1}, or choose others (where, or --where)"
             )
         turned = np.moveaxis(x, codec.axis, 0)
         return turned.reshape(len(turned), -1), lambda y: np.moveaxis(y.reshape(turned.shape), 0, codec.axis)

@@ -21,12 +21,13 @@ from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
 from steelyard.edit._levels import finite
 from steelyard.edit._solved import solved
-from steelyard.edit.evidence import About
+from steelyard.edit.evidence import About, either
 from steelyard.edit.kronecker import KIND, OUTPUTS, PAIRS, Kronecker, routed, sensitive, sensitivities
 from steelyard.edit.prune import scoped
 from steelyard.errors import CodecError, RecipeError, WeightsError, quoted
 
 FEW = 1.2  # bits of a weight, below which a trellis loses more than one quantizer, where errors are made up for
+NOTHING = 2.0**40  # times a usual step: of that size, a step leaves zeros alone
 SAMPLE = 1 << 15  # elements by which the bits of a tensor are foreseen
 WITHIN = {1: 1 / 12, 4: 0.27, 8: 0.26, 16: 0.255, 32: 0.25, 64: 0.245}  # squared error in squared steps, by states
 
@@ -95,6 +96,9 @@ class RateDistortion(Step):
         for glob, factor in self.importance.items():
             if not 0 <= factor < math.inf:
                 raise RecipeError(f"the importance of {glob!r} is {factor}, expected a number of at least 0")
+        if self.kind not in (None, "fisher", *PAIRS):
+            kinds = either((*PAIRS, "fisher"))
+            raise WeightsError(f"expected evidence of the kind {kinds}, got {quoted(str(self.kind))} (score)")
         if self.error is not None and self.kind in PAIRS:
             raise RecipeError("the error of pairs of elements has no unit to be given in: give bits")
         if self.fisher is not None and self.kind != "hessian":
@@ -314,8 +318,12 @@ class _Together:
             noise = sum(look.size * look.size * look.step**2 / look.squares for look in looks)
             return error * math.sqrt(count / (WITHIN[self.settings.states] * noise))
         start = math.sqrt(sum(look.squares for look in looks) / sum(look.size * look.step**2 for look in looks))
-        return solved(
-            lambda factor: sum(look.bits(factor, self.parts[name].codec) for name, look in self._looks.items()) / count,
-            self.settings.bits,
-            start,
-        )
+
+        def bits(factor: float) -> float:
+            return sum(look.bits(factor, self.parts[name].codec) for name, look in self._looks.items()) / count
+
+        least = bits(start * NOTHING)
+        if self.settings.bits < least and self.settings.kind not in PAIRS:  # with grades of their own, rows may go on
+            text = f"{self.settings.bits:g} bits for each weight are too few: with every weight 0 these tensors take"
+            raise RecipeError(f"{text} {least:.2g}; ask for more")
+        return solved(bits, self.settings.bits, start)

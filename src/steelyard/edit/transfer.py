@@ -76,7 +76,7 @@ def transfer(
     """
     target = Path(target)
     before = formats.open(source)
-    files = _files(before, source)
+    files = formats.files(before, source)
 
     def check() -> None:
         for path in files or [None]:
@@ -93,7 +93,7 @@ def transfer(
     size = None if files is None else sum(os.stat(path).st_size for path in files)
     if job is not None and finished(target, job):
         after = formats.open(target)
-        count = sum(os.stat(path).st_size for path in _files(after, target) or ())
+        count = formats.nbytes(after, target) or 0
         return Transferred(before, after, (size, count), len(after) if verified else None)
     check()
     tell = watch("writing", made.nbytes)
@@ -115,12 +115,6 @@ def transfer(
         place.announce()
         writer.move(place.draft, place.target)
     return Transferred(before, formats.open(target), (size, count), number)
-
-
-def _files(weights: Weights, source: str | Path) -> list[Path] | None:
-    """All files that `weights` were opened from; None where one does not lie on this machine."""
-    paths = {str(formats.locate(source).path)} | {item.origin.rpartition(" @")[0] for item in weights.values()}
-    return [Path(path) for path in sorted(paths)] if all(map(os.path.isfile, paths)) else None
 
 
 def told(weights: Weights, tell: Tell) -> Weights:

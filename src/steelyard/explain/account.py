@@ -8,7 +8,8 @@ change; where the number of the tensors changes, none of them can be told by its
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,11 +37,13 @@ def account(
     """What became of every tensor, and of all of them together; the tensors are paired by position.
 
     The error is ||after - before|| / ||before|| in the Euclidean norm, 0 where nothing changed; the zeros are
-    the fraction of elements of `after` that are 0. Without ``values`` neither is known, nothing is read, and the
-    numbers of tensors may differ. ``files`` are the bytes of both files, where there are any; ``verified`` is the
-    number of tensors that were read back and compared with what was to be written, where they were; ``tell`` is
-    called with the numbers of bytes that were compared. A block of two tensors is in memory at a time, where
-    their files allow it. Raises WeightsError if numbers or shapes differ and so cannot be compared.
+    the fraction of elements of `after` that are 0. What is NaN or infinite in `after` is told, and so are the lossy
+    codecs: those of tensors that changed, and those of `before`, of which the error is not measured here. Without
+    ``values`` none of this is known, nothing is read, and the numbers of tensors may differ. ``files`` are the bytes of
+    both files, where there are any; ``verified`` is the number of tensors that were read back and compared with what
+    was to be written, where they were; ``tell`` is called with the numbers of bytes that were compared. A block of two
+    tensors is in memory at a time, where their files allow it. Raises WeightsError if numbers or shapes differ and so
+    cannot be compared.
 
     >>> import numpy as np
     >>> a, b = (Weights.of({"w": np.float32([3, x])}) for x in (4, 0))
@@ -54,7 +57,10 @@ def account(
     pairs = list(zip(sources, after.values(), strict=True))
     found = [_compare(a, b, tell) if values and a is not None else None for a, b in pairs]
     rows = [_row(a, b, one) for (a, b), one in zip(pairs, found, strict=True)]
-    return [Table.of("tensors", _COLUMNS, rows), _total(after, [f for f in found if f], files, values, verified)]
+    columns = [*_COLUMNS, *([_ODD] if any(one and one.odd for one in found) else [])]
+    told = [one for one in found if one]
+    total = _total(after, told, files, values, verified, _lossy(pairs, found))
+    return [Table.of("tensors", columns, rows), total]
 
 
 def exact(before: Weights, after: Weights) -> bool:
@@ -92,6 +98,7 @@ class _Found:
     zeros: int  # elements of the second that are 0
     distance: float  # sum of |b - a|^2
     norm: float  # sum of |a|^2
+    odd: str | None = None  # the first element of the second that is not finite, and where
 
     @property
     def error(self) -> float:
@@ -108,6 +115,7 @@ def _compare(a: Weight, b: Weight, tell: Callable[[int], None] | None) -> _Found
     parts = 2 if "complex" in (a.spec.dtype.kind, b.spec.dtype.kind) else 1  # real and imaginary ones, side by side
     x, y, room = (np.empty(parts * min(BLOCK, a.spec.size)) for _ in range(3))
     zeros, distances, norms = 0, [], []
+    odd, at = None, 0
     with np.errstate(invalid="ignore", over="ignore"):
         for one, other in zip(a.blocks(BLOCK), b.blocks(BLOCK), strict=True):
             p, q, r = (buffer[: parts * one.size] for buffer in (x, y, room))
@@ -117,6 +125,7 @@ def _compare(a: Weight, b: Weight, tell: Callable[[int], None] | None) -> _Found
             zeros += one.size - int(np.count_nonzero(nonzero))
             np.subtract(q, p, out=r)
             if not np.isfinite(r).all():
+                odd = odd or _first_odd(b, at, other)
                 r[(p == q) | (np.isnan(p) & np.isnan(q))] = 0
             distances.append(float(np.dot(r, r)))
             norm = float(np.dot(p, p))
@@ -124,9 +133,45 @@ def _compare(a: Weight, b: Weight, tell: Callable[[int], None] | None) -> _Found
                 p[~np.isfinite(p)] = 0
                 norm = float(np.dot(p, p))
             norms.append(norm)
+            at += one.size
             if tell is not None:
                 tell(one.nbytes + other.nbytes)
-    return _Found(zeros, _sum(distances), _sum(norms))
+    return _Found(zeros, _sum(distances), _sum(norms), odd)
+
+
+def _first_odd(weight: Weight, begin: int, block: np.ndarray) -> str | None:
+    """The first element that is not finite in a block that begins with an element of a weight, and where it stands."""
+    import numpy as np
+
+    sound = np.isfinite(block.astype(np.float32) if block.dtype.itemsize < 4 else block)
+    if sound.all():
+        return None
+    first = int(sound.argmin())
+    place = np.unravel_index(begin + first, weight.spec.shape)
+    text = "NaN" if np.isnan(block[first]) else str(block[first])
+    return f"{text} at {list(map(int, place))}"
+
+
+def _lossy(pairs: Sequence[tuple[Weight | None, Weight]], found: Sequence[_Found | None]) -> dict[str, str]:
+    """What lossy codecs have done: those of tensors that changed, and those that held what was read."""
+    new: Counter[str] = Counter()
+    old: Counter[str] = Counter()
+    for (a, b), one in zip(pairs, found, strict=True):
+        old.update({} if a is None else dict.fromkeys(_losing(a.scheme), 1))
+        if one is not None and one.distance != 0 and (a is None or a.scheme != b.scheme):
+            new.update(dict.fromkeys(_losing(b.scheme), 1))
+    texts = (
+        ", ".join(f"{name} in {n} tensor{'s' * (n > 1)}" for name, n in counted.most_common()) for counted in (new, old)
+    )
+    return {column.name: text for column, text in zip(_LOSSY, texts, strict=True) if text}
+
+
+def _losing(plan: Plan) -> list[str]:
+    """The names of the lossy codecs of a plan; which of several options was taken is not known of a plan."""
+    if isinstance(plan, Scheme):
+        inner = {**plan.codec.inner, **plan.parts}.values()
+        return [*([] if plan.codec.lossless else [plan.codec.name]), *(name for p in inner for name in _losing(p))]
+    return [plan.name] if isinstance(plan, Codec) and not plan.lossless else []
 
 
 def _widen(block: np.ndarray, into: np.ndarray, parts: int) -> None:
@@ -144,6 +189,11 @@ def _sum(values: list[float]) -> float:
     return math.fsum(values) if all(map(math.isfinite, values)) else sum(values)
 
 
+_ODD = Column("not finite", "", "the first element that is NaN or infinite, and its place")
+_LOSSY = (
+    Column("lossy", "", "codecs of tensors whose values changed that are not exact, and in how many"),
+    Column("lossy before", "", "such codecs of the source: what they lost is no part of the error"),
+)
 _COLUMNS = (
     Column("name"),
     Column("shape"),
@@ -169,6 +219,7 @@ def _row(a: Weight | None, b: Weight, found: _Found | None) -> dict[str, Any]:
         "zeros": None if found is None else found.zeros / max(b.spec.size, 1),
         "error": None if found is None else found.error,
         "held": held(b.scheme),
+        **({} if found is None or found.odd is None else {_ODD.name: found.odd}),
     }
 
 
@@ -178,6 +229,7 @@ def _total(
     files: tuple[int | None, int | None] | None,
     values: bool,
     verified: int | None,
+    lossy: Mapping[str, str],
 ) -> Table:
     columns = [
         Column("tensors"),
@@ -195,6 +247,11 @@ def _total(
         whole = _Found(sum(f.zeros for f in found), sum(f.distance for f in found), sum(f.norm for f in found))
         row["changed"] = sum(f.distance != 0 for f in found)
         row |= {"zeros": whole.zeros / max(after.size, 1), "error": whole.error}
+        if odd := sum(f.odd is not None for f in found):
+            columns.append(Column("not finite", "", "tensors with NaN or infinite values"))
+            row["not finite"] = odd
+    columns += [column for column in _LOSSY if column.name in lossy]
+    row |= lossy
     if verified is not None:
         columns.append(Column("verified", "", "tensors that were read back and are what was to be written"))
         row["verified"] = verified

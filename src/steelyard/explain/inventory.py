@@ -104,8 +104,8 @@ def kinds(weights: Weights, where: Where | None = None) -> Table:
     return Table.of("kinds", columns, rows)
 
 
-def summary(weights: Weights, where: Where | None = None) -> Table:
-    """The totals, in one row.
+def summary(weights: Weights, where: Where | None = None, file: int | None = None) -> Table:
+    """The totals, in one row; `file` is the size of all files in bytes, where there are any.
 
     >>> import numpy as np
     >>> row = summary(Weights.of({"a": np.zeros((2, 3), np.float16)})).rows[0]
@@ -122,10 +122,12 @@ def summary(weights: Weights, where: Where | None = None) -> Table:
         Column("tensors"),
         Column("ties", "", "further names of a tensor"),
         *COUNTS,
+        *([] if file is None else [Column("file", "B", "the whole file, or all of them: headers and everything")]),
         Column("ratio", "x", "bytes of the plain values over stored bytes"),
         Column("bits per element", "", "stored bits over elements"),
     ]
     row = {"tensors": len(chosen), "ties": len(chosen.ties), **sizes}
+    row |= {} if file is None else {"file": file}
     row["ratio"] = sizes["bytes"] / stored if known and stored else None
     row["bits per element"] = 8 * stored / sizes["elements"] if known and sizes["elements"] else None
     return Table.of("total", columns, [row])

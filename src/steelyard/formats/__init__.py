@@ -71,6 +71,20 @@ def open(source: str | Path) -> Weights:
     return described(weights, place)
 
 
+def files(weights: Weights, source: str | Path) -> list[Path] | None:
+    """All files that `weights`, opened from `source`, lie in; None where one does not lie on this machine."""
+    paths = {str(locate(source).path)} | {item.origin.rpartition(" @")[0] for item in weights.values()}
+    return [Path(path) for path in sorted(paths)] if all(map(os.path.isfile, paths)) else None
+
+
+def nbytes(weights: Weights, source: str | Path) -> int | None:
+    """The bytes of all files that `weights`, opened from `source`, lie in, headers included; None as in `files`."""
+    if isinstance(source, str) and "://" in source:
+        return None
+    found = files(weights, source)
+    return None if found is None else sum(os.stat(path).st_size for path in found)
+
+
 def part(source: Source) -> Weights:
     """The weights in one of several files that another names; raises FormatError if it names others in turn."""
     name = _detect(source)
