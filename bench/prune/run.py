@@ -147,7 +147,7 @@ def units(seeds: int, peer: bool) -> Iterator[dict[str, Any]]:
             for name in (*scores, *(["Torch-Pruning"] if peer else [])):
                 model = copy.deepcopy(dense)
                 if name in scores:
-                    sy.prune_structured_(model, batch, keep, by=scores[name])
+                    sy.prune_structured_(model, batch, 1 - keep, by=scores[name])
                 else:
                     depgraph(model, batch.inputs[:2], keep)
                 at_once = accuracy(data, model)
@@ -190,7 +190,7 @@ def widths(peer: bool) -> Iterator[dict[str, Any]]:
         for keep in (0.75, 0.5, 0.25):
             small, again = make(), make()
             start = time.process_time()
-            table = sy.prune_structured_(small, x, keep, budget="multiplications")
+            table = sy.prune_structured_(small, x, 1 - keep, budget="multiplications")
             took = time.process_time() - start
             with tempfile.TemporaryDirectory() as folder, torch.no_grad():
                 path = Path(folder) / "small.safetensors"

@@ -654,7 +654,7 @@ def _no_repair(patch: Patch) -> None:
 
 
 def _as_wide_as_before(patch: Patch) -> None:
-    patch.setattr(f_pruning, "prune_structured_", lambda model, batch, keep, budget: None)
+    patch.setattr(f_pruning, "prune_structured_", lambda model, batch, fraction, budget: None)
 
 
 def _loaded_elsewhere(patch: Patch) -> None:

@@ -113,7 +113,7 @@ def _narrowed(data: Task) -> Mapping[str, float]:
     """A CNN with half of its parameters: through a file into the original code."""
     model = trained(data, epochs=6)
     small, again = copy.deepcopy(model), build_seeded(data, 9)
-    prune_structured_(small, first_batch(data, "train"), 0.35, budget="multiplications")
+    prune_structured_(small, first_batch(data, "train"), 0.65, budget="multiplications")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "narrow.safetensors"
         size = formats.write(from_module(small), path)

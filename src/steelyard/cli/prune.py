@@ -197,7 +197,7 @@ def _narrow(
         table = prune_blocks_(module, made, blocks or 1)
     else:
         batch = first_batch(made, "train")
-        table = prune_structured_(module, batch, 1 - fraction, budget=budget or "parameters", by=by, where=where)
+        table = prune_structured_(module, batch, fraction, budget=budget or "parameters", by=by, where=where)
     left = from_module(module)
     gone = {DROPPED: left.meta[DROPPED]} if DROPPED in left.meta else {}
     weights = left.with_meta(**{**before.meta, **gone, WIDTHS: "pruned"})

@@ -15,9 +15,10 @@ import numpy as np
 from torch import Tensor, nn
 
 from steelyard.core.table import Column, Table
-from steelyard.core.weights import Weight, Weights
+from steelyard.core.weights import Weights
 from steelyard.core.where import Where
 from steelyard.core.where import where as choose
+from steelyard.edit.importance import importance
 from steelyard.errors import ModelError, RecipeError, WeightsError, quoted
 from steelyard.formats.module import from_module
 from steelyard.graph.units import Family, Units, narrow_, runs, units_of
@@ -33,7 +34,7 @@ EXAMPLES = 2  # of a batch are enough to see who feeds whom
 def prune_structured_(
     model: nn.Module,
     batch: Any,
-    keep: float,
+    fraction: float,
     *,
     budget: Budget = "parameters",
     by: Weights | None = None,
@@ -48,10 +49,11 @@ def prune_structured_(
     arguments or a Batch): through sums, concatenations, convolutions in groups, norms, flattening, attention heads,
     recurrent layers and tied weights (`steelyard.graph.units`). That the smaller model runs is tried before.
 
-    keep: the share of the budget that may stay, above 0 and below 1: of all parameters, or of the multiplications of
-    a forward pass. by: scores for every weight, summed over all weights of a unit, the absolute sum counts; so
-    gradients times weights give the first-order Taylor criterion of a whole unit (Molchanov et al. 2019). None: the
-    root of the sum of squares (L2; with a group penalty before, Li et al. 2017, Wen et al. 2016). Families of units
+    fraction: the share of the budget that goes, above 0 and below 1, and hardly more: of all parameters, or of the
+    multiplications of a forward pass. by: scores for every weight, summed over all weights of a unit, the absolute sum
+    counts; so gradients times weights give the first-order Taylor criterion of a whole unit (Molchanov et al. 2019);
+    or evidence that ranks weights, as `Prune` takes it, for every weight (fisher, taylor). None: the root of the sum
+    of squares (L2; with a group penalty before, Li et al. 2017, Wen et al. 2016). Families of units
     are ranked together, with `normalize` relative to the mean of their family (None: for L2 alone; Fang et al. 2023).
     where: only units along the first axis of one of these tensors: what its layer gives (along another axis if the
     first one cannot lose anything, as that of an embedding). floor: the share of each family that stays in any
@@ -71,7 +73,7 @@ def prune_structured_(
     Sources: Li et al., "Pruning Filters for Efficient ConvNets", 2017; Fang et al., "DepGraph: Towards Any Structural
     Pruning", 2023.
     """
-    _check_numbers(keep, floor, budget)
+    _check_numbers(fraction, floor, budget)
     check_whole(multiple=multiple)
     with unmoved(model), evaluating(model):
         units = units_of(model, few(batch))
@@ -81,7 +83,7 @@ def prune_structured_(
         scores = unit_scores(model, units, by)
         if normalize if normalize is not None else by is None:
             scores = _relative(scores, found)
-        alive = _Ranking(model, units, found, scores, budget, floor, multiple).alive(keep)
+        alive = _Ranking(model, units, found, scores, budget, floor, multiple).alive(1 - fraction)
         before, after = (_totals(model, units, a) for a in (np.ones(units.count, bool), alive))
         if not runs(model, few(batch), units.kept(alive)):
             raise ModelError(f"{type(model).__name__} does not run at these widths: choose other layers (where=)")
@@ -106,10 +108,10 @@ def few(batch: Any) -> tuple[Any, ...]:
     return tuple(a[:EXAMPLES] if isinstance(a, Tensor) and a.dim() else a for a in arguments)
 
 
-def _check_numbers(keep: float, floor: float, budget: str) -> None:
+def _check_numbers(fraction: float, floor: float, budget: str) -> None:
     check_choice("budget", budget, get_args(Budget))
-    if not 0 < keep < 1:
-        raise RecipeError(f"the share to keep is above 0 and below 1, not {keep}")
+    if not 0 < fraction < 1:
+        raise RecipeError(f"the fraction that goes is above 0 and below 1, not {fraction}")
     if not 0 <= floor <= 1:
         raise RecipeError(f"the floor, a share of each family, is between 0 and 1, not {floor}")
 
@@ -124,28 +126,21 @@ def _chosen(family: Family, where: Where | str | None, model: nn.Module, units: 
 
 def unit_scores(model: nn.Module, units: Units, by: Weights | None = None) -> np.ndarray:
     """The importance of each unit, (units,): the sum of `by` over its weights, absolute; None: their L2 norm."""
-    total = np.zeros(units.count)
+    total, weights = np.zeros(units.count), from_module(model)
     for name, parameter in model.named_parameters():
         axes = units.axes[name]
         if not any((a >= 0).any() for a in axes):
             continue
-        values = parameter.detach().double().square().cpu().numpy() if by is None else _scores_of(by, name, parameter)
-        if np.isnan(values).any():
-            raise WeightsError(f"{quoted(name)} has NaN, which has no rank")
+        if by is None:
+            values = parameter.detach().double().square().cpu().numpy()
+        else:
+            values = importance(by, weights[name]).of().astype(np.float64)
+        if not np.isfinite(values).all():
+            raise WeightsError(f"{quoted(name)} has NaN or infinite values, which have no rank")
         for axis, owners in enumerate(axes):
             along = values.sum(tuple(i for i in range(values.ndim) if i != axis))
             np.add.at(total, owners[owners >= 0], along[owners >= 0])
     return np.sqrt(total) if by is None else np.abs(total)
-
-
-def _scores_of(by: Weights, name: str, parameter: nn.Parameter) -> np.ndarray:
-    found: Weight | None = by.get(name)
-    if found is None:
-        raise WeightsError(f"the scores have no tensor {quoted(name)}; give one for every weight of the model")
-    if found.spec.shape != tuple(parameter.shape):
-        raise WeightsError(f"{found.origin}: the scores of {quoted(name)} are {found.spec}, its weights have the shape "
-                           f"{tuple(parameter.shape)}")  # fmt: skip
-    return found.array().astype(np.float64)
 
 
 def _relative(scores: np.ndarray, families: list[Family]) -> np.ndarray:
@@ -174,8 +169,8 @@ class _Ranking:
         low, high = 0, len(order)  # so many units go: too few, and perhaps enough
         if self._cost(self._without(order)) > keep * whole:
             least = self._cost(self._without(order)) / whole
-            raise ModelError(f"{keep:.1%} of the {self.budget} cannot be reached: {least:.1%} stay in any case, with a "
-                             f"floor of {self.floor:g}: keep more, lower the floor, or choose more layers")  # fmt: skip
+            raise ModelError(f"{1 - keep:.1%} of the {self.budget} cannot go: {1 - least:.1%} at most, with a floor of "
+                             f"{self.floor:g}: remove less, lower the floor, or choose more layers")  # fmt: skip
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if self._cost(self._without(order[:middle])) <= keep * whole else (middle, high)

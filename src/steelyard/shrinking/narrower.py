@@ -85,7 +85,7 @@ class Ladder:
         by = score(student, self.task, "taylor", batches=BATCHES)
         batch = first_batch(self.task, "train")
         try:
-            prune_structured_(student, batch, share, budget="multiplications", by=by, multiple=EIGHTS)
+            prune_structured_(student, batch, 1 - share, budget="multiplications", by=by, multiple=EIGHTS)
         except ModelError as error:  # which leaves the student as it was
             raise _Ended(str(error)) from error
 
