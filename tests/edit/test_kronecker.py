@@ -10,6 +10,7 @@ import pytest
 from steelyard import formats
 from steelyard.core.weights import Weights
 from steelyard.edit._components import Components
+from steelyard.edit._kept import Kept
 from steelyard.edit.kronecker import INPUTS, OUTPUTS, Kronecker
 from steelyard.edit.ratedistortion import RateDistortion
 from steelyard.errors import RecipeError, WeightsError
@@ -200,3 +201,21 @@ def test_components_say_what_an_error_costs() -> None:
     np.testing.assert_allclose(down[:, None] * (z @ found.components) * across, x)
     moved = found.components * across
     np.testing.assert_allclose(moved @ costs @ moved.T, np.eye(6), atol=1e-9)
+
+
+@pytest.mark.parametrize(("made", "limit", "times"), [
+    (lambda: problem(8, (40, 30)), 1 << 20, 1), (lambda: problem(8, (40, 30)), 0, 8),
+    (lambda: table(9), 1 << 20, 1), (lambda: table(9), 0, 8),
+])  # fmt: skip
+def test_what_is_kept_for_several_sizes_changes_no_byte(made, limit, times, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Where there is no room, each size is foreseen and rounded with factors of its own, and comes out the same."""
+    w, by = made()
+    sizes = (4.0, 2.5, 0.9, 2.0)  # one quantizer below, a trellis above
+    alone = [RateDistortion(bits=bits, by=by)(w)["w"].read().parts for bits in sizes]
+    taken, apart = [], Kronecker.apart
+    monkeypatch.setattr(Kronecker, "apart", lambda *given, **told: taken.append(0) or apart(*given, **told))
+    kept = Kept(limit)
+    together = [RateDistortion(bits=bits, by=by).rounded(w, kept)["w"].read().parts for bits in sizes]
+    for a, b in zip(alone, together, strict=True):
+        assert {name: part.tobytes() for name, part in a.items()} == {name: part.tobytes() for name, part in b.items()}
+    assert len(taken) == times

@@ -47,6 +47,11 @@ class Components:
         return Components(found / grades.factors[1], grades, white @ turn.T)
 
     @property
+    def nbytes(self) -> int:
+        """In memory."""
+        return sum(x.nbytes for x in (self.components, self.analysis, self.grades.rows, self.grades.columns))
+
+    @property
     def told(self) -> int:
         """The bytes that the grades and the basis take."""
         return sum(map(len, streams_of(self.grades))) + len(Trellis().basis(self.components, True)[0])

@@ -14,16 +14,14 @@ al., "Model-Preserving Adaptive Rounding", 2025; importances of rows beside a He
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 
-from steelyard.codecs._grades import Grades
-from steelyard.codecs._rowwise import Rowwise
-from steelyard.codecs.trellis import Trellis, stored, streams_of
+from steelyard.codecs.trellis import Trellis
 from steelyard.core.weights import Weight, Weights
+from steelyard.edit._apart import Apart
 from steelyard.edit._components import Components, separable
-from steelyard.edit._feed import feed, gathered, upper_of
+from steelyard.edit._feed import upper_of
 from steelyard.edit.evidence import About, check_same, evidence_of, hessian_of
 from steelyard.errors import WeightsError, quoted
 
@@ -64,14 +62,7 @@ class Kronecker:
     @staticmethod
     def by(by: Weights, fisher: Weights | None, weight: Weight, x: np.ndarray) -> Kronecker:
         """By evidence of either kind, for a weight of values `x`; raises WeightsError for what is no evidence of it."""
-        kind = About.of(by).kind
-        found = Kronecker.of(by, weight) if kind == KIND else Kronecker.of_inputs(by, fisher, weight, x)
-        try:
-            _ = found.uppers if found.counts else None  # taken apart here, so that what cannot be is named
-        except np.linalg.LinAlgError:
-            raise WeightsError(f"{weight.origin}: the evidence ({kind}) for {quoted(weight.name)} is not positive "
-                               "definite even with damping; measure it again, on more examples") from None  # fmt: skip
-        return found
+        return Kronecker.of(by, weight) if About.of(by).kind == KIND else Kronecker.of_inputs(by, fisher, weight, x)
 
     @staticmethod
     def of_inputs(by: Weights, fisher: Weights | None, weight: Weight, x: np.ndarray) -> Kronecker:
@@ -107,55 +98,22 @@ class Kronecker:
         """Whether any error costs anything."""
         return bool(self.outputs.any() and self.inputs.any())
 
-    @cached_property
-    def uppers(self) -> tuple[np.ndarray, np.ndarray]:
-        """For outputs and inputs the upper triangular factor of the inverse, or the root of its diagonal.
+    def apart(self, x: np.ndarray, *, turn: bool) -> Apart:
+        """What rounding a tensor of values `x` asks for; turn: in components, where pairs of inputs alone are known.
 
         Raises LinAlgError for what is no matrix of moments.
         """
-        return self._upper(self.outputs), self._upper(self.inputs)
+        uppers = self._upper(self.outputs), self._upper(self.inputs)
+        if not turn:
+            return Apart.of(uppers)
+        damped = self.inputs + self.damping * self.inputs.diagonal().mean() * np.eye(len(self.inputs))
+        return Apart.of(uppers, Components.of(x.reshape(len(x), -1), uppers[0], damped))
 
     def _upper(self, factor: np.ndarray) -> np.ndarray:
+        """The upper triangular factor of the inverse, or the root of its diagonal."""
         if factor.ndim == 1:
             return np.asarray((factor + self.damping * factor.mean()) ** -0.5)
         return upper_of(factor + self.damping * factor.diagonal().mean() * np.eye(len(factor)))
-
-    @cached_property
-    def grades(self) -> Grades:
-        """Steps of rows and columns: so much error in one element costs the same everywhere."""
-        rows, columns = (x.diagonal() if x.ndim > 1 else x for x in self.uppers)
-        return Grades.nearest(rows, columns)
-
-    @property
-    def told(self) -> int:
-        """The bytes that the grades take."""
-        return sum(map(len, streams_of(self.grades)))
-
-    def components(self, x: np.ndarray) -> Components:
-        """Those of a matrix x (outputs, inputs), where pairs of inputs alone are known."""
-        damped = self.inputs + self.damping * self.inputs.diagonal().mean() * np.eye(len(self.inputs))
-        return Components.of(x, self._upper(self.outputs), damped)
-
-    def spread(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """What others' errors add to elements where rows and columns cross: its deviation, as a share of an error's."""
-        by_row, by_column = (1 + gathered(x) if x.ndim > 1 else np.ones(len(x)) for x in self.uppers)
-        return np.sqrt(np.outer(by_row[rows], by_column[columns]) - 1)
-
-    def held(self, x: np.ndarray, step: float, codec: Trellis) -> dict[str, np.ndarray]:
-        """Parts of the codec for a tensor; step: in units of the grades. Raises CodecError where it is too small."""
-        if codec.turn:
-            matrix = x.reshape(len(x), -1)
-            return self.components(matrix).held(matrix, step, codec)
-        factors, step = self.grades.factors, stored(step)
-        w = x.reshape(len(self.outputs), -1) / (step * factors[0][:, None])
-        w /= factors[1]
-        w = np.ascontiguousarray(w.T if codec.down else w, np.float32)  # (lines, width), in steps
-        width, lines = (_moves(*both) for both in zip(self.uppers, factors, strict=True))
-        if not codec.down:
-            width, lines = lines, width
-        chosen = Rowwise(codec, w, width)
-        feed(w, None if lines is None else lines.astype(np.float32), chosen.take)
-        return chosen.parts(step, self.grades)
 
 
 def routed(by: Weights, weight: Weight, codec: Trellis) -> Trellis | None:
@@ -200,8 +158,3 @@ def sensitive(fisher: Weights, weight: Weight, x: np.ndarray) -> np.ndarray:
     if not (np.isfinite(values) & (values >= 0)).all():
         raise WeightsError(f"{found.origin}: the importances of {quoted(weight.name)} must be finite and >= 0")
     return values
-
-
-def _moves(upper: np.ndarray, factors: np.ndarray) -> np.ndarray | None:
-    """How an error of one line moves the others, both in their steps; None: not at all."""
-    return None if upper.ndim == 1 else upper / upper.diagonal()[:, None] * factors[:, None] / factors

@@ -19,6 +19,8 @@ from steelyard.codecs.trellis import Trellis
 from steelyard.core.packed import Packed, Scheme
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
+from steelyard.edit._apart import Apart
+from steelyard.edit._kept import Kept
 from steelyard.edit._levels import finite
 from steelyard.edit._solved import solved
 from steelyard.edit.evidence import About, either
@@ -28,6 +30,7 @@ from steelyard.errors import CodecError, RecipeError, WeightsError, quoted
 
 FEW = 1.2  # bits of a weight, below which a trellis loses more than one quantizer, where errors are made up for
 NOTHING = 2.0**40  # times a usual step: of that size, a step leaves zeros alone
+ONCE = 1 << 27  # bytes of what evidence says that are kept from choosing the steps until the tensors are rounded
 SAMPLE = 1 << 15  # elements by which the bits of a tensor are foreseen
 WITHIN = {1: 1 / 12, 4: 0.27, 8: 0.26, 16: 0.255, 32: 0.25, 64: 0.245}  # squared error in squared steps, by states
 
@@ -119,6 +122,10 @@ class RateDistortion(Step):
         return None if self.by is None else About.of(self.by).kind
 
     def __call__(self, weights: Weights) -> Weights:
+        return self.rounded(weights, Kept(ONCE))
+
+    def rounded(self, weights: Weights, kept: Kept) -> Weights:
+        """The same; `kept` is that of earlier calls with the same weights and all the same settings but `bits`."""
         chosen = scoped(weights, self.min_ndim, "rounded", self._means)
         for glob in self.importance:
             if weights and not any(fnmatchcase(item.name, glob) for item in chosen):
@@ -127,7 +134,7 @@ class RateDistortion(Step):
         if self.kind in PAIRS and parts and not any(part.kind or part.vector for part in parts):
             raise WeightsError(f"the evidence ({self.kind}) has no tensor {quoted(chosen[0].name)}, nor any other in "
                                "scope; measure it on these weights (score)")  # fmt: skip
-        together = _Together(self, parts)
+        together = _Together(self, parts, kept)
         return weights.with_items(
             item.then(partial(together.hold, name), scheme=Scheme(together.parts[name].codec))
             if name in together.parts
@@ -179,7 +186,7 @@ class _Part:
             return Kronecker.of(self.by, self.weight).outputs
         return sensitive(self.by, self.weight, x)
 
-    def look(self) -> _Look:
+    def look(self, kept: Kept) -> _Look:
         """Read it once, and keep what decides its step."""
         x = self.weight.array()
         if not x.size:
@@ -191,7 +198,7 @@ class _Part:
             text = "values so large that their squares are infinite have no levels; scale them"
             raise CodecError(f"{self.weight.origin}: {quoted(self.weight.name)}: {text}")
         if self.kind:
-            return self._graded(x)
+            return self._graded(x, kept)
         important = self.important(x)
         importance = (1 / squares if squares else 0.0) if important is None else float(important.mean())
         rows = x.reshape(x.shape[0] if x.ndim > 1 else 1, -1)
@@ -202,31 +209,45 @@ class _Part:
             weigh = important.reshape(rows.shape)[::step][:, :SAMPLE] / importance
         return _Look(x.size, squares, importance * self.factor, some, weigh, within=WITHIN[self.codec.states])
 
-    def _graded(self, x: np.ndarray) -> _Look:
+    def _graded(self, x: np.ndarray, kept: Kept) -> _Look:
         """In units of its grades, in which all tensors have one step."""
         found, matrix = self.kronecker(x), x.reshape(len(x), -1)
         if not found.counts:
             return _Look(x.size, 0.0, 0.0, matrix[:1, :1])
-        down, across = found.grades.factors
+        apart = self.apart(x, kept, found)
+        down, across = apart.grades.factors
         squares = np.square(matrix, dtype=np.float64)
         by_row, by_column = squares @ across**-2.0 * down**-2.0, down**-2.0 @ squares * across**-2.0
         importance, within = self.factor, WITHIN[self.codec.states]
         if self.fisher is None and self.kind == "hessian":
             whole = found.cost(x)
             importance /= whole if whole > 0 else math.inf
-        if self.codec.turn:
-            parts, rows = found.components(matrix), spaced(by_row, max(1, 2 * SAMPLE // len(across)))
-            some = parts.some(matrix, rows)
-            return _Look(x.size, found.cost(x), importance, some, told=parts.told, within=within)
+        if (parts := apart.components) is not None:
+            some = parts.some(matrix, spaced(by_row, max(1, 2 * SAMPLE // len(across))))
+            return _Look(x.size, found.cost(x), importance, some, told=apart.told, within=within)
         rows, columns = places = sampled(by_row, by_column)
         some = matrix[np.ix_(*places)] / down[rows, None] / across[columns]
-        noise = np.random.default_rng(0).normal(size=some.shape) * found.spread(*places)
-        return _Look(x.size, float(by_row.sum()), importance, some, noise=noise, told=found.told, within=within)
+        noise = np.random.default_rng(0).normal(size=some.shape) * apart.spread(*places)
+        return _Look(x.size, float(by_row.sum()), importance, some, noise=noise, told=apart.told, within=within)
 
     def kronecker(self, x: np.ndarray) -> Kronecker:
         """What errors of pairs cost, for the values `x` of the weight."""
         assert self.by is not None
         return Kronecker.by(self.by, self.fisher, self.weight, x)
+
+    def apart(self, x: np.ndarray, kept: Kept, evidence: Kronecker | None = None) -> Apart:
+        """The same, taken apart. Raises WeightsError where that cannot be."""
+
+        def found() -> Apart:
+            try:
+                return (evidence or self.kronecker(x)).apart(x, turn=self.codec.turn)
+            except np.linalg.LinAlgError:
+                raise WeightsError(
+                    f"{self.weight.origin}: the evidence ({self.kind}) for {quoted(self.weight.name)} is not positive "
+                    "definite even with damping; measure it again, on more examples"
+                ) from None
+
+        return kept.of((self.weight.name, "apart", self.codec.turn), found)
 
 
 def sampled(*squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -256,6 +277,11 @@ class _Look:
     within: float = 1.0  # the squared error of an element in squared steps, which depends on the states
 
     @property
+    def nbytes(self) -> int:
+        """In memory."""
+        return sum(x.nbytes for x in (self.sample, self.weigh, self.noise) if x is not None)
+
+    @property
     def step(self) -> float:
         """The step of the grid, up to a factor that all tensors share; 0 where every element may become 0."""
         return (self.importance * self.within) ** -0.5 if self.importance > 0 and self.squares > 0 else 0.0
@@ -280,6 +306,7 @@ class _Together:
 
     settings: RateDistortion
     members: tuple[_Part, ...]
+    kept: Kept
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @cached_property
@@ -296,7 +323,7 @@ class _Together:
             important *= part.factor / look.importance
         try:
             if step and part.kind:
-                held = part.kronecker(x).held(x, step, part.codec)
+                held = part.apart(x, self.kept).held(x, step, part.codec)
             else:  # zeros, where nothing is of importance
                 held = part.codec.held(x if step else np.zeros_like(x), step or None, important)
         except CodecError as error:
@@ -305,7 +332,10 @@ class _Together:
 
     @cached_property
     def _looks(self) -> dict[str, _Look]:
-        return {name: part.look() for name, part in self.parts.items()}
+        return {
+            name: self.kept.of((name, "look", part.codec), lambda part=part: part.look(self.kept))  # type: ignore[misc]
+            for name, part in self.parts.items()
+        }
 
     @cached_property
     def _factor(self) -> float:

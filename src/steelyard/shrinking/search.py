@@ -18,6 +18,7 @@ from torch import nn
 
 from steelyard.core.weights import Weight, Weights
 from steelyard.core.where import where
+from steelyard.edit._kept import Kept
 from steelyard.edit.ratedistortion import RateDistortion
 from steelyard.errors import ModelError, VerdictError
 from steelyard.formats.module import into_module
@@ -37,6 +38,7 @@ SIZES = tuple(round(8 * 0.93**i, 3) for i in range(48))  # bits for each weight 
 EVEN = 0.5  # the chance of a proof at which a candidate is hopeful
 PRICES = (0.01, 0.64)  # of a bit of the weights, in bits of the training labels: the first, and one of the last
 FURTHER = 2.5  # times the epochs at the first price are those at all others
+MEMORY = 1 << 30  # bytes that may be kept for all sizes; what there is no room for is worked out anew for each
 EXAMPLES = "examples"  # that are evaluated: a kind of work
 
 
@@ -79,6 +81,7 @@ class Search:
         self.measured: dict[int, Candidate] = {}  # by the index of its size
         self.others: list[Candidate] = []  # that were trained
         self.tried: list[Candidate] = []  # in the proof
+        self.kept = Kept(MEMORY)  # of what the sensitivities say, taken apart
         self.evaluations = 0  # passes over a split, of whatever model
         self.epochs = 0  # of training
         self.original_has = ""  # of the metric, beside what chance has
@@ -173,7 +176,7 @@ class Search:
     def _held(self, bits: float) -> Weights:
         """The original's weights, packed at so many bits for each weight."""
         rounding = RateDistortion(bits=bits, by=self.minds)
-        return vectors_lighter(rounding(self.original), self.original)
+        return vectors_lighter(rounding.rounded(self.original, self.kept), self.original)
 
     def worse(self, weights: Weights, split: Split) -> np.ndarray:
         """How much worse each example of a split comes out with these weights, in the unit of the metric."""
