@@ -271,7 +271,7 @@ def decoded(stream: np.ndarray, shape: tuple[int, int], states: int = 1) -> np.n
 
     levels = np.zeros(shape, np.int32)
     body = np.require(stream, requirements=["C", "W"])
-    if coder.code_levels(levels.reshape(-1), shape[1], *tables(states), body, *coder.learning(), True) < 0:
+    if coder.decode_levels(levels.reshape(-1), shape[1], *tables(states), body, *coder.learning()) < 0:
         raise CodecError(f"trellis: {stream.size} bytes are too few or too many for {levels.size} levels")
     return levels
 

@@ -207,6 +207,12 @@ def code_levels(levels, width, following, second, buffer, rates, limit, decoding
 
 
 @kernel
+def decode_levels(levels, width, following, second, buffer, rates, limit):
+    """`code_levels` that decodes: what is compiled for one direction takes half the time."""
+    return code_levels(levels, width, following, second, buffer, rates, limit, True)
+
+
+@kernel
 def learn(chances, c, bit, rates, limit):
     """Move the chance of a decision towards `bit`; the first `limit` sightings count as in an average."""
     p, n = chances[c] >> 10, chances[c] & 1023
