@@ -11,6 +11,7 @@
     ├── ModelError                 a model or a task does not do what was asked of it
     └── VerdictError               status 1: all went well, and the answer is no
     TrainingWarning                a warning: training has started badly
+    ProofWarning                   a warning: what is proven may be too good
 
 A message is one line: what was expected, what was found, where, and what to do.
 """
@@ -30,6 +31,10 @@ class SteelyardError(Exception):
 
 class TrainingWarning(UserWarning):
     """What an alarm says in the first steps of a training."""
+
+
+class ProofWarning(UserWarning):
+    """Proof examples were seen before: what is proven by them may be too good."""
 
 
 class FormatError(SteelyardError):

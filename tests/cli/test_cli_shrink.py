@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pytest
 
 from steelyard import formats
 from steelyard.core.weights import Weights
+from steelyard.errors import ProofWarning, VerdictError
 from steelyard.shrinking import within
 
 
@@ -30,6 +32,35 @@ def test_what_is_interrupted_says_how_to_go_on(steelyard, tmp_path, monkeypatch,
     assert (result.status, result.out) == (130, "")
     assert said in result.err
     assert not target.exists()
+
+
+def test_every_further_interrupt_says_it_as_well(steelyard, tmp_path, monkeypatch):
+    """The second comes while the first is on its way out: what is said is still that of the first."""
+
+    def shrink(*_given, **_options):
+        try:
+            raise KeyboardInterrupt("interrupted; and what is kept")
+        finally:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(within, "shrink", shrink)
+    monkeypatch.setattr("steelyard.cli.shrink._interrupted", lambda _checkpoint: "")
+    weights = tmp_path / "weights.safetensors"
+    steelyard("train", "breast-cancer", weights, "--model", "mlp", "--epochs", "1")
+    result = steelyard("shrink", "breast-cancer", weights, tmp_path / "small.safetensors", "--model", "mlp")
+    assert (result.status, result.err.splitlines()[-1]) == (130, "steelyard: interrupted; and what is kept")
+
+
+def test_proof_examples_that_were_seen_are_a_line(steelyard, tmp_path, monkeypatch):
+    def shrink(*_given, **_options):
+        warnings.warn("13 of 213 proof examples", ProofWarning, stacklevel=2)
+        raise VerdictError("no")
+
+    monkeypatch.setattr(within, "shrink", shrink)
+    weights = tmp_path / "weights.safetensors"
+    steelyard("train", "breast-cancer", weights, "--model", "mlp", "--epochs", "1")
+    result = steelyard("shrink", "breast-cancer", weights, tmp_path / "small.safetensors", "--model", "mlp")
+    assert result.err.splitlines()[-2:] == ["steelyard: 13 of 213 proof examples", "steelyard: no"]
 
 
 def test_without_a_task_the_weights_are_shrunk_alone(steelyard, tmp_path):

@@ -166,7 +166,7 @@ def test_the_proof_examples_choose_nothing(task: Task, model: nn.Module) -> None
     """With other proof examples that prove as much, the same candidate comes out."""
     data = task.batches
     other = Examples(
-        {**data.inputs, "test": data.inputs["valid"]}, {**data.targets, "test": data.targets["valid"]}, 64, 0
+        {**data.inputs, "test": data.inputs["train"]}, {**data.targets, "test": data.targets["train"]}, 64, 0
     )
     a, b = (shrink(model, t, tolerance=0.05) for t in (task, replace(task, batches=other)))
     assert a.why.meta["candidate"] == b.why.meta["candidate"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -93,6 +94,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("STEELYARD_TRACEBACK") or isinstance(error, (SystemExit, GeneratorExit)):
             raise
         status, line = explain(error)
+        if status == 130 and arguments is None:  # the process ends; a further Ctrl-C would only spill a traceback
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         if status == 141:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit flushes into the pipe again
         if line:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
+
+import click
 
 
 @contextmanager
@@ -44,6 +47,27 @@ def stating(title: str) -> Iterator[Callable[[str, float], None]]:
     with Progress(*shown, TextColumn("{task.fields[what]}"), console=Console(stderr=True), transient=True) as bar:
         line = bar.add_task(title, total=1.0, what="", yet="")
         yield lambda what, done: bar.update(line, completed=done, what=what, yet=yet(time.monotonic() - began, done))
+
+
+@contextmanager
+def warning() -> Iterator[None]:
+    """Within the block a warning of ours is a line on standard error, as errors are."""
+    import warnings
+
+    from steelyard.errors import ProofWarning
+
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, ProofWarning):
+                click.echo(f"steelyard: {message}", err=True)
+            else:
+                shown(message, category, *where, **more)
+
+        warnings.simplefilter("always", ProofWarning)
+        warnings.showwarning = show
+        yield
 
 
 def yet(gone: float, share: float) -> str:

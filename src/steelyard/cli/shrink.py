@@ -9,7 +9,7 @@ from click.core import ParameterSource
 
 from steelyard.cli.models import check_new, loaded, model_option, named
 from steelyard.cli.options import Number, Output, output, show
-from steelyard.cli.progress import stating, watching
+from steelyard.cli.progress import stating, warning, watching
 from steelyard.life.recipe import Named
 from steelyard.shrinking.settings import TOLERANCE
 
@@ -91,7 +91,7 @@ def verb(
 
     made, module = loaded(task, model, seed, formats.open(weights))
     try:
-        with stating("shrinking") as say:
+        with warning(), stating("shrinking") as say:
             found = shrink(module, made, target, aim=aim, tolerance=tolerance, confidence=confidence, epochs=epochs,
                            evaluations=evaluations, seed=seed, checkpoint=checkpoint, say=say)  # fmt: skip
     except KeyboardInterrupt as interrupt:
@@ -112,6 +112,10 @@ def _alone(weights: str, target: str, error: float, force: bool, output: Output)
     from steelyard.shrinking.alone import shrink_weights
     from steelyard.shrinking.page_alone import page_alone
 
-    with watching() as watch:
-        found = shrink_weights(weights, target, error=error, force=force, watch=watch)
+    try:
+        with watching() as watch:
+            found = shrink_weights(weights, target, error=error, force=force, watch=watch)
+    except KeyboardInterrupt as interrupt:
+        again = "interrupted; the same command goes on from the tensors that are done"
+        raise KeyboardInterrupt(again) from interrupt
     show([found.summary, found.why], output, page_alone(found, target))

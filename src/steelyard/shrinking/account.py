@@ -63,6 +63,7 @@ def proof(search: Search, found: Candidate, sizes: tuple[int, int], seconds: flo
         "splits": _splits(search),
         "evaluations": search.evaluations,
         "confidence": promise.confidence,
+        **({"but": search.seen_before} if search.seen_before else {}),
     }
     return Table.of(f"{search.task.name}: the promise", columns, [row], meta)
 

@@ -90,18 +90,22 @@ class Promise:
 
     def would(self, worse: np.ndarray, examples: int) -> bool:
         """Whether so many examples would prove it, if they came out as these."""
+        return self.foreseen(worse, examples) <= self.tolerance
+
+    def foreseen(self, worse: np.ndarray, examples: int) -> float:
+        """The bound of so many examples, if they came out as these; infinite where one or none cannot say."""
         worse, examples = self._apart(worse), examples // self._run(worse)
-        if len(worse) < 2:
-            return False
+        if len(worse) < 2 or not examples:
+            return math.inf
         scale = examples / len(worse)
         if _whole(worse):
             lost, gained = (int((worse > 0).sum()) * scale, int((worse < 0).sum()) * scale)
-            return self._limit(lost, gained, examples) <= self.tolerance
+            return self._limit(lost, gained, examples)
         from scipy.special import stdtrit
 
         spread = float(worse.std(ddof=1)) / math.sqrt(examples)
         t = float(stdtrit(max(examples - 1, 1), self.confidence))
-        return float(worse.mean()) + t * spread <= self.tolerance
+        return float(worse.mean()) + t * spread
 
     def chance(self, mean: float, variance: float, seen: int, examples: int, *, shares: bool) -> float:
         """How probable it is that so many examples prove it, where those that were seen had this mean and variance.

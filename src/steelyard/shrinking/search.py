@@ -26,6 +26,7 @@ from steelyard.learn.evaluate import binary, outcomes
 from steelyard.learn.task import Split, Task, first_batch
 from steelyard.shrinking.budget import ANYHOW, USUAL, Budget
 from steelyard.shrinking.deep import lost, vectors_lighter
+from steelyard.shrinking.foresight import reachable, unseen
 from steelyard.shrinking.journal import Journal
 from steelyard.shrinking.order import LEAST, SURE, Step, chances, evidence, middle, ordered
 from steelyard.shrinking.precondition import finite, of_original, provable, repeatable
@@ -84,12 +85,15 @@ class Search:
         self.kept = Kept(MEMORY)  # of what the sensitivities say, taken apart
         self.evaluations = 0  # passes over a split, of whatever model
         self.epochs = 0  # of training
+        self.seen_before = ""  # of proof examples
         self.original_has = ""  # of the metric, beside what chance has
 
-    def precondition(self) -> None:
-        """Raise ModelError for what no search could end well with."""
+    def precondition(self, *, training: bool = False) -> None:
+        """Raise ModelError for what no search could end well with. training: what is made is trained, too."""
         finite(self.original)
         repeatable(self.model, self.task)  # first, because what runs for the first time takes longer
+        self.work.tell("comparing the splits")
+        self.seen_before = unseen(self.task, training=training)
         for split in ("valid", "test"):
             self.work.tell("measuring the original")
             start = self.work.clock()
@@ -99,6 +103,7 @@ class Search:
             self.work.took(EXAMPLES, len(found), self.work.clock() - start)
             self.before[split] = found  # type: ignore[index]
         provable(self.before["test"], self.promise)
+        reachable(self.student, self.original, self.task, self.before["valid"], len(self.before["test"]), self.promise)
 
     def plan(self, epochs: int) -> None:
         """Count what there is to do, and guess what none of it has taken yet."""

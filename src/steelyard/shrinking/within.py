@@ -124,7 +124,7 @@ def shrink(
     about = {"model": fingerprint(original), "task": task.name, "data": str(task.about), "seed": seed}
     search = Search(model, task, original, promise, Journal(checkpoint, about), seed, say or _silent, budget)
     began = time.perf_counter()
-    search.precondition()
+    search.precondition(training=bool(epochs))
     if aim != "file":
         return _won(search, aim, epochs, place, began)
     search.plan(epochs)

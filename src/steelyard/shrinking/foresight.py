@@ -1,0 +1,118 @@
+"""Whether a proof can come out at all, and whether its examples are free to make one: said before the search.
+
+Decides when proof examples count as seen before, and when a tolerance is finer than rounding can be measured. What a
+promise is, is `promise`.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from steelyard.core.weights import Weight, Weights
+from steelyard.errors import ModelError, ProofWarning, quoted
+from steelyard.formats.module import into_module
+from steelyard.learn.evaluate import binary, evaluating
+from steelyard.learn.task import Batch, Split, Task, apply, device_of, per_example
+from steelyard.shrinking.deep import MATRICES, lost
+from steelyard.shrinking.promise import Promise
+
+PROBE = 256  # validation examples at most, and half of them: not an evaluation
+STEP = math.sqrt(2 * math.pi * math.e) / 2**9  # root mean squares of a tensor: nine bits of Gaussian weights, coded
+
+
+def unseen(task: Task, *, training: bool) -> str:
+    """What is to be said of proof examples whose inputs are those of validation (or training) examples, too; '' mostly.
+
+    Raises ModelError where that is so of half of them, and no more than a few are twice in the proof split itself: data
+    of few different examples repeat themselves in every split, and prove what they do all the same. training: the
+    training split is looked at, too, because what is trained for size has seen its targets.
+    """
+    proof = Counter(_rows(task.batches("test", 0)))
+    examples = sum(proof.values())
+    twice = sum(count for count in proof.values() if count > 1)
+    told = []
+    splits: tuple[Split, ...] = ("valid", "train") if training else ("valid",)
+    for split in splits:
+        others = Counter(_rows(task.batches(split, 0)))
+        shared = sum(count for row, count in proof.items() if row in others)
+        by_chance = twice * max(1.0, sum(others.values()) / max(examples, 1))
+        name = {"valid": "validation", "train": "training"}[split]
+        if shared and 2 * shared >= examples and 2 * by_chance < shared:
+            raise ModelError(
+                f"{shared:,} of {examples:,} proof examples of the task {quoted(task.name)} (its test split) have the "
+                f"inputs of {name} examples: they would prove what was chosen by them; give a test split that nothing "
+                "else has seen"
+            )
+        if shared > by_chance:
+            told.append(f"{shared:,} of {examples:,} proof examples have the inputs of {name} examples")
+    if told:
+        warnings.warn(f"{'; '.join(told)}: what is proven may be too good; take them out", ProofWarning, stacklevel=2)
+    return "; ".join(told)
+
+
+def _rows(batches: Iterable[Batch]) -> Iterable[int]:
+    """A number for the inputs of each example: the same for the same bytes."""
+    for batch in batches:
+        parts = [_bytes(x) for x in batch.arguments]
+        yield from (hash(b"".join(row)) for row in zip(*parts, strict=True))
+
+
+def _bytes(x: Tensor) -> list[bytes]:
+    """Those of each row."""
+    flat = x.detach().cpu().reshape(len(x), -1).contiguous().view(torch.uint8).numpy()
+    return [row.tobytes() for row in flat]
+
+
+def reachable(
+    student: nn.Module, original: Weights, task: Task, before: np.ndarray, examples: int, promise: Promise
+) -> None:
+    """Raise ModelError where not even weights of nine bits could be proven within the tolerance by so many examples.
+
+    For metrics that are not right or wrong, of which `provable` knows nothing: what nine bits change in some validation
+    examples, which is half of what they lose in the largest file that a search makes, has a spread. before: the metric
+    of the original on all validation examples, in their order. student: is given other weights.
+    """
+    if binary(before):
+        return
+    into_module(_rounded(original), student)
+    found = _probed(student, task, min(PROBE, len(before) // 2))
+    worse = lost(task, before[: len(found)], found)
+    if len(worse) < 2 or not np.isfinite(worse).all() or promise.would(worse, examples):
+        return
+    needed, bound = promise.needed(worse), promise.foreseen(worse, examples)
+    raise ModelError(
+        f"{examples:,} proof examples cannot prove a tolerance of {promise.tolerance:g}: by {len(worse)} validation "
+        f"examples, {task.headline} may fall by {bound:.2g} in truth where weights are rounded to nine bits, which is "
+        f"finer than any file that shrink makes; take more than that{f', or {needed:,} examples' if needed else ''}"
+    )
+
+
+def _probed(student: nn.Module, task: Task, most: int) -> np.ndarray:
+    """The metric of the first validation examples, about so many."""
+    found: list[np.ndarray] = []
+    metric, device = task.metrics[task.headline], device_of(student)
+    with evaluating(student):
+        for batch in task.batches("valid", 0):
+            batch = batch.to(device)
+            found.append(per_example(metric, apply(student, batch), batch, task.headline).double().cpu().numpy())
+            if sum(map(len, found)) >= most:
+                break
+    return np.concatenate(found)
+
+
+def _rounded(original: Weights) -> Weights:
+    def rounded(weight: Weight) -> Weight:
+        if not MATRICES(weight) or not weight.spec.size:
+            return weight
+        x = weight.array()
+        step = STEP * math.sqrt(float(np.square(x.astype(np.float64)).mean()))
+        return Weight.of(weight.name, (np.rint(x / step) * step).astype(x.dtype) if step else x, weight.origin)
+
+    return original.with_items(map(rounded, original.values()))

@@ -1,0 +1,126 @@
+"""What a proof cannot do is said before the search: examples that were seen, tolerances finer than rounding."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from steelyard.errors import ModelError, ProofWarning
+from steelyard.formats.module import from_module
+from steelyard.learn.data import Examples
+from steelyard.learn.evaluate import outcomes
+from steelyard.learn.measures import accuracy, cross_entropy
+from steelyard.learn.task import SPLITS, Task, build_seeded
+from steelyard.shrinking.foresight import reachable, unseen
+from steelyard.shrinking.promise import Promise
+from steelyard.shrinking.within import shrink
+
+
+def task_of(inputs: Mapping[str, Tensor]) -> Task:
+    targets = {split: torch.zeros(len(x), dtype=torch.long) for split, x in inputs.items()}
+    return Task("rows", lambda: nn.Linear(5, 2), Examples(dict(inputs), targets, 32, 0), cross_entropy,
+                {"accuracy": accuracy})  # fmt: skip
+
+
+def drawn(count: int, seed: int) -> Tensor:
+    return torch.randn(count, 5, generator=torch.Generator().manual_seed(seed))
+
+
+SEPARATE = {split: drawn(200, seed) for seed, split in enumerate(SPLITS)}
+
+
+def test_splits_apart_are_silent() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert unseen(task_of(SEPARATE), training=True) == ""
+
+
+@pytest.mark.parametrize(("split", "name"), [("valid", "validation"), ("train", "training")])
+def test_a_proof_split_that_is_another_one_is_refused(split: str, name: str) -> None:
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(1))
+    same = task_of({**SEPARATE, "test": SEPARATE[split][order]})
+    with pytest.raises(ModelError, match=rf"200 of 200 proof examples .* have the inputs of {name} examples"):
+        unseen(same, training=True)
+    if split == "train":
+        assert unseen(same, training=False) == "", "without training nothing has seen its targets"
+
+
+def test_a_few_shared_examples_are_a_warning_with_their_number() -> None:
+    shared = task_of({**SEPARATE, "test": torch.cat([SEPARATE["valid"][:13], SEPARATE["test"]])})
+    with pytest.warns(ProofWarning, match="13 of 213 proof examples have the inputs of validation examples"):
+        told = unseen(shared, training=True)
+    assert told.startswith("13 of 213")
+
+
+def test_data_of_few_different_examples_are_no_leak() -> None:
+    """Draws of three bits: each split has all eight, many times."""
+    bits = {split: (drawn(300, seed) > 0).float() for seed, split in enumerate(SPLITS)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert unseen(task_of({s: x * torch.tensor([1, 1, 1, 0, 0]) for s, x in bits.items()}), training=True) == ""
+
+
+def test_several_inputs_of_other_dtypes_are_compared_together() -> None:
+    x = SEPARATE["test"].to(torch.bfloat16), torch.arange(200)
+    y = torch.zeros(200)
+    other = (x[0], torch.arange(200) + 1)  # the same rows, with another number beside each
+    served = {"test": [(x, y)], "valid": [(other, y)]}
+    pairs = Task(
+        "pairs", lambda: nn.Linear(5, 2), lambda split, epoch: served[split], cross_entropy, {"accuracy": accuracy}
+    )
+    assert unseen(pairs, training=False) == ""
+    served["valid"] = [(x, y)]
+    with pytest.raises(ModelError, match="200 of 200"):
+        unseen(pairs, training=False)
+
+
+def test_shrink_refuses_it_before_it_measures() -> None:
+    same = task_of({**SEPARATE, "test": SEPARATE["valid"]})
+    said: list[str] = []
+    with pytest.raises(ModelError, match="give a test split that nothing else has seen"):
+        shrink(build_seeded(same), same, tolerance=0.1, epochs=0, say=lambda what, _share: said.append(what))
+    assert said == ["comparing the splits"]
+
+
+def squared(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets).square().mean(1)
+
+
+def line(examples: int = 400) -> tuple[Task, nn.Module]:
+    """A task of numbers, and a model of it that is right but for noise."""
+    g = torch.Generator().manual_seed(0)
+    true = torch.randn(32, 24, generator=g)
+    x = {split: torch.randn(examples, 24, generator=g) for split in SPLITS}
+    y = {split: rows @ true.T + torch.randn(examples, 32, generator=g) for split, rows in x.items()}
+    task = Task("line", lambda: nn.Linear(24, 32), Examples(x, y, 32, 0), squared, {"squared error": squared},
+                lower_is_better=("squared error",))  # fmt: skip
+    model = task.build()
+    with torch.no_grad():
+        model.weight.copy_(true)
+        model.bias.zero_()
+    return task, model
+
+
+def test_a_tolerance_finer_than_rounding_is_refused_with_one_that_could_be_proven() -> None:
+    task, model = line()
+    said: list[str] = []
+    with pytest.raises(
+        ModelError, match=r"400 proof examples cannot prove a tolerance of 1e-06: by \d+ validation"
+    ) as told:
+        shrink(model, task, tolerance=1e-6, epochs=0, say=lambda what, _share: said.append(what))
+    assert not [what for what in said if "making" in what]
+    least = float(str(told.value).split("may fall by ")[1].split()[0])
+    assert 1e-6 < least < 0.1
+    found = shrink(model, task, tolerance=least * 8, epochs=0)
+    assert found.proof.rows[0]["loss at most"] <= least * 8
+
+
+def test_it_is_not_asked_of_right_or_wrong_nor_where_it_can_be_proven() -> None:
+    task, model = line()
+    before = outcomes(model, task, "valid")["squared error"]
+    reachable(build_seeded(task), from_module(model).settle(), task, before, 400, Promise(0.5))
+    reachable(build_seeded(task), from_module(model).settle(), task, (before > 1).astype(float), 400, Promise(1e-9))
