@@ -52,6 +52,8 @@ _EXPORTS: dict[str, str] = {
     "RateDistortion": "edit.ratedistortion:RateDistortion",
     "Share": "edit.share:Share",
     "Pack": "edit.pack:Pack",
+    "Encode": "edit.encode:Encode",
+    "Spare": "edit.spare:Spare",
     "Affine": "codecs.affine:Affine",
     "FloatGrid": "codecs.floatgrid:FloatGrid",
     "LowRank": "codecs.lowrank:LowRank",
@@ -201,6 +203,7 @@ if TYPE_CHECKING:
     from steelyard.edit.adaround import AdaRound as AdaRound
     from steelyard.edit.awq import Awq as Awq
     from steelyard.edit.cast import Cast as Cast
+    from steelyard.edit.encode import Encode as Encode
     from steelyard.edit.gptq import Gptq as Gptq
     from steelyard.edit.hqq import Hqq as Hqq
     from steelyard.edit.lowrank import Factorize as Factorize
@@ -211,6 +214,7 @@ if TYPE_CHECKING:
     from steelyard.edit.ratedistortion import RateDistortion as RateDistortion
     from steelyard.edit.rename import Rename as Rename
     from steelyard.edit.share import Share as Share
+    from steelyard.edit.spare import Spare as Spare
     from steelyard.edit.sparsegpt import SparseGPT as SparseGPT
     from steelyard.errors import SteelyardError as SteelyardError
     from steelyard.explain.address import connection as connection

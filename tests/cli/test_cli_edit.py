@@ -229,6 +229,16 @@ def test_wrong_use_writes_nothing(steelyard, model, tmp_path, verb):
         ("quantize", ["--method", "entropy", "--importance", "x"], "GLOB=NUMBER"),
         ("quantize", ["--method", "entropy", "--importance", "nothing*=2"], "no weight in scope matches 'nothing*'"),
         ("quantize", ["--states", "8"], "--states is for the method entropy"),
+        ("quantize", ["--grid", "nf4", "--bits", "4"], "--bits is for uniform levels, not for --grid nf4"),
+        ("quantize", ["--grid", "nf4", "--axis", "0"], "--axis is for uniform levels, not for --grid nf4"),
+        ("quantize", ["--grid", "mxfp4", "--group", "8"], "mxfp4 has groups of 32: --group is for nf4 and fp8"),
+        ("quantize", ["--grid", "nf4", "--method", "hqq"], "--grid is for the method nearest, not hqq"),
+        ("quantize", ["--grid", "nf4", "--where", "*.bias"], "none of the 1 tensors can be encoded: expected floating"),
+        ("share", ["--width", "4", "--scope", "global"], "--scope is for single values, not for the runs of --width"),
+        ("share", ["--width", "4", "--codec", "plain"], "--codec is for single values, not for the runs of --width"),
+        ("share", ["--product"], "--product is for runs: give --width as well"),
+        ("share", ["--width", "1"], "--width"),
+        ("share", ["--width", "4", "--where", "*.bias"], "none of the 1 tensors can be encoded"),
         ("quantize", ["--method", "entropy", "--bits", "0.001"], "0.001 bits for each weight are too few: with every"),
         ("quantize", ["--axis", "7"], "axis 7 of a tensor with 2 axes; give one from -2 to 1, or choose others"),
         ("quantize", ["--axis", "-3", "--error", "2"], "axis -3 of a tensor with 2 axes; give one from -2 to 1, or"),
@@ -333,6 +343,73 @@ def test_which_codecs_were_lossy(steelyard, model):
     assert (found.get("lossy"), found["lossy before"]) == (None, "affine in 2 tensors")
     text = steelyard("lowrank", model, out, "--force", "--keep", "0.5", "--factors", "affine(bits=8)").out
     assert "lossy        lowrank in 2 tensors, affine in 2 tensors" in text
+
+
+@pytest.fixture
+def larger(tmp_path):
+    """A file with a matrix that is worth rounding, one that is not, and a bias."""
+    rng = np.random.default_rng(1)
+    shapes = {"large.weight": (96, 128), "tiny.weight": (2, 2), "bias": (96,)}
+    arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    sy.write(sy.Weights.of(arrays), tmp_path / "larger.safetensors")
+    return tmp_path / "larger.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("grid", "options", "held", "bits"),
+    [
+        ("nf4", [], "floatgrid(codes=bits)", 4.5),
+        ("nf4", ["--group", "32", "--codes", "entropy"], "floatgrid(block=32, codes=entropy)", 5),
+        ("fp8", [], "floatgrid(grid=e4m3, block=None, codes=bits)", 8),
+        ("mxfp4", [], "floatgrid(grid=e2m1, block=32, scales=e8m0, codes=bits)", 4.25),
+        ("mxfp6", [], "floatgrid(grid=e2m3, block=32, scales=e8m0, codes=bits)", 6.25),
+        ("mxfp8", [], "floatgrid(grid=e4m3, block=32, scales=e8m0, codes=bits)", 8.25),
+        ("nvfp4", [], "floatgrid(grid=e2m1, block=16, scales=e4m3, codes=bits)", 4.5),
+    ],
+)
+def test_grids_of_small_floats(steelyard, larger, grid, options, held, bits):
+    result = steelyard("quantize", larger, larger.with_name("o.safetensors"), "--grid", grid, *options, "--json")
+    rows = json.loads(result.out.splitlines()[0])["rows"]
+    assert [row["held"] for row in rows] == [held, "plain", "plain"]
+    assert rows[0]["after"] * 8 / (96 * 128) == pytest.approx(bits, rel=0.05)
+    assert 0 < rows[0]["error"] < 0.12
+    assert [row["error"] for row in rows[1:]] == [0, 0]
+
+
+def test_runs_of_weights_are_shared(steelyard, larger):
+    def errors(*words):
+        result = steelyard("share", larger, larger.with_name("o.safetensors"), "--force", "--json", *words)
+        rows = json.loads(result.out.splitlines()[0])["rows"]
+        assert [row["held"] for row in rows[1:]] == ["plain", "plain"]
+        return rows[0]["error"], rows[0]["after"], rows[0]["held"]
+
+    few, many = errors("--width", "2", "-k", "16"), errors("--width", "2")
+    assert few[2].startswith("vectors(k=16, width=2, codes=")
+    assert many[2].startswith("vectors(width=2, codes=")
+    assert few[0] > 2 * many[0]
+    assert few[1] < many[1]
+    product = errors("--width", "2", "-k", "16", "--product")
+    assert "product=True" in product[2]
+    assert product[0] < few[0]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["quantize", "--bits", "4"],
+        ["quantize", "--method", "hqq", "--bits", "4"],
+        ["share", "-k", "2"],
+        ["lowrank", "--keep", "1"],
+    ],
+    ids=lambda words: " ".join(words[:3]),
+)
+def test_what_would_not_become_smaller_is_copied(steelyard, larger, words):
+    target = larger.with_name("o.safetensors")
+    assert steelyard(words[0], larger, target, *words[1:]).status == 0
+    before, after = sy.open(larger), sy.open(target)
+    assert after["tiny.weight"].array().tobytes() == before["tiny.weight"].array().tobytes()
+    assert after["large.weight"].array().tobytes() != before["large.weight"].array().tobytes()
+    assert after["tiny.weight"].scheme is None
 
 
 def test_what_leaves_nothing_is_told(steelyard, model):

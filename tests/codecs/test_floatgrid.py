@@ -48,11 +48,40 @@ def test_mxfp4_and_nvfp4_take_the_bytes_that_they_promise() -> None:
         assert away < {"e8m0": 0.02, "e4m3": 0.011, "float32": 0.011}[codec.scales]
 
 
+@pytest.mark.parametrize("grid", ["nf4", *TYPES])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_by_powers_of_two_none_loses_more_by_being_the_largest_than_by_rounding(grid: str, dtype) -> None:
+    x = np.random.default_rng(3).standard_t(3, size=(3000, 32)).astype(dtype)
+    codec = FloatGrid(grid, 32, "e8m0")
+    parts = codec.encode(x)
+    y = codec.decode(parts, Spec.like(x))
+    assert pack(y, codec).array().tobytes() == y.tobytes()
+    scale = np.ldexp(1.0, parts["scale"].astype(int) - 127)
+    lost = np.abs(y.astype(np.float64) - x.astype(np.float64)) / scale
+    step = {"nf4": 1 - 0.6961928, "e2m1": 2, "e2m3": 0.5, "e3m2": 4, "e4m3": 32, "e5m2": 8192}[grid]  # the last one
+    assert lost.max() <= step / 2 * 1.03
+
+
+def test_nf4_by_powers_of_two_is_not_far_from_the_best_of_them() -> None:
+    x = np.random.default_rng(4).normal(size=(2000, 32))
+    steps = [2.0**e for e in range(-6, 6)]
+    table = np.float64(FloatGrid("nf4", 16).decode({"codes": np.arange(16, dtype=np.uint8), "scale": np.ones(1, "f4")},
+                                                   Spec.of((16,), "float64")))  # fmt: skip
+    each = [np.square((np.abs(x[..., None] / s - table).min(axis=-1)) * s).sum(axis=1) for s in steps]
+    best, up = np.min(each, axis=0).sum(), 0.0
+    for row, m in enumerate(np.abs(x).max(axis=1)):
+        up += each[int(np.ceil(np.log2(m))) + 6][row]
+    found = np.square(pack(x, FloatGrid("nf4", 32, "e8m0")).array() - x).sum()
+    assert best <= found < 1.12 * best
+    assert found < 0.98 * up
+
+
 def test_scales_of_powers_of_two_are_those_of_the_standard() -> None:
-    x = np.float32([[5.9, 0.3], [8.0, -1.0], [0, 0]])
+    x = np.float32([[5.9, 0.3], [8.0, -1.0], [0, 0], [7, 1], [7.1, 1]])
     parts = FloatGrid("e2m1", 2, "e8m0").encode(x)
-    assert parts["scale"].ravel().tolist() == [127, 128, 0]  # 2^(floor(log2(5.9)) - 2), 2^(3 - 2), none
-    assert FloatGrid("e2m1", 2, "e8m0").decode(parts, Spec.like(x)).tolist() == [[6, 0.5], [8, -1], [0, 0]]
+    assert parts["scale"].ravel().tolist() == [127, 128, 0, 127, 128]  # 2^(floor(log2(5.9)) - 2), 2^(3 - 2), none; up
+    decoded = FloatGrid("e2m1", 2, "e8m0").decode(parts, Spec.like(x)).tolist()
+    assert decoded == [[6, 0.5], [8, -1], [0, 0], [6, 1], [8, 1]]
 
 
 def test_nf4_is_exact_on_its_own_levels() -> None:

@@ -11,6 +11,8 @@ import pytest
 
 from steelyard.codecs import CODECS
 from steelyard.codecs.bitmask import Bitmask
+from steelyard.codecs.floatgrid import FloatGrid
+from steelyard.codecs.vectors import Vectors
 from steelyard.core.packed import Packed, Scheme, Smallest, nest, smallest
 from steelyard.core.recipe import Reader, to_data
 from steelyard.core.spec import Spec
@@ -18,6 +20,8 @@ from steelyard.core.transform import Step, chain, on
 from steelyard.core.weights import Weight, Weights
 from steelyard.core.where import where
 from steelyard.edit import STEPS
+from steelyard.edit.encode import Encode
+from steelyard.edit.quantize import Quantize
 from steelyard.errors import WeightsError
 
 # Settings to test a row with, besides the first of each; a row must be here.
@@ -56,6 +60,8 @@ SETTINGS = {
     "hqq": [{}, {"bits": 2, "group": 3}],
     "lowrank": [{"rank": 2}, {"keep": 0.6}, {"error": 0.2}],
     "share": [{"k": 3}, {"k": 2, "scope": "global", "keep_zeros": False}],
+    "encode": [{"plan": FloatGrid("nf4", 4)}, {"plan": nest(Vectors(4, 2), codes=None), "min_ndim": 2}],
+    "spare": [{"step": Quantize(4)}, {"step": Encode(Vectors(2, 4))}],
     "pack": [{"plan": Bitmask()}, {"plan": smallest(nest(Bitmask(), mask=None), None)}, {"plan": None}],
     "untie": [{}],
     "settle": [{}],

@@ -43,6 +43,7 @@ def verb(
       steelyard lowrank model.safetensors fitted.safetensors --error 0.01 --by evidence.safetensors
     """
     from steelyard.edit.lowrank import Factorize
+    from steelyard.edit.spare import Spare
 
     step = Factorize(rank, keep, error, by=by, left=factors, right=factors)
-    rewritten(source, target, step, where, force, output)
+    rewritten(source, target, Spare(step), where, force, output)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from steelyard.cli.options import (
     Number,
@@ -23,6 +25,7 @@ from steelyard.core.weights import Weights
 from steelyard.core.where import Where
 
 _ONLY = {  # options that not every method knows -> those that do
+    "grid": ("nearest",),
     "axis": ("nearest",),
     "group": ("nearest", "gptq", "awq", "adaround", "hqq"),
     "error": ("nearest",),
@@ -36,6 +39,16 @@ _ONLY = {  # options that not every method knows -> those that do
 }
 
 
+_GRIDS: dict[str, tuple[Any, int | None, Any]] = {  # levels, elements that share a scale, and how scales are held
+    "nf4": ("nf4", 64, "float32"),
+    "fp8": ("e4m3", None, "float32"),
+    "mxfp4": ("e2m1", 32, "e8m0"),
+    "mxfp6": ("e2m3", 32, "e8m0"),
+    "mxfp8": ("e4m3", 32, "e8m0"),
+    "nvfp4": ("e2m1", 16, "e4m3"),
+}
+
+
 @click.command("quantize")
 @source_and_target
 @click.option("--method", type=click.Choice(["nearest", "gptq", "awq", "adaround", "hqq", "entropy"]),
@@ -43,6 +56,9 @@ _ONLY = {  # options that not every method knows -> those that do
               "adaround need --by, a file of score --kind hessian, by which entropy is best, too.")  # fmt: skip
 @click.option("--bits", type=Number(0, 24, min_open=True), default=8, show_default=True,
               help="Bits for each weight, 1 to 8; entropy: the mean over all, such as 3.5.")  # fmt: skip
+@click.option("--grid", type=click.Choice(list(_GRIDS)), help="nearest: levels of a small float in place of --bits "
+              "uniform ones: nf4 and fp8 with a scale for each --group (default 64; fp8: for each tensor), mxfp4, "
+              "mxfp6, mxfp8 and nvfp4 with groups of their own.")  # fmt: skip
 @click.option("--axis", type=int, help="nearest: a scale for each index along this axis; 0 is each output channel.")
 @click.option(
     "--group",
@@ -71,30 +87,35 @@ def verb(
 ) -> None:
     """Round the weights of SOURCE to 2^bits uniform levels, and write TARGET.
 
-    Matrices and filters are quantized; biases and other vectors are copied. With --method entropy --bits are what the
-    file takes, each tensor gets a grid of its own, such that a bit buys as much everywhere, and vectors take part. By a
-    Hessian they do not, and each row and column of a matrix gets its own: of all methods, the fewest bytes.
+    Matrices and filters are quantized; biases and other vectors are copied, and so is what would not become smaller.
+    With --method entropy --bits are what the file takes, each tensor gets a grid of its own, such that a bit buys as
+    much everywhere, and vectors take part. By a Hessian they do not, and each row and column of a matrix gets its own:
+    of all methods, the fewest bytes.
 
     What is done of a job without --by that is broken off stays beside TARGET, and the same command goes on from there.
 
     \b
     Example:
       steelyard quantize model.safetensors int4.safetensors --bits 4 --axis 0
+      steelyard quantize model.safetensors nf4.safetensors --grid nf4
       steelyard quantize model.safetensors small.safetensors --method entropy --bits 4
       steelyard quantize model.safetensors hqq.safetensors --method hqq --bits 3 --group 64
       steelyard quantize model.safetensors int3.safetensors --method gptq --bits 3 --by evidence.safetensors
       steelyard quantize model.safetensors fine.safetensors --method entropy --bits 2.5 --by evidence.safetensors
     """
+    from steelyard.edit.spare import Spare
+
     step = _step(**options)
     if options["group"] is not None:
         _tell_rows(source, where, options["group"])
     resumed = options["by"] is None and options["fisher"] is None
-    rewritten(source, target, step, where, force, output, resumed=resumed)
+    rewritten(source, target, Spare(step), where, force, output, resumed=resumed)
 
 
 def _step(
     method: str,
     bits: float,
+    grid: str | None,
     axis: int | None,
     group: int | None,
     asymmetric: bool,
@@ -116,11 +137,13 @@ def _step(
     from steelyard.edit.ratedistortion import RateDistortion
 
     given = {"axis": axis, "group": group, "error": error, "asymmetric": asymmetric or None, "step": step, "by": by}
-    given |= {"fisher": fisher, "codes": codes, "states": states, "importance": importance or None}
+    given |= {"grid": grid, "fisher": fisher, "codes": codes, "states": states, "importance": importance or None}
     for name, methods in _ONLY.items():
         if given[name] is not None and method not in methods:
             text = f"--{name} is for the method {either(methods)}, not {method}"
             raise click.UsageError(text, click.get_current_context())
+    if grid is not None:
+        return _floats(grid, group, codes, given)
     if method == "entropy":
         factors = dict(map(_factor, importance))
         return RateDistortion(bits, states=int(states or 8), by=by, fisher=fisher, importance=factors)
@@ -144,6 +167,24 @@ def _step(
     if by is not None and error is None:
         error = 2.0
     return Quantize(bits, not asymmetric, axis, group, error=error, by=by, codes=codes)
+
+
+def _floats(grid: str, group: int | None, codes: Plan, given: Mapping[str, Any]) -> Step:
+    """The step for levels of small floats; a usage error for what only uniform ones know."""
+    from steelyard.codecs.floatgrid import FloatGrid
+    from steelyard.core.packed import nest
+    from steelyard.edit.encode import Encode
+
+    context = click.get_current_context()
+    uniform = [name for name in ("axis", "error", "asymmetric", "by") if given[name] is not None]
+    uniform += ["bits"] * (context.get_parameter_source("bits") is not ParameterSource.DEFAULT)
+    for name in uniform:
+        raise click.UsageError(f"--{name} is for uniform levels, not for --grid {grid}", context)
+    levels, block, scales = _GRIDS[grid]
+    if group is not None and scales != "float32":
+        raise click.UsageError(f"{grid} has groups of {block}: --group is for nf4 and fp8", context)
+    codec = FloatGrid(levels, group or block, scales)
+    return Encode(codec if codes is None else nest(codec, codes=codes))
 
 
 def _tell_rows(source: str, where: Where | None, group: int) -> None:

@@ -48,8 +48,9 @@ class FloatGrid(Codec):
     two. Scales are
 
     - ``float32``: the largest magnitude of the block over the largest level;
-    - ``e8m0``: uint8, 2^(scale - 127): the power of two by which the largest magnitude has the exponent of the largest
-      level, as MX has it; what is larger than the largest level becomes that;
+    - ``e8m0``: uint8, 2^(scale - 127): the least power of two by which the largest magnitude is at most half the last
+      step above the largest level, so that none loses more by becoming that than by rounding (MX advises the exponent
+      of the largest level, with up to a third less; nf4, whose levels end at 1, would lose half);
     - ``e4m3``: uint8, the bits of a float8_e4m3fn, in units of ``tensor``, a power of two (float32).
 
     Args:
@@ -132,8 +133,9 @@ class FloatGrid(Codec):
         """The parts that hold scales for the largest magnitudes, and the scales, float64."""
         top = float(np.nanmax(_levels(self.grid)))
         if self.scales == "e8m0":
-            exponent = np.frexp(most)[1] - math.frexp(top)[1] + 127  # of the largest magnitude over that of the top
-            held = np.where(most > 0, np.clip(exponent, 1, 254), 0).astype(np.uint8)
+            exponent = np.frexp(most)[1] - math.frexp(top)[1]  # by which the two have one exponent
+            exponent += np.ldexp(most, -exponent) > _limit(self.grid)
+            held = np.where(most > 0, np.clip(exponent + 127, 1, 254), 0).astype(np.uint8)
             return {"scale": held}, self._values(held, 1.0)
         if self.scales == "e4m3":
             largest = float(most.max(initial=0.0))
@@ -190,6 +192,18 @@ def _levels(grid: str) -> np.ndarray:
         found[np.isinf(found)] = np.nan
     found.flags.writeable = False
     return found
+
+
+@cache
+def _limit(grid: str) -> float:
+    """The largest magnitude that becomes the largest level: half the last step above it.
+
+    Half of what is larger must be held by a level of which twice is larger, too, so that its scale is found again.
+    """
+    sizes = np.unique(np.abs(_levels(grid)[~np.isnan(_levels(grid))]))
+    before, top = sizes[-2:]
+    upper = sizes[sizes > top / 2].min()
+    return float(min(top + (top - before) / 2, 2 * upper * (1 - 2.0**-7)))
 
 
 def _zero(grid: str) -> int:

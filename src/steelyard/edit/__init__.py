@@ -29,6 +29,8 @@ STEPS: Registry[type[Step]] = Registry(
         "hqq": Row("steelyard.edit.hqq:Hqq", "round with zero points that make the error sparse, without data"),
         "lowrank": Row("steelyard.edit.lowrank:Factorize", "matrices as products of thin ones, by bytes or error"),
         "share": Row("steelyard.edit.share:Share", "few distinct values: the codebook with the least squared error"),
+        "encode": Row("steelyard.edit.encode:Encode", "matrices by a codec, such as levels of small floats"),
+        "spare": Row("steelyard.edit.spare:Spare", "what a step would make larger in a file stays as it is"),
         "pack": Row("steelyard.edit.pack:Pack", "hold tensors as a plan of codecs says"),
         "untie": Row("steelyard.edit.untie:Untie", "each further name of a tensor becomes a tensor of its own"),
         "settle": Row("steelyard.edit.settle:Settle", "run everything so far, once, and keep the result in memory"),

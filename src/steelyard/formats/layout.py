@@ -6,6 +6,7 @@ A layout is ``[codec, dtype, shape, {part: layout or key of an array}]``. An emp
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from steelyard.errors import CodecError, quoted
 if TYPE_CHECKING:
     import numpy as np
 
+SHORT = 1 << 16  # bytes of an array that is laid beside others
 MAX_DEPTH = 32  # of codecs in codecs: a hostile file must not exhaust the stack
 
 
@@ -37,6 +39,37 @@ def dismantle(name: str, packed: Packed, usual: str | None = None) -> tuple[list
         else:
             parts[part], leaves[key] = "" if key == expected else key, value
     return [to_data(packed.codec), packed.spec.dtype.name, list(packed.spec.shape), parts], leaves
+
+
+def described(name: str, value: np.ndarray | Packed) -> int:
+    """About how many bytes a tensor takes in a safetensors file, with all that the header says of it.
+
+    >>> import numpy as np
+    >>> described("w", np.zeros(3, np.float32))
+    67
+    """
+    if not isinstance(value, Packed):
+        return Spec.like(value).nbytes + _entry(name, Spec.like(value))
+    layout, leaves = dismantle(name, value)
+    if alone(layout, leaves):
+        ((_, only),) = leaves.items()
+        return only.size + len(json.dumps({name: [only.size, *layout[2]]}, separators=(",", ":")))
+    text = len(json.dumps(json.dumps({name: layout}, separators=(",", ":"))))
+    return text + sum(_entry(key, Spec.like(x)) + Spec.like(x).nbytes for key, x in leaves.items())
+
+
+def _entry(key: str, spec: Spec) -> int:
+    """The bytes that the header of a file spends on an array."""
+    said = {key: {"dtype": spec.dtype.safetensors, "shape": list(spec.shape), "data_offsets": [0, spec.nbytes]}}
+    return len(json.dumps(said, separators=(",", ":")))
+
+
+def alone(layout: list[Any], leaves: Mapping[str, np.ndarray]) -> bool:
+    """Whether a packed tensor has one part only, of few bytes and with no codec within: it can lie beside others."""
+    if len(leaves) != 1 or not isinstance(next(iter(layout[3].values())), str):
+        return False
+    (array,) = leaves.values()
+    return array.dtype == "uint8" and array.ndim == 1 and array.size <= SHORT
 
 
 @dataclass(frozen=True)

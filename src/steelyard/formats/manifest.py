@@ -25,14 +25,13 @@ from steelyard.core.packed import Codec, Packed
 from steelyard.core.recipe import Reader
 from steelyard.core.weights import Weight, Weights
 from steelyard.errors import FormatError, SteelyardError, printable, quoted
-from steelyard.formats.layout import Layout, dismantle
+from steelyard.formats.layout import Layout, alone, dismantle
 
 if TYPE_CHECKING:
     import numpy as np
 
 KEY = "steelyard"
 VERSION = 1
-SHORT = 1 << 16  # bytes of an array that is laid beside others
 
 
 @dataclass(frozen=True)
@@ -258,10 +257,9 @@ class Draft:
             prefix += "~"
         self.packed[name] = layout
         self.keys.update(dict.fromkeys(leaves, name))
-        if len(leaves) == 1 and isinstance(next(iter(layout[3].values())), str):  # one part, and no codec within
+        if alone(layout, leaves):
             ((key, array),) = leaves.items()
-            if array.dtype == "uint8" and array.ndim == 1 and array.size <= SHORT:
-                self._short[name] = (key, array.size)
+            self._short[name] = (key, array.size)
         return leaves
 
     def join(self) -> dict[str, list[str]]:

@@ -1,0 +1,71 @@
+"""Tensors that a step would make larger in a file stay as they are. Decides by bytes, those of the header included."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar
+
+import numpy as np
+
+from steelyard.core.packed import Packed, Smallest
+from steelyard.core.transform import Step
+from steelyard.core.weights import Weight, Weights
+from steelyard.errors import WeightsError
+from steelyard.formats.layout import described
+
+
+@dataclass(frozen=True)
+class Spare(Step):
+    """Apply `step`, but leave alone what it would encode in no fewer bytes than it has: small tensors, mostly.
+
+    A codebook, scales and the description of a codec take bytes of their own, so that a tensor of a few elements is
+    smaller, and exact, as it was. What a step leaves plain is not compared: that is no way of making it smaller.
+
+    Raises WeightsError for a step that changes names or their order.
+
+    >>> from steelyard.edit.quantize import Quantize
+    >>> small, large = np.float32([[-1, 0.4, 1]]), np.float32(np.arange(4096).reshape(64, 64) % 7)
+    >>> w = Spare(Quantize(2))(Weights.of({"small": small, "large": large}))
+    >>> w["small"].array().tolist(), w["large"].read().nbytes
+    ([[-1.0, 0.4000000059604645, 1.0]], 518)
+    """
+
+    name: ClassVar[str] = "spare"
+    step: Step
+
+    def __call__(self, weights: Weights) -> Weights:
+        seen = _Seen()
+        watched = weights.with_items(replace(item, read=partial(seen.read, item)) for item in weights.values())
+        made = self.step(watched)
+        if list(made) != list(weights):
+            raise WeightsError(f"the step {self.step.name} changes names or their order, and nothing can be spared")
+
+        def one(name: str, new: Weight) -> Weight:
+            old = weights[name]
+            if new is watched[name]:
+                return old
+            if new.scheme is None:
+                return new
+            return replace(new, read=partial(seen.smaller, old, new), scheme=Smallest((new.scheme, old.scheme)))
+
+        return made.with_items(one(name, new) for name, new in made.items())
+
+
+class _Seen(threading.local):
+    """The value that was read last, in each thread: what a step has read of a tensor is not read again for it."""
+
+    last: tuple[Weight, np.ndarray | Packed] | None = None
+
+    def read(self, weight: Weight) -> np.ndarray | Packed:
+        value = weight.read()
+        self.last = weight, value
+        return value
+
+    def smaller(self, old: Weight, new: Weight) -> np.ndarray | Packed:
+        """The value of whichever takes fewer bytes in a file; of the old one if both take as many."""
+        found = new.read()
+        last, self.last = self.last, None
+        kept = last[1] if last is not None and last[0] is old else old.read()
+        return found if described(new.name, found) < described(old.name, kept) else kept
