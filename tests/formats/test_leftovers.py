@@ -30,7 +30,7 @@ main(sys.argv[1:])
 @pytest.fixture
 def source(tmp_path):
     path = tmp_path / "source.safetensors"
-    sy.write(sy.Weights.of({f"w{i}": np.arange(1000, dtype=np.float32) for i in range(4)}), path)
+    sy.write(sy.Weights.of({f"w{i}": np.arange(1000, dtype=np.float32).reshape(10, 100) for i in range(4)}), path)
     return path
 
 

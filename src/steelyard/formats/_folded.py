@@ -2,23 +2,33 @@
 
 Such a file has one array of bytes, which begins with the deflated header of what follows it there::
 
-    {"__metadata__":{"steelyard":"folded 90"},"all":{"dtype":"U8","shape":[1158],"data_offsets":[0,1158]}}
+    {"__metadata__":{"steelyard":"folded 90"},"all":{"dtype":"U8","shape":[1162],"data_offsets":[0,1162]}}
 
-Any reader of safetensors opens it. Deflate is primed with texts that headers often have; these are part of the format
-and must never change. Knows nothing of what a header says.
+The last four bytes of the array are the CRC-32 of all before them in it. Any reader of safetensors opens such a file.
+Deflate is primed with texts that headers often have; these are part of the format and must never change. Knows nothing
+of what a header says.
 """
 
 from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
 
 from steelyard.errors import FormatError
+from steelyard.formats.source import Folder, Source
 
 MARK = "folded "  # in the metadata of the file, before the number of deflated bytes
 ARRAY = "all"
 LIMIT = 1 << 20  # bytes of a header: more than this is not worth it, and is not inflated
 WORTH = 0.01  # of the file: what is saved must be more
+SUM = 4  # bytes of the checksum at the end of the array
+BLOCK = 1 << 20  # bytes that are summed at a time
+LOOK = 1 << 16  # bytes of an array in which a header is looked for that nothing tells of
 USUAL = (
     rb'"bitmask","palette","affine","lowrank","scaled","vectors","floatgrid","entropy","trellis","int8","bfloat16",'
     rb'"float16","codes","values","scale","zero","centres","factor","running_mean\":["running_var\":["embedding.weight'
@@ -32,21 +42,86 @@ USUAL = (
 )
 
 
-def fold(header: bytes, size: int) -> bytes | None:
-    """What stands before `size` bytes of data in place of this header, length first; None if it is not worth it."""
+def fold(header: bytes, size: int) -> tuple[bytes, bytes] | None:
+    """What stands before `size` bytes of data in place of this header; None if it is not worth it.
+
+    The header of the file, length first, and the beginning of its array; after the data follows the checksum.
+    """
     if len(header) > LIMIT:
         return None
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, USUAL)
     inner = deflate.compress(header.rstrip(b" ")) + deflate.flush()
-    whole = len(inner) + size
+    whole = len(inner) + size + SUM
     entries = {
         "__metadata__": {"steelyard": f"{MARK}{len(inner)}"},
         ARRAY: {"dtype": "U8", "shape": [whole], "data_offsets": [0, whole]},
     }
     outer = json.dumps(entries, separators=(",", ":")).encode()
     outer += b" " * (-len(outer) % 8)
-    found = len(outer).to_bytes(8, "little") + outer + inner
-    return found if len(header) + 8 - len(found) > WORTH * (size + len(found)) else None
+    outer = len(outer).to_bytes(8, "little") + outer
+    length = len(outer) + len(inner) + SUM
+    return (outer, inner) if len(header) + 8 - length > WORTH * (size + length) else None
+
+
+@dataclass(frozen=True)
+class Sealed(Source):
+    """A file whose array is summed when it is first read from: then nothing of one that is damaged is ever seen."""
+
+    inner: Source
+    begin: int  # where the array begins, which ends with the file
+    known: list[bool] = field(default_factory=list, compare=False)  # not empty: the sum was found right
+
+    @property
+    def path(self) -> Path | str:  # type: ignore[override]
+        """What errors call the file."""
+        return self.inner.path
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """The bytes of the file."""
+        return self.inner.size
+
+    @property
+    def folder(self) -> Folder:
+        """Where the file lies."""
+        return self.inner.folder
+
+    @contextmanager
+    def reading(self) -> Iterator[IO[bytes]]:
+        """The open file; raises FormatError where its bytes are not those that were written."""
+        with self.inner.reading() as file:
+            if not self.known:
+                self._check(file)
+                self.known.append(True)
+            yield file
+
+    def _check(self, file: IO[bytes]) -> None:
+        end, found = self.size - SUM, 0
+        for at in range(self.begin, end, BLOCK):
+            block = bytearray(min(BLOCK, end - at))
+            self.fill(file, at, block)
+            found = zlib.crc32(block, found)
+        told = bytearray(SUM)
+        self.fill(file, end, told)
+        expected = int.from_bytes(told, "little")
+        if found != expected:
+            text = f"the bytes are not those that were written: their CRC-32 is {found:08x}, expected {expected:08x}"
+            raise FormatError(f"{text}; fetch the file again", path=self.path)
+
+
+def lost(source: Source, begin: int) -> int | None:
+    """The deflated bytes of a header with which the bytes of a file begin, though nothing tells of it; None: of none.
+
+    Only what deflate's dictionary and the shape of a header make sure is taken for one.
+    """
+    head = source.bytes(begin, min(LOOK, source.size - begin))
+    inflate = zlib.decompressobj(-15, USUAL)
+    try:
+        text = inflate.decompress(head, LIMIT)
+    except zlib.error:
+        return None
+    header = text.startswith(b'{"__metadata__":{') and text.endswith(b"}}") and b'"data_offsets":[0,' in text
+    return len(head) - len(inflate.unused_data) if inflate.eof and header else None
 
 
 def folded(told: str | None, path: object) -> int | None:

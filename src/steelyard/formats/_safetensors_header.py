@@ -16,7 +16,7 @@ import re
 import struct
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from json.decoder import scanstring  # type: ignore[attr-defined]
@@ -25,7 +25,7 @@ from typing import Any
 
 from steelyard.core.spec import DTYPES, DType, Spec
 from steelyard.errors import FormatError, quoted
-from steelyard.formats._folded import ARRAY, folded, unfold
+from steelyard.formats._folded import ARRAY, SUM, folded, unfold
 from steelyard.formats.manifest import KEY, strict_scanner
 from steelyard.formats.source import Source
 
@@ -59,19 +59,20 @@ class Header:
     kinds: list[str]  # such as 'F32","shape":[2,3'; `spec_of` reads it
     sizes: list[int]  # bytes of a tensor of each kind
     start: int  # where the data starts in the file
+    sealed: int | None = None  # where the array starts in which all lies, folded, with a checksum at its end
 
     @staticmethod
     def read(source: Source) -> Header:
         """Read and check the header, folded or not, and not one byte more; raises FormatError with the place."""
         raw = _bytes(source)
         start = 8 + len(raw)
-        header = _parsed(raw, source, start)
+        header = _parsed(raw, source, start, source.size)
         count = folded(header.meta.get(KEY), source.path)
         return header if count is None else _unfolded(header, count, source)
 
 
-def _parsed(raw: bytearray, source: Source, start: int) -> Header:
-    """A header whose tensors lie from `start` to the end of the file."""
+def _parsed(raw: bytearray, source: Source, start: int, end: int) -> Header:
+    """A header whose tensors lie from the byte `start` of the file to `end`."""
     draft = _canonical(raw)
     if draft is None:
         try:
@@ -80,20 +81,21 @@ def _parsed(raw: bytearray, source: Source, start: int) -> Header:
             raise FormatError("the header is not UTF-8", path=source.path, offset=8 + error.start) from error
         del raw
         draft = _walk(text, source)
-    _check_cover(draft, source, start)
+    _check_cover(draft, source, start, end)
     return Header(draft.meta, draft.names, draft.kind, draft.begin, draft.kinds.texts, draft.kinds.sizes, start)
 
 
 def _unfolded(outer: Header, count: int, source: Source) -> Header:
     """The header that lies deflated in the first `count` bytes of the only array of a file."""
-    if len(outer.meta) != 1 or list(outer.names) != [ARRAY] or count > source.size - outer.start:
+    if len(outer.meta) != 1 or list(outer.names) != [ARRAY] or count > source.size - outer.start - SUM:
         text = f"a folded header of {count} bytes needs one array, {ARRAY!r}, that begins with it; fetch the file again"
         raise FormatError(text, path=source.path)
     inner = bytearray(count)
     with source.reading() as file:
         source.fill(file, outer.start, inner)
     try:
-        return _parsed(unfold(bytes(inner)), source, outer.start + count)
+        found = _parsed(unfold(bytes(inner)), source, outer.start + count, source.size - SUM)
+        return replace(found, sealed=outer.start)
     except FormatError as error:  # a place in that text is none in the file
         raise FormatError(f"in the folded header: {error.message}", path=source.path, offset=outer.start) from error
 
@@ -363,9 +365,9 @@ def _cut(data: Any) -> str:
     return quoted(str(shown)).strip("'")
 
 
-def _check_cover(draft: _Draft, source: Source, start: int) -> None:
-    """The tensors must cover the data from its start to the end of the file, each byte once."""
-    begin, end, size = draft.begin, draft.end, source.size - start
+def _check_cover(draft: _Draft, source: Source, start: int, stop: int) -> None:
+    """The tensors must cover the data from the byte `start` of the file to `stop`, each byte once."""
+    begin, end, size = draft.begin, draft.end, stop - start
     if begin and begin[0] == 0 and end[-1] == size and begin[1:] == end[:-1]:
         return  # in the order of the header, as nearly every writer has them
     order = sorted(range(len(begin)), key=end.__getitem__)
@@ -373,18 +375,18 @@ def _check_cover(draft: _Draft, source: Source, start: int) -> None:
     at = 0
     for i in order:
         if begin[i] != at or end[i] > size:
-            raise _uncovered(next(islice(draft.names, i, None)), begin[i], end[i], at, source, start)
+            raise _uncovered(next(islice(draft.names, i, None)), begin[i], end[i], at, source, start, stop)
         at = end[i]
     if at != size:
         text = f"{size - at} bytes follow after the last tensor"
         raise FormatError(text, path=source.path, offset=start + at)
 
 
-def _uncovered(name: str, begin: int, end: int, at: int, source: Source, start: int) -> FormatError:
+def _uncovered(name: str, begin: int, end: int, at: int, source: Source, start: int, stop: int) -> FormatError:
     if begin < at:
         what = "overlaps the one before"
     elif begin > at:
         what = f"leaves a hole of {begin - at} bytes"
     else:
-        what = f"ends at byte {start + end}, the file at {source.size}; fetch it again"
+        what = f"ends at byte {start + end}, the file at {stop}; fetch it again"
     return FormatError(f"tensor {quoted(name)} {what}", path=source.path, offset=start + begin)

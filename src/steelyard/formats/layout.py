@@ -1,26 +1,61 @@
 """How a packed tensor is described in a file: which codec, and which arrays of the file are its parts.
 
 A layout is ``[codec, dtype, shape, {part: layout or key of an array}]``. An empty key stands for the usual one,
-``name/part/part``: in small files every byte of the header counts. Knows the description, and no container.
+``name/part/part``: in small files every byte of the header counts. In place of a key may stand ``[key, sum]``, or the
+sum alone for the usual key: the CRC-32 of the array, which is checked when it is read. Knows the description, and no
+container.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from steelyard.core.packed import Codec, Packed, Scheme
 from steelyard.core.recipe import to_data
 from steelyard.core.spec import Spec
-from steelyard.errors import CodecError, quoted
+from steelyard.errors import CodecError, DamageError, quoted
+from steelyard.formats.base import flat_bytes
 
 if TYPE_CHECKING:
     import numpy as np
 
 SHORT = 1 << 16  # bytes of an array that is laid beside others
 MAX_DEPTH = 32  # of codecs in codecs: a hostile file must not exhaust the stack
+
+
+def summed(array: np.ndarray) -> int:
+    """The CRC-32 of the elements of an array in C order, little-endian."""
+    return zlib.crc32(flat_bytes(array))
+
+
+def check_sum(array: np.ndarray, told: int, part: str) -> None:
+    """Raise DamageError for an array whose sum is not `told`."""
+    if (found := summed(array)) != told:
+        text = f"the bytes of the part {part!r} are not those that were written: their CRC-32 is {found:08x}, expected "
+        raise DamageError(f"{text}{told:08x}")
+
+
+def checked_sum(data: Any, at: str) -> int:
+    """A sum as a file tells it; raises CodecError for what is none."""
+    if type(data) is not int or not 0 <= data < 1 << 32:
+        raise CodecError(f"{at}: expected a CRC-32 from 0 to 4294967295")
+    return data
+
+
+def with_sums(layout: list[Any], usual: str, sums: Mapping[str, int]) -> list[Any]:
+    """A layout as `dismantle` makes it, under the name `usual`, with the sums of arrays beside their keys."""
+    parts: dict[str, Any] = {}
+    for part, below in layout[3].items():
+        key = f"{usual}/{part}"
+        if not isinstance(below, str):
+            parts[part] = with_sums(below, key, sums)
+        else:
+            parts[part] = [below, sums[below]] if below else sums[key]
+    return [*layout[:3], parts]
 
 
 def dismantle(name: str, packed: Packed, usual: str | None = None) -> tuple[list[Any], dict[str, np.ndarray]]:
@@ -79,6 +114,7 @@ class Layout:
     spec: Spec
     scheme: Scheme
     leaves: Mapping[str, str | Layout]  # part -> the key of its array, or the part's own layout
+    sums: Mapping[str, int] = field(default_factory=dict)  # part -> the CRC-32 of its array, where it is told
 
     @staticmethod
     def parse(data: object, usual: str, codec: Callable[[object, str], Codec], at: str) -> Layout:
@@ -95,20 +131,29 @@ class Layout:
             raise CodecError(f"{at}: expected a name as dtype, a list as shape and an object as parts")
         found = codec(named, f"{at}.codec")
         leaves: dict[str, str | Layout] = {}
+        sums: dict[str, int] = {}
         for part, below in parts.items():
             if part not in found.parts:
                 raise CodecError(f"{at}: {found.name} has no part {quoted(part)}")
             key = f"{usual}/{part}"
+            if type(below) is int:
+                below = ["", below]
+            if isinstance(below, list) and len(below) == 2:
+                below, sums[part] = below[0], checked_sum(below[1], f"{at}.parts.{part}")
             parsed = (below or key) if isinstance(below, str) else Layout.parse(below, key, codec, f"{at}.parts.{part}")
             leaves[part] = parsed
         inner = {part: below.scheme if isinstance(below, Layout) else None for part, below in leaves.items()}
-        return Layout(Spec.of(tuple(shape), dtype), Scheme(found, inner), leaves)
+        return Layout(Spec.of(tuple(shape), dtype), Scheme(found, inner), leaves, sums)
 
     def keys(self) -> list[str]:
         """The keys of all arrays below, in order."""
         return [k for v in self.leaves.values() for k in ([v] if isinstance(v, str) else v.keys())]
 
     def assemble(self, read: Callable[[str], np.ndarray]) -> Packed:
-        """The packed tensor, its arrays fetched by key."""
+        """The packed tensor, its arrays fetched by key; raises DamageError for one whose sum is another."""
         parts = {n: read(v) if isinstance(v, str) else v.assemble(read) for n, v in self.leaves.items()}
+        for part, told in self.sums.items():
+            array = parts[part]
+            if not isinstance(array, Packed):  # of which the arrays have been checked
+                check_sum(array, told, part)
         return Packed(self.spec, self.scheme.codec, parts)

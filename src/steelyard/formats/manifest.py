@@ -3,12 +3,12 @@
 One JSON text under the key ``steelyard``, the same in every container::
 
     {"version": 1, "packed": {name: layout}, "ties": {alias: name}, "order": [name, ...],
-     "joined": {key: [codec, dtype, part, {name: [bytes, *shape]}]}}
+     "joined": {key: [codec, dtype, part, {name: [bytes, *shape]}, [sum, ...]]}}
 
 Only what is needed is there; where nothing is needed there is no text. Joined are packed tensors of one codec whose
 only part is a few bytes: these lie one after the other in the array of that key, because a header entry for each
-would be longer than they are. The text is the authority for how arrays belong together, not the spelling of keys.
-Knows nothing of files.
+would be longer than they are. Sums are the CRC-32 of the bytes of each, where a container has none of its own. The text
+is the authority for how arrays belong together, not the spelling of keys. Knows nothing of files.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from steelyard.codecs import CODECS
 from steelyard.core.packed import Codec, Packed
 from steelyard.core.recipe import Reader
 from steelyard.core.weights import Weight, Weights
-from steelyard.errors import FormatError, SteelyardError, printable, quoted
-from steelyard.formats.layout import Layout, alone, dismantle
+from steelyard.errors import DamageError, FormatError, SteelyardError, printable, quoted
+from steelyard.formats.layout import Layout, alone, dismantle, summed, with_sums
 
 if TYPE_CHECKING:
     import numpy as np
@@ -172,18 +172,25 @@ def _joined(data: Any, codec: Callable[[object, str], Codec]) -> dict[str, dict[
     found: dict[str, dict[str, Slice]] = {}
     for key, below in data.items():
         at = f"joined.{quoted(key)}"
-        if not isinstance(below, list) or len(below) != 4 or not isinstance(below[3], dict) or not below[3]:
-            raise FormatError(f"{at}: expected [codec, dtype, part, tensors]")
-        named, dtype, part, tensors = below
+        if not isinstance(below, list) or len(below) not in (4, 5) or not isinstance(below[3], dict) or not below[3]:
+            raise FormatError(f"{at}: expected [codec, dtype, part, tensors] and perhaps sums")
+        (named, dtype, part, tensors), sums = below[:4], [None] * len(below[3]) if len(below) == 4 else below[4]
+        if not isinstance(sums, list) or len(sums) != len(tensors):
+            raise FormatError(f"{at}: expected as many sums as tensors")
         if not isinstance(part, str):
             raise FormatError(f"{at}: expected [codec, dtype, part, tensors], the part a name")
         found[key], begin = {}, 0
-        for name, numbers in tensors.items():
+        for (name, numbers), told in zip(tensors.items(), sums, strict=True):
             if not isinstance(numbers, list) or not numbers or type(numbers[0]) is not int or numbers[0] < 0:
                 raise FormatError(f"{at}.{quoted(name)}: expected the bytes and the shape")
             if any(name in slices for slices in found.values()):
                 raise FormatError(f"{at}: {quoted(name)} is joined twice")
-            layout = Layout.parse([named, dtype, numbers[1:], {part: key}], name, codec, f"{at}.{quoted(name)}")
+            layout = Layout.parse(
+                [named, dtype, numbers[1:], {part: key if told is None else [key, told]}],
+                name,
+                codec,
+                f"{at}.{quoted(name)}",
+            )
             found[key][name] = Slice(begin, begin + numbers[0], layout)
             begin += numbers[0]
     return found
@@ -216,20 +223,28 @@ def _sliced(name: str, place: Slice, array: Weight) -> Weight:
         import numpy as np
 
         if array.fill is None:
-            return place.layout.assemble(lambda _: array.array()[place.begin : place.end])
+            return _assembled(name, place.layout, array.origin, lambda _: array.array()[place.begin : place.end])
         stream = np.empty(place.end - place.begin, np.uint8)
         array.fill(place.begin, stream)
-        return place.layout.assemble(lambda _: stream)
+        return _assembled(name, place.layout, array.origin, lambda _: stream)
 
     return Weight(name, place.layout.spec, read, place.end - place.begin, array.origin, place.layout.scheme)
 
 
 def _packed(name: str, layout: Layout, arrays: Mapping[str, Weight], path: object) -> Weight:
     parts = [arrays[key] for key in layout.keys()]  # noqa: SIM118 - a Layout is no mapping
-    read = partial(layout.assemble, lambda key: arrays[key].array())
     stored = sum(part.stored or 0 for part in parts)
     origin = parts[0].origin if parts else printable(str(path))
+    read = partial(_assembled, name, layout, origin, lambda key: arrays[key].array())
     return Weight(name, layout.spec, read, stored, origin, layout.scheme)
+
+
+def _assembled(name: str, layout: Layout, origin: str, read: Callable[[str], np.ndarray]) -> Packed:
+    """A packed tensor from its arrays; raises DamageError, naming it, where they are not those that were written."""
+    try:
+        return layout.assemble(read)
+    except DamageError as error:
+        raise DamageError(f"{origin}: {quoted(name)}: {error}; fetch the file again") from error
 
 
 @dataclass
@@ -241,6 +256,7 @@ class Draft:
     packed: dict[str, Any] = field(default_factory=dict)
     joined: dict[str, Any] = field(default_factory=dict)
     _short: dict[str, tuple[str, int]] = field(default_factory=dict)  # name -> its only array and how long that is
+    _sums: dict[str, int] = field(default_factory=dict)  # key of an array of a packed tensor -> its CRC-32
 
     def plain(self, name: str) -> str:
         """The key of a tensor that is held plain."""
@@ -256,6 +272,7 @@ class Draft:
                 break
             prefix += "~"
         self.packed[name] = layout
+        self._sums.update({key: summed(array) for key, array in leaves.items()})
         self.keys.update(dict.fromkeys(leaves, name))
         if alone(layout, leaves):
             ((key, array),) = leaves.items()
@@ -285,13 +302,21 @@ class Draft:
         self.keys = {replaced.get(key, key): name for key, name in self.keys.items()}
         return found
 
-    def text(self, **extra: Any) -> str | None:
-        """The JSON; None where the container needs none. `extra` is what the container adds for itself."""
+    def _joined(self, below: list[Any], sums: bool) -> list[Any]:
+        """What is told of one array of several tensors."""
+        return [*below, [self._sums[self._short[name][0]] for name in below[3]]] if sums else below
+
+    def text(self, *, sums: bool = False, **extra: Any) -> str | None:
+        """The JSON; None where the container needs none. `extra` is what the container adds for itself.
+
+        sums: tell those of all arrays of packed tensors, for a container that has none.
+        """
         data: dict[str, Any] = {"version": VERSION}
         if self.packed:
-            data["packed"] = self.packed
+            told = {name: with_sums(layout, name, self._sums) for name, layout in self.packed.items()}
+            data["packed"] = told if sums else self.packed
         if self.joined:
-            data["joined"] = self.joined
+            data["joined"] = {key: self._joined(below, sums) for key, below in self.joined.items()}
         if self.weights.ties:
             data["ties"] = dict(self.weights.ties)
         names = {key: below[3] for key, below in self.joined.items()}

@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import struct
 import sys
+import zlib
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, ValuesView
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,7 @@ from steelyard.core.packed import Packed
 from steelyard.core.spec import Spec
 from steelyard.core.weights import Weight, Weights
 from steelyard.errors import FormatError, quoted
-from steelyard.formats._folded import fold
+from steelyard.formats._folded import ARRAY, MARK, SUM, Sealed, fold, lost
 from steelyard.formats._safetensors_header import CODES, HEADER_LIMIT, Header, spec_of
 from steelyard.formats.base import (
     COPY,
@@ -43,6 +44,7 @@ from steelyard.formats.source import Source
 
 if TYPE_CHECKING:
     import numpy as np
+    from _typeshed import ReadableBuffer
 
 UNREADABLE = frozenset({"float6_e2m3fn", "float6_e3m2fn"})  # how their bits lie is specified nowhere
 BLOCK = 1 << 20  # bytes of a tensor that are read at a time where it need not be read whole
@@ -64,9 +66,12 @@ class Safetensors(Resumable):
     def open(self, source: Source, /) -> Weights:
         """The weights in a file: reads the header and not one byte more."""
         header = Header.read(source)
+        if header.sealed is not None:
+            source = Sealed(source, header.sealed)
         arrays, meta = Tensors(header, source), dict(header.meta)
         own = meta.pop(KEY, None)
         if own is None:
+            _check_foreign(header, source)
             return Weights.over(arrays, {}, meta, arrays.specs)
         return Manifest.parse(own, source.path).collect(arrays, meta, source.path)
 
@@ -92,6 +97,19 @@ class Safetensors(Resumable):
             sink.truncate()
             _write(weights, path, sink, set(weights))
         return sink.tell()
+
+
+def _check_foreign(header: Header, source: Source) -> None:
+    """Raise FormatError for a file of ours whose text was renamed or lost: nobody wants its parts as tensors."""
+    for key, text in header.meta.items():
+        if key.strip().casefold() == KEY and text.startswith((MARK, '{"version":')):
+            text = f"the metadata key {quoted(key)} has what is written as {KEY!r}: rename it, or fetch the file again"
+            raise FormatError(text, path=source.path)
+    if list(header.names) == [ARRAY] and header.kinds[header.kind[0]].startswith("U8"):
+        count = lost(source, header.start)
+        if count is not None:
+            text = f"its only array, {ARRAY!r}, begins with a folded header, and the metadata that tell of it are lost"
+            raise FormatError(f"{text}: write {KEY!r}: '{MARK}{count}', or fetch the file again", path=source.path)
 
 
 class Tensors(Mapping[str, Weight]):
@@ -241,29 +259,58 @@ def _write(weights: Weights, path: Path, sink: Sink, encoded: set[str]) -> bool:
         pieces = [piece for item in weights.values() for piece in _plan(item, draft, spool, path, item.name in encoded)]
         pieces = _joined(pieces, draft.join())
         ordered = sorted(pieces, key=lambda piece: -piece.spec.dtype.bits)
-        head, folded = _head(pieces, ordered, {**weights.meta}, draft.text(), path), None
+        own, size = draft.text(), sum(piece.spec.nbytes for piece in pieces)
+        head, folded = _head(pieces, ordered, {**weights.meta}, own, path), None
         if draft.packed or draft.joined:  # otherwise there are tensors that any reader can take from the file
-            folded = fold(head[8:], sum(piece.spec.nbytes for piece in pieces))
-        sink.write(folded or head)
-        for piece in ordered:
-            spec, weight = piece.spec, piece.weight
-            lazily = weight is not None and weight.fill is not None
-            there = sink.skip(spec.nbytes, spec.dtype.numpy.itemsize if lazily else max(spec.nbytes, 1))
-            if there and there == spec.nbytes:
-                continue
-            if weight is None:
-                for begin, length in piece.at:
-                    spool.seek(begin)
-                    _copy(spool, sink, length)
-            elif weight.fill is not None:
-                size = spec.dtype.numpy.itemsize
-                for block in weight.blocks(BLOCK // size, there // size):
-                    sink.write(_data(block))
-            else:
-                value = weight.read()
-                if isinstance(value, Packed):
-                    return False
-                sink.write(_data(announced(weight, value)))
+            folded = fold(head[8:], size)
+        if folded is None:  # each part has a sum of its own
+            sink.write(_head(pieces, ordered, {**weights.meta}, draft.text(sums=True), path))
+            return all(_put(piece, sink, spool) for piece in ordered)
+        sink.write(folded[0])
+        summed = _Summed(sink)
+        summed.write(folded[1])
+        if not all(_put(piece, summed, spool) for piece in ordered):
+            return False
+        sink.write(summed.sum.to_bytes(SUM, "little"))
+    return True
+
+
+class _Summed:
+    """A sink, and the CRC-32 of what goes into it."""
+
+    def __init__(self, sink: Sink):
+        self._sink, self.sum = sink, 0
+
+    def write(self, data: ReadableBuffer) -> int:
+        """Append `data`."""
+        self.sum = zlib.crc32(data, self.sum)
+        return self._sink.write(data)
+
+    def skip(self, _count: int, _unit: int = 1) -> int:
+        """Nothing: what is there from an attempt before counts, too, and is seen to be the same."""
+        return 0
+
+
+def _put(piece: _Piece, sink: Sink | _Summed, spool: io.FileIO) -> bool:
+    """Write the bytes of one array; False if it turned out to be packed."""
+    spec, weight = piece.spec, piece.weight
+    lazily = weight is not None and weight.fill is not None
+    there = sink.skip(spec.nbytes, spec.dtype.numpy.itemsize if lazily else max(spec.nbytes, 1))
+    if there and there == spec.nbytes:
+        return True
+    if weight is None:
+        for begin, length in piece.at:
+            spool.seek(begin)
+            _copy(spool, sink, length)
+    elif weight.fill is not None:
+        size = spec.dtype.numpy.itemsize
+        for block in weight.blocks(BLOCK // size, there // size):
+            sink.write(_data(block))
+    else:
+        value = weight.read()
+        if isinstance(value, Packed):
+            return False
+        sink.write(_data(announced(weight, value)))
     return True
 
 
@@ -321,7 +368,7 @@ def _head(pieces: list[_Piece], ordered: list[_Piece], meta: dict[str, str], own
     return struct.pack("<Q", len(text)) + text
 
 
-def _copy(spool: io.FileIO, sink: Sink, count: int) -> None:
+def _copy(spool: io.FileIO, sink: Sink | _Summed, count: int) -> None:
     while count:
         block = spool.read(min(count, COPY))
         count -= sink.write(block)

@@ -208,7 +208,7 @@ def _text(weights: Weights, draft: Draft, shards: Sequence[Sequence[Weight]], na
     """The index of `shards` in files called `names`."""
     total = sum(piece.spec.nbytes for shard in shards for piece in shard)
     metadata: dict[str, Any] = {TOTAL: total, **weights.meta}
-    own = draft.text()
+    own = draft.text(sums=True)
     if own is not None:
         metadata[KEY] = own
     files = {piece.name: name for name, shard in zip(names, shards, strict=True) for piece in shard}
