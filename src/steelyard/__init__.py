@@ -161,6 +161,7 @@ _EXPORTS: dict[str, str] = {
     "Probes": "explain.probes:Probes",
     "memory": "explain.memory:memory",
     # small
+    "choose": "shrinking.choosing:choose",
     "shrink": "shrinking.within:shrink",
     "shrink_weights": "shrinking.alone:shrink_weights",
     "with_weights": "deploy.graft:with_weights",
@@ -315,6 +316,7 @@ if TYPE_CHECKING:
     from steelyard.learn.watch.reading import watched as watched
     from steelyard.learn.watch.session import watch as watch
     from steelyard.shrinking.alone import shrink_weights as shrink_weights
+    from steelyard.shrinking.choosing import choose as choose
     from steelyard.shrinking.tight import Tight as Tight
     from steelyard.shrinking.tight import tighten as tighten
     from steelyard.shrinking.within import shrink as shrink

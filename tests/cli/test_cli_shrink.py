@@ -81,6 +81,15 @@ def test_without_a_task_the_weights_are_shrunk_alone(steelyard, tmp_path):
     [
         (["a.safetensors", "b.safetensors", "--tolerance", "1"], "--tolerance is for a TASK, and none is given"),
         (["digits", "a.safetensors", "b.safetensors", "--error", "0.1"], "--tolerance is for its metric"),
+        (["a.safetensors", "b.safetensors", "--bytes", "9"], "--bytes is for a TASK, and none is given"),
+        (
+            ["digits", "a.safetensors", "b.safetensors", "--bytes", "9"],
+            "take what a search has left in its --checkpoint",
+        ),
+        (
+            ["digits", "a.safetensors", "b.safetensors", "--choose", "--checkpoint", "kept", "--epochs", "3"],
+            "--epochs is for a search; --choose and --bytes take what one has found",
+        ),
         (["a.safetensors"], "expected [TASK] WEIGHTS TARGET, got 1 of them"),
         (["1", "2", "3", "4"], "expected [TASK] WEIGHTS TARGET, got 4 of them"),
         (["a.safetensors", "b.safetensors", "--error", "1"], "1.0 is not in the range 0<x<1"),

@@ -23,7 +23,7 @@ from steelyard.formats.module import from_module, into_module
 from steelyard.learn.data import Examples
 from steelyard.learn.evaluate import outcomes
 from steelyard.learn.imitation import imitation
-from steelyard.learn.measures import accuracy, cross_entropy
+from steelyard.learn.measures import accuracy
 from steelyard.learn.run import train
 from steelyard.learn.task import SPLITS, Task, build_seeded
 from steelyard.shrinking import search as searching
@@ -31,26 +31,13 @@ from steelyard.shrinking import within
 from steelyard.shrinking.within import Shrunk
 from steelyard.shrinking.within import shrink as shrinking
 
+from blobs import blobs
 from damage import damaged_safetensors
 
 
 def shrink(*given: Any, epochs: int = 0, **options: Any) -> Shrunk:
     """Without training, which is slow, unless it is asked for."""
     return shrinking(*given, epochs=epochs, **options)
-
-
-def blobs(examples: int = 1200, classes: int = 4) -> Task:
-    g = torch.Generator().manual_seed(0)
-    centres = torch.randn(classes, 20, generator=g) * 0.9
-    y = {split: torch.arange(examples) % classes for split in SPLITS}
-    x = {split: centres[y[split]] + torch.randn(examples, 20, generator=g) for split in SPLITS}
-    return Task(
-        "blobs",
-        lambda: nn.Sequential(nn.Linear(20, 48), nn.ReLU(), nn.Linear(48, classes)),
-        Examples(x, y, 64, 0),
-        cross_entropy,
-        {"accuracy": accuracy},
-    )
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import click
@@ -13,7 +14,9 @@ from steelyard.cli.progress import stating, warning, watching
 from steelyard.life.recipe import Named
 from steelyard.shrinking.settings import TOLERANCE
 
-_OF_METRICS = ("model", "seed", "aim", "tolerance", "confidence", "epochs", "evaluations", "checkpoint")
+_OF_METRICS = ("model", "seed", "aim", "tolerance", "confidence", "epochs", "evaluations", "checkpoint",
+               "choose", "most")  # fmt: skip
+_OF_SEARCHES = ("aim", "confidence", "epochs", "evaluations")
 
 
 @click.command("shrink")
@@ -32,6 +35,10 @@ _OF_METRICS = ("model", "seed", "aim", "tolerance", "confidence", "epochs", "eva
               help="Passes over validation or test examples at most, with those of original and file.")  # fmt: skip
 @click.option("--checkpoint", metavar="FOLDER",
               help="Keep what is found here, for a search that was broken off or has another tolerance.")  # fmt: skip
+@click.option("--choose", is_flag=True,
+              help="No new search: the smallest of what --checkpoint has that --tolerance allows.")  # fmt: skip
+@click.option("--bytes", "most", type=click.IntRange(min=1), metavar="N",
+              help="No new search: of what --checkpoint has, of files of N bytes at most, the safest.")  # fmt: skip
 @click.option("--error", type=Number(0, 1, min_open=True, max_open=True), metavar="SHARE",
               help="Without TASK: of all weights, relative to their tensor, at most.  [default: 0.1]")  # fmt: skip
 @output
@@ -46,6 +53,8 @@ def verb(
     epochs: int,
     evaluations: int,
     checkpoint: str | None,
+    choose: bool,
+    most: int | None,
     error: float | None,
     output: Output,
 ) -> None:
@@ -56,7 +65,11 @@ def verb(
 
     The validation examples of TASK choose; its test examples prove, and nothing else looks at them. The file is
     re-read by another process, compared bit for bit and measured before it gets its name. If no candidate can be
-    proven the exit status is 1, the best honest alternative is named, and nothing is written.
+    proven the exit status is 1, the best honest alternative is named, and nothing is written. The file is smaller, and
+    no faster; for that there is --aim.
+
+    With --choose or --bytes another point of the curve is taken from what searches with the same --checkpoint have
+    found. The test examples are asked once more then, at a higher confidence.
 
     Without TASK the weights are shrunk alone, to the --error that they may have, and nothing is said of a metric.
     WEIGHTS may be any file of weights (TARGET: a .safetensors file with packed tensors), a folder of the Hugging
@@ -69,16 +82,8 @@ def verb(
       steelyard shrink breast-cancer weights.safetensors small.safetensors --model mlp --tolerance 0.1 --epochs 0
       steelyard shrink weights.safetensors rounded.safetensors --error 0.05
     """
-    context = click.get_current_context()
-    if len(given) not in (2, 3):
-        raise click.UsageError(f"expected [TASK] WEIGHTS TARGET, got {len(given)} of them", context)
-    chosen = [name for name in _OF_METRICS if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-    if len(given) == 2 and chosen:
-        raise click.UsageError(f"--{chosen[0]} is for a TASK, and none is given: name it before WEIGHTS", context)
-    if len(given) == 3 and error is not None:
-        raise click.UsageError("--error is for weights without a TASK; --tolerance is for its metric", context)
-    if aim != "file" and "evaluations" in chosen:
-        raise click.UsageError(f"--evaluations is for --aim file: for {aim} every file that runs is measured", context)
+    chosen = _given(given, error is not None, aim)
+    again = choose or most is not None
     weights, target = given[-2:]
     if len(given) == 2:
         _alone(weights, target, 0.1 if error is None else error, force, output)
@@ -86,20 +91,48 @@ def verb(
     check_new(target, weights, force)
     task = named(given[0])
     from steelyard import formats
+    from steelyard.shrinking import choosing
     from steelyard.shrinking.page import page
     from steelyard.shrinking.within import shrink
 
     made, module = loaded(task, model, seed, formats.open(weights))
     try:
         with warning(), stating("shrinking") as say:
-            found = shrink(module, made, target, aim=aim, tolerance=tolerance, confidence=confidence, epochs=epochs,
-                           evaluations=evaluations, seed=seed, checkpoint=checkpoint, say=say)  # fmt: skip
+            if checkpoint is not None and again:
+                within = None if most is not None and "tolerance" not in chosen else tolerance
+                found = choosing.choose(module, made, target, checkpoint=checkpoint, tolerance=within, bytes=most,
+                                        seed=seed, say=say)  # fmt: skip
+            else:
+                found = shrink(module, made, target, aim=aim, tolerance=tolerance, confidence=confidence, epochs=epochs,
+                               evaluations=evaluations, seed=seed, checkpoint=checkpoint, say=say)  # fmt: skip
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(_interrupted(checkpoint)) from interrupt
     tables = [found.proof, found.why, found.curve]
     if found.running is not None:
         tables.insert(1, found.running)
     show(tables, output, page(found, target))
+
+
+def _given(words: Sequence[str], error: bool, aim: str) -> list[str]:
+    """The options of a task that were given; raises UsageError for what does not go together."""
+    context = click.get_current_context()
+    if len(words) not in (2, 3):
+        raise click.UsageError(f"expected [TASK] WEIGHTS TARGET, got {len(words)} of them", context)
+    named = [name for name in _OF_METRICS if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if len(words) == 2 and named:
+        option = "bytes" if named[0] == "most" else named[0]
+        raise click.UsageError(f"--{option} is for a TASK, and none is given: name it before WEIGHTS", context)
+    if len(words) == 3 and error:
+        raise click.UsageError("--error is for weights without a TASK; --tolerance is for its metric", context)
+    if aim != "file" and "evaluations" in named:
+        raise click.UsageError(f"--evaluations is for --aim file: for {aim} every file that runs is measured", context)
+    if "choose" not in named and "most" not in named:
+        return named
+    if "checkpoint" not in named:
+        raise click.UsageError("--choose and --bytes take what a search has left in its --checkpoint FOLDER", context)
+    if wrong := [name for name in _OF_SEARCHES if name in named]:
+        raise click.UsageError(f"--{wrong[0]} is for a search; --choose and --bytes take what one has found", context)
+    return named
 
 
 def _interrupted(checkpoint: str | None) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from steelyard.core.table import Column, Table
 from steelyard.core.weights import Weight, Weights
 from steelyard.edit.kronecker import Kronecker
 from steelyard.shrinking.deep import MATRICES
+from steelyard.shrinking.promise import Promise
 from steelyard.shrinking.search import Candidate, Search, held_bytes
 from steelyard.shrinking.sensitivity import BATCHES
 
@@ -59,13 +59,22 @@ def proof(search: Search, found: Candidate, sizes: tuple[int, int], seconds: flo
     }
     meta = {
         "task": search.task.name,
-        "the original": search.original_has,
+        "the original": search.learned.told,
         "splits": _splits(search),
         "evaluations": search.evaluations,
         "confidence": promise.confidence,
         **({"but": search.seen_before} if search.seen_before else {}),
+        **({} if promise.look == 1 else {"look": looked(promise)}),
     }
     return Table.of(f"{search.task.name}: the promise", columns, [row], meta)
+
+
+def looked(promise: Promise) -> str:
+    """What a look at proof examples that were asked before is worth."""
+    return (
+        f"{promise.look} at these proof examples: its bound is at {promise.level:.4g}, so that all looks after the "
+        f"first have {promise.confidence:.0%} together"
+    )
 
 
 def _splits(search: Search) -> str:
@@ -139,10 +148,11 @@ def curve(search: Search, found: Candidate, suffix: str) -> Table:
         Column("outcome", "", "of the proof, which goes from the safest to the smallest and ends where one fails"),
     ]
     tried = {candidate.name: candidate for candidate in search.tried}
-    made = {candidate.name: candidate for candidate in [*search.measured.values(), *search.others]} | tried
+    every = [*search.made.values(), *search.measured.values(), *search.others]
+    made = {candidate.name: candidate for candidate in every} | tried
     rows = []
-    for candidate, size in _sized(search, made, suffix):
-        row: dict[str, Any] = {"candidate": candidate.called, "bytes": size}
+    for candidate in made.values():
+        row: dict[str, Any] = {"candidate": candidate.called, "bytes": file_bytes(search, candidate, suffix)}
         row |= {} if candidate.valid is None else {"valid loss": candidate.valid.mean()}
         row["outcome"] = "not asked"
         if candidate.test is not None:
@@ -160,13 +170,15 @@ def _outcome(search: Search, candidate: Candidate, found: Candidate) -> str:
     return "holds" if search.promise.kept(candidate.test) else "fails"
 
 
-def _sized(search: Search, made: dict[str, Candidate], suffix: str) -> Iterator[tuple[Candidate, int]]:
-    """Each candidate, and the bytes of its file, which is written for that and goes again."""
+def kind(target: Path | None) -> str:
+    """The suffix of a file that is written, or would be."""
+    return ".safetensors" if target is None else target.suffix
+
+
+def file_bytes(search: Search, candidate: Candidate, suffix: str) -> int:
+    """The bytes of the file of a candidate."""
     with tempfile.TemporaryDirectory() as folder:
-        for candidate in made.values():
-            file = Path(folder) / f"small{suffix}"
-            yield candidate, formats.write(as_written(search, candidate), file)
-            file.unlink()
+        return formats.write(as_written(search, candidate), Path(folder) / f"small{suffix}")
 
 
 def as_written(search: Search, candidate: Candidate) -> Weights:

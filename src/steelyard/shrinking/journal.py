@@ -62,6 +62,10 @@ class Journal:
             shutil.rmtree(place)
         return self._known[question]
 
+    def known(self, beginning: str) -> dict[str, Any]:
+        """The answers to all questions that begin so, in the order in which they were asked."""
+        return {question: answer for question, answer in self._known.items() if question.startswith(beginning)}
+
     def under_way(self, question: str) -> Path | None:
         """A folder for what an answer that takes long has so far; it goes when the question is answered."""
         return self.place(f"{question} under way")

@@ -12,8 +12,8 @@ from steelyard.core.table import Column, Table
 from steelyard.report.html import KeyFigure, Page, Section
 from steelyard.report.plots import Line
 from steelyard.report.units import written
+from steelyard.shrinking.choosing import Shrunk
 from steelyard.shrinking.places import REST, area, before_and_after
-from steelyard.shrinking.within import Shrunk
 
 LOSSES = ("loss at most", "loss", "tolerance")  # of what the proof was asked about
 TRIED = (
@@ -53,8 +53,9 @@ def page(found: Shrunk, file: str) -> Page:
             f"at {confidence} confidence; tolerance {tolerance}",
         ),
     ]
+    looked = "this proof" if "look" not in found.proof.meta else "proofs of this search"
     promise = (
-        f"On {row['examples']:,} examples that nothing but this proof has looked at, {metric} is "
+        f"On {row['examples']:,} examples that nothing but {looked} has looked at, {metric} is "
         f"{written(row[metric], columns[metric])}; before it was {written(row[before], columns[metric])}. In truth it "
         f"has fallen by no more than {most}, at {confidence} confidence. "
         f"These are the figures of the finished file as another process read it, bit for bit what was measured."
@@ -64,6 +65,10 @@ def page(found: Shrunk, file: str) -> Page:
     else:
         figures, kind = [*_gains(found.running), *figures], GAINED[found.proof.meta["aim"]]
         sections = _that_runs(found, found.running, file)
+    if "look" in found.proof.meta:
+        promise += f" It is look {found.proof.meta['look']}."
+    if "but" in found.proof.meta:
+        promise += f" But {found.proof.meta['but']}: it may be too good."
     sections = [Section("The promise", promise, [found.proof]), *sections]
     meta = {key: str(value) for key, value in found.proof.meta.items() if key in ("task", "steelyard", "python")}
     return Page(f"{kind} within {tolerance}: {Path(file).name}", sections, meta, figures)

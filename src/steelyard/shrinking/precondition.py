@@ -6,7 +6,8 @@ Decides when a target, weights, a metric, a model or a tolerance is refused; wha
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -20,6 +21,7 @@ from steelyard.errors import FormatError, ModelError, quoted
 from steelyard.formats.base import check_target, staging
 from steelyard.learn.evaluate import binary, evaluating, outcomes
 from steelyard.learn.intervals import student
+from steelyard.learn.options import check_kind
 from steelyard.learn.seeding import generator
 from steelyard.learn.task import Task, apply, first_batch, per_example
 from steelyard.shrinking.deep import lost
@@ -33,8 +35,10 @@ LEARNED = 0.99  # the confidence, one-sided, at which an original has to be bett
 Asked = Literal["valid", "test"]
 
 
-def writable(target: Path, aim: Aim) -> None:
-    """Raise FormatError for a target that could not be written in the end."""
+def writable(target: object, aim: Aim) -> Path:
+    """The path of a target. Raises FormatError for one that could not be written in the end, ModelError for no path."""
+    check_kind("target", target, (str, PathLike), "a path")
+    target = Path(target)  # type: ignore[arg-type]
     suffixes = SUFFIXES if aim == "file" else (".onnx",)
     if str(target) in get_args(Aim):
         raise FormatError(f"the target is the file to write: what is to be least is said by aim={str(target)!r}, "
@@ -46,6 +50,7 @@ def writable(target: Path, aim: Aim) -> None:
     check_target(target, force=True)
     with staging(target, target):  # in its folder, which has to be there and to take a file
         pass
+    return target
 
 
 def finite(original: Weights) -> None:
@@ -66,12 +71,11 @@ def repeatable(model: nn.Module, task: Task) -> None:
                          "model and a metric that draw nothing at random in evaluation mode")  # fmt: skip
 
 
-def of_original(model: nn.Module, task: Task, split: Asked, promise: Promise) -> tuple[np.ndarray, str]:
+def of_original(model: nn.Module, task: Task, split: Asked) -> tuple[np.ndarray, Learned | None]:
     """The headline metric on each example of a split, and, of the validation split, what it says beside chance.
 
-    Raises ModelError where it is not a number and, on the validation split, where it is no better than chance, or
-    better by no more than the tolerance: there each output is judged by the target of another example, too, and a model
-    that has learned something does worse.
+    Raises ModelError where it is not a number and, on the validation split, where it is no better than chance: there
+    each output is judged by the target of another example, too, and a model that has learned something does worse.
     """
     metric, others = task.metrics[task.headline], _others(task) if split == "valid" else iter(())
 
@@ -86,8 +90,8 @@ def of_original(model: nn.Module, task: Task, split: Asked, promise: Promise) ->
         raise ModelError(f"the metric {task.headline!r} of the original is {wrong[0]} for {len(wrong)} of {len(found)} "
                          f"{split} examples: mend the metric, or leave them out")  # fmt: skip
     if split == "valid":
-        return found, _learned(task, found, measured[CROSSED], promise.tolerance)
-    return found, ""
+        return found, _learned(task, found, measured[CROSSED])
+    return found, None
 
 
 def _others(task: Task) -> Iterator[Tensor]:
@@ -102,23 +106,35 @@ def _others(task: Task) -> Iterator[Tensor]:
     return iter(drawn.split([len(x) for x in served]))
 
 
-def _learned(task: Task, found: np.ndarray, crossed: np.ndarray, tolerance: float) -> str:
-    learned = lost(task, found, crossed)
-    has = f"the original has {task.headline} {found.mean():.4g} on {len(found):,} validation examples"
+@dataclass(frozen=True)
+class Learned:
+    """What the original has learned, by its metric on its own targets and on those of other examples."""
+
+    told: str = ""
+    least: float = 0.0  # by how much it is better on its own, at `LEARNED`
+
+    def bear(self, tolerance: float) -> None:
+        """Raise ModelError for a tolerance that a file which has forgotten everything may keep."""
+        if self.least <= tolerance:
+            raise ModelError(
+                f"the original has {self.told}: within a tolerance of {tolerance:g} a file that has forgotten "
+                f"everything may do; it is in the unit of the metric: take less than {self.least:.2g}, or train the "
+                "model further"
+            )
+
+
+def _learned(task: Task, found: np.ndarray, crossed: np.ndarray) -> Learned:
+    has = f"{task.headline} {found.mean():.4g} on {len(found):,} validation examples"
     told = f"{has}, and {crossed.mean():.4g} on other examples' targets"
-    least = student(learned, 2 * LEARNED - 1)[0]  # one-sided
+    least = student(lost(task, found, crossed), 2 * LEARNED - 1)[0]  # one-sided
     if least <= 0:
-        raise ModelError(f"{told}: at {LEARNED:.0%} confidence no better than chance, so that any file would do; train "
-                         "it first")  # fmt: skip
+        raise ModelError(f"the original has {told}: at {LEARNED:.0%} confidence no better than chance, so that any "
+                         "file would do; train it first")  # fmt: skip
     nothing = task.baselines.get(task.headline)
     if nothing is not None and not lost(task, found.mean(), np.float64(nothing)) > 0:
-        raise ModelError(f"{has}; who has learned nothing has {nothing:.4g}: any file would do; train it first")
-    if least <= tolerance:
-        raise ModelError(
-            f"{told}: within a tolerance of {tolerance:g} a file that has forgotten everything may do; it is in the "
-            f"unit of the metric: take less than {least:.2g}, or train the model further"
-        )
-    return told.removeprefix("the original has ")
+        raise ModelError(f"the original has {has}; who has learned nothing has {nothing:.4g}: any file would do; train "
+                         "it first")  # fmt: skip
+    return Learned(told, least)
 
 
 def provable(before: np.ndarray, promise: Promise) -> None:
@@ -129,9 +145,10 @@ def provable(before: np.ndarray, promise: Promise) -> None:
     examples, tolerance = len(before), promise.tolerance
     if binary(before):
         if promise.least(examples) > tolerance:
+            again = f" at their look {promise.look}" if promise.look > 1 else ""
             raise ModelError(
-                f"{examples} proof examples cannot prove a tolerance of {tolerance:g}, even if none of them changes: "
-                f"take at least {promise.least(examples):.2g}, or {_enough(promise)} examples"
+                f"{examples} proof examples cannot prove a tolerance of {tolerance:g}{again}, even if none of them "
+                f"changes: take at least {promise.least(examples):.2g}, or {_enough(promise)} examples"
             )
     elif examples < 2:
         raise ModelError(f"{examples} proof example cannot prove anything: give at least two")

@@ -38,12 +38,27 @@ class Promise:
     tolerance: float
     confidence: float = 0.95
     ordered: bool = False  # examples follow one another: neighbours are alike, and count together
+    look: int = 1  # how often, with this time, the proof examples have been asked for a promise
 
     def __post_init__(self) -> None:
         if not (isinstance(self.tolerance, Real) and math.isfinite(self.tolerance) and self.tolerance > 0):
             raise ModelError(f"tolerance={self.tolerance!r}: expected a number above 0, in the unit of the metric")
         if not (isinstance(self.confidence, Real) and 0.5 <= self.confidence < 1):
             raise ModelError(f"confidence={self.confidence!r}: expected 0.5 or more and less than 1, such as 0.95")
+
+    @property
+    def level(self) -> float:
+        """The confidence of this bound: that of the promise, or more where the examples were asked before.
+
+        Whoever asks until the answer is yes would be told it by luck. So what may go wrong with the first look may go
+        wrong once more with all that follow, however many: look k has 1 / (k (k - 1)) of it (Bonferroni), a half, a
+        sixth, a twelfth, and so on, which add up to 1.
+
+        >>> [round(Promise(0.02, look=look).level, 4) for look in (1, 2, 3, 4)]
+        [0.95, 0.975, 0.9917, 0.9958]
+        """
+        share = 1 if self.look == 1 else 1 / (self.look * (self.look - 1))
+        return 1 - (1 - self.confidence) * share
 
     def bound(self, worse: np.ndarray) -> float:
         """The most that the metric may have fallen in truth, at the confidence.
@@ -63,7 +78,7 @@ class Promise:
             return math.inf
         from scipy.special import stdtrit
 
-        t = float(stdtrit(len(worse) - 1, self.confidence))
+        t = float(stdtrit(len(worse) - 1, self.level))
         return float(worse.mean() + t * worse.std(ddof=1) / math.sqrt(len(worse)))
 
     def kept(self, worse: np.ndarray) -> bool:
@@ -104,7 +119,7 @@ class Promise:
         from scipy.special import stdtrit
 
         spread = float(worse.std(ddof=1)) / math.sqrt(examples)
-        t = float(stdtrit(max(examples - 1, 1), self.confidence))
+        t = float(stdtrit(max(examples - 1, 1), self.level))
         return float(worse.mean()) + t * spread
 
     def chance(self, mean: float, variance: float, seen: int, examples: int, *, shares: bool) -> float:
@@ -113,7 +128,7 @@ class Promise:
         shares: they are right or wrong; where more is lost, more change. Normal for both; it decides what is worth a
         proof, and nothing else rests on it.
         """
-        z = NormalDist().inv_cdf(1 - _SHARE * (1 - self.confidence) if shares else self.confidence)
+        z = NormalDist().inv_cdf(1 - _SHARE * (1 - self.level) if shares else self.level)
         at_the_bar = variance + max(self.tolerance - mean, 0.0) if shares else variance
         bar = self.tolerance - z * math.sqrt(at_the_bar / examples)
         spread = math.sqrt(variance * (1 / seen + 1 / examples))
@@ -135,8 +150,8 @@ class Promise:
 
         if lost >= examples:
             return 1.0
-        exact = 0.0 if gained else float(betaincinv(lost + 1, examples - lost, self.confidence))
-        return max(exact, _score_limit(lost, gained, examples, 1 - _SHARE * (1 - self.confidence)))
+        exact = 0.0 if gained else float(betaincinv(lost + 1, examples - lost, self.level))
+        return max(exact, _score_limit(lost, gained, examples, 1 - _SHARE * (1 - self.level)))
 
 
 def _whole(worse: np.ndarray) -> bool:

@@ -29,7 +29,7 @@ from steelyard.shrinking.deep import lost, vectors_lighter
 from steelyard.shrinking.foresight import reachable, unseen
 from steelyard.shrinking.journal import Journal
 from steelyard.shrinking.order import LEAST, SURE, Step, chances, evidence, middle, ordered
-from steelyard.shrinking.precondition import finite, of_original, provable, repeatable
+from steelyard.shrinking.precondition import Learned, finite, of_original, provable, repeatable
 from steelyard.shrinking.promise import Promise
 from steelyard.shrinking.sensitivity import BATCHES, has_classes, sensitivity
 from steelyard.shrinking.tight import PASSES, Tight, tighten
@@ -80,13 +80,14 @@ class Search:
         self.student = copy.deepcopy(model)
         self.before: dict[Split, np.ndarray] = {}  # the metric of the original, by example
         self.measured: dict[int, Candidate] = {}  # by the index of its size
+        self.made: dict[int, Candidate] = {}  # the same, and those that were made for the proof alone
         self.others: list[Candidate] = []  # that were trained
         self.tried: list[Candidate] = []  # in the proof
         self.kept = Kept(MEMORY)  # of what the sensitivities say, taken apart
         self.evaluations = 0  # passes over a split, of whatever model
         self.epochs = 0  # of training
         self.seen_before = ""  # of proof examples
-        self.original_has = ""  # of the metric, beside what chance has
+        self.learned = Learned()  # by the original
 
     def precondition(self, *, training: bool = False) -> None:
         """Raise ModelError for what no search could end well with. training: what is made is trained, too."""
@@ -97,8 +98,9 @@ class Search:
         for split in ("valid", "test"):
             self.work.tell("measuring the original")
             start = self.work.clock()
-            found, told = of_original(self.model, self.task, split, self.promise)  # type: ignore[arg-type]
-            self.original_has = self.original_has or told
+            found, learned = of_original(self.model, self.task, split)  # type: ignore[arg-type]
+            self.learned = learned or self.learned
+            self.learned.bear(self.promise.tolerance)
             self.evaluations += 1
             self.work.took(EXAMPLES, len(found), self.work.clock() - start)
             self.before[split] = found  # type: ignore[index]
@@ -165,9 +167,11 @@ class Search:
         """The candidate of a size."""
         if index in self.measured:
             return self.measured[index]
-        name = f"{SIZES[index]:g} bits"
-        called = f"rounded, {SIZES[index]:.3g} bits a weight"
-        return Candidate(name, called, self._made("sizes", name, lambda: self._held(SIZES[index]), called), None)
+        if index not in self.made:
+            name, called = sized(index), f"rounded, {SIZES[index]:.3g} bits a weight"
+            weights = self._made("sizes", name, lambda: self._held(SIZES[index]), called)
+            self.made[index] = Candidate(name, called, weights, None)
+        return self.made[index]
 
     def _made(self, kind: str, question: str, compute: Callable[[], Weights], called: str = "") -> Weights:
         """The answer of the journal, whose making counts as work of a kind."""
@@ -208,9 +212,8 @@ class Search:
         """
         told = self._told(epochs)
         self._expect(0, self.budget.stages, self.budget.proofs)
-        key = (
-            f"trained {epochs} within {self.promise.tolerance:g} at {self.promise.confidence:g}"  # which end the climb
-        )
+        ends = f"within {self.promise.tolerance:g} at {self.promise.level:.6g}"  # the climb
+        key = f"trained {epochs} {ends}, {self.budget.prices} prices"
         meter = Meter(self.work, "epochs", f"training, {told.epochs} epochs at the first price of a bit")
         stages = tighten(self.model, self.task, told, self.seed, checkpoint=self.journal.place(key), borne=self.hopeful,
                          progress=meter, before=self.before["valid"])  # fmt: skip
@@ -238,16 +241,30 @@ class Search:
     def _training_examples(self) -> int:
         return sum(len(batch) for batch in self.task.batches("train", 0))
 
-    def proven(self) -> Candidate:
+    def found_again(self, epochs: int) -> None:
+        """What this search has left in the journal, and every other size that is there."""
+        self.plan(epochs)
+        self.sizes()
+        if epochs:
+            self.trained(epochs)
+        for index in range(len(SIZES)):
+            if self.journal.known(f"{sized(index)}, validation"):
+                self._measured(index)
+            elif sized(index) in self.journal.known(sized(index)):
+                self.size(index)
+
+    def proven(self, order: list[Step] | None = None) -> Candidate:
         """The smallest candidate that the proof accepts: from the safest on, until one fails.
 
-        Raises VerdictError if the first one fails.
+        order: of the candidates, by validation data alone (None: the order that saves most in the mean). Raises
+        VerdictError if the first one fails.
         """
-        order = self._order()
+        if order is None:
+            order = self.order(self.budget.evaluations - ANYHOW - len(self.measured) - len(self.others))
         accepted: list[Candidate] = []
         for i, step in enumerate(order):
             self._expect(0, 0, 1 + sum(step.chance for step in order[i:-1]))
-            found = self.others[step.index] if step.trained else self.size(step.index)
+            found = self.candidate(step)
             self.work.tell(f"proving {found.called}")
             worse = self.journal.of(f"{found.name}, proof", lambda f=found: self.worse(f.weights, "test").tolist())
             found = replace(found, test=np.array(worse))
@@ -259,19 +276,27 @@ class Search:
             raise VerdictError(self.alternative(self.tried[0].bytes, self.tried[0].test))
         return min(accepted, key=lambda found: found.bytes)  # the last one, unless sizes were foreseen wrongly
 
-    def _order(self) -> list[Step]:
-        """The candidates of the proof, in their order."""
+    def order(self, most: int) -> list[Step]:
+        """The candidates of the proof, at most so many, in their order."""
+        steps = [step for step in self.steps() if step.trained or step.chance >= LEAST or not step.index]
+        # what was not measured may lose all at once, and would then end the proof before anything is proven
+        first = [s for s in steps if not s.trained and (not s.index or (s.index in self.measured and s.chance >= SURE))]
+        first += [step for step in steps if step.trained and step.chance >= SURE]
+        return ordered(steps, first, most, sum(held_bytes(weight) for weight in self.original.values()))
+
+    def steps(self) -> list[Step]:
+        """Each size, and what was trained, as the proof would meet it."""
         seen = {index: evidence(self._measured(index)) for index in self.measured}
         sizes, found = self._foreseen_bytes(), chances(SIZES, seen, self.chance)
-        steps = [Step(sizes[i], chance, i, False) for i, chance in enumerate(found) if chance >= LEAST or not i]
-        # what was not measured may lose all at once, and would then end the proof before anything is proven
-        first = [step for step in steps if not step.index or (step.index in seen and step.chance >= SURE)]
+        steps = [Step(sizes[i], chance, i, False) for i, chance in enumerate(found)]
         for i, candidate in enumerate(self.others):
             assert candidate.valid is not None
             steps.append(Step(float(candidate.bytes), self.chance(*evidence(candidate.valid)), i, True))
-        first += [step for step in steps if step.trained and step.chance >= SURE]
-        left = self.budget.evaluations - ANYHOW - len(self.measured) - len(self.others)
-        return ordered(steps, first, left, sum(held_bytes(weight) for weight in self.original.values()))
+        return steps
+
+    def candidate(self, step: Step) -> Candidate:
+        """That of a step."""
+        return self.others[step.index] if step.trained else self.size(step.index)
 
     def _foreseen_bytes(self) -> list[float]:
         """Of each size: a line through those that were measured."""
@@ -290,6 +315,11 @@ class Search:
             f"proof examples (measured: {worse.mean():.4g}), the tolerance is {self.promise.tolerance:g}: {more}; "
             f"a tolerance of {bound:.2g} would have been kept. Nothing is written"
         )
+
+
+def sized(index: int) -> str:
+    """What the journal calls a size."""
+    return f"{SIZES[index]:g} bits"
 
 
 def held_bytes(weight: Weight) -> int:

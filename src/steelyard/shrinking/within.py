@@ -10,49 +10,30 @@ it: fixed sequence testing keeps the error of the whole at that of one test (A. 
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
-from dataclasses import dataclass, replace
-from os import PathLike
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 from torch import nn
 
 from steelyard import formats
-from steelyard.core.table import Table
-from steelyard.core.weights import Weights
 from steelyard.deploy.onnx import require
-from steelyard.errors import ModelError, VerdictError
-from steelyard.formats.base import staging, writing
-from steelyard.formats.module import from_module
-from steelyard.learn.options import check_choice, check_kind, check_not_negative, check_whole
+from steelyard.errors import ModelError
+from steelyard.learn.options import check_choice, check_not_negative, check_whole
 from steelyard.learn.task import Task, check_model, check_task
-from steelyard.shrinking import account, running
+from steelyard.shrinking import account, looks, running
 from steelyard.shrinking.budget import Budget
+from steelyard.shrinking.choosing import Shrunk, opened, silent, told
 from steelyard.shrinking.contest import Contest
-from steelyard.shrinking.deep import MATRICES
-from steelyard.shrinking.journal import Journal, fingerprint
 from steelyard.shrinking.precondition import writable
 from steelyard.shrinking.promise import Promise
-from steelyard.shrinking.reread import reread
-from steelyard.shrinking.search import Candidate, Search
+from steelyard.shrinking.search import Search
 from steelyard.shrinking.settings import TOLERANCE, Aim
 from steelyard.shrinking.work import Say
 
 SPLITS = "train: widths, students and ranges; valid: one half ends each ladder, both rank; test: proves, nothing else"
-
-
-@dataclass(frozen=True)
-class Shrunk:
-    """What came out: the weights as the file holds them, and how they were found."""
-
-    weights: Weights  # re-read
-    proof: Table  # one row: before, after, the bound, the bytes
-    why: Table  # a row for each tensor
-    curve: Table  # a row for each candidate that was measured, the largest first
-    running: Table | None = None  # time and memory before and after, of a file that runs; None: it holds weights alone
 
 
 def shrink(
@@ -113,38 +94,32 @@ def shrink(
         raise ModelError(f"say: expected a function of (what, share), found a {type(say).__name__}")
     if aim != "file":
         require()
-    place = None
-    if target is not None:
-        check_kind("target", target, (str, PathLike), "a path")
-        place = Path(target)
-        writable(place, aim)
-    original = from_module(model).settle()
-    if not original.select(MATRICES):
-        raise ModelError(f"{type(model).__name__} has no matrix or filter to shrink")
-    about = {"model": fingerprint(original), "task": task.name, "data": str(task.about), "seed": seed}
-    search = Search(model, task, original, promise, Journal(checkpoint, about), seed, say or _silent, budget)
+    place = None if target is None else writable(target, aim)
     began = time.perf_counter()
+    original, journal = opened(model, task, checkpoint, seed)
+    asked = {"tolerance": tolerance, "confidence": confidence, "epochs": epochs, "evaluations": evaluations, "aim": aim}
+    promise = replace(promise, look=looks.number(journal, asked))
+    search = Search(model, task, original, promise, journal, seed, say or silent, budget)
     search.precondition(training=bool(epochs))
     if aim != "file":
-        return _won(search, aim, epochs, place, began)
+        return _won(search, asked, place, began)
     search.plan(epochs)
     search.sizes()
     if epochs:
         search.trained(epochs)
-    found = search.proven()
-    kept, sizes = _finished(search, found, place)
-    search.say("done", 1.0)
-    seconds = time.perf_counter() - began
-    curve = account.curve(search, found, ".safetensors" if place is None else place.suffix)
-    return Shrunk(kept, account.proof(search, found, sizes, seconds), account.why(search, found), curve)
+    looks.taken(journal, asked)
+    return told(search, search.proven(), place, began)
 
 
-def _won(search: Search, aim: Aim, epochs: int, target: Path | None, began: float) -> Shrunk:
+def _won(search: Search, asked: looks.Asked, target: Path | None, began: float) -> Shrunk:
     """The winner of a contest of files that run, and its tables."""
+    aim: Aim = asked["aim"]
     with tempfile.TemporaryDirectory() as folder:
         contest = Contest(search, aim, Path(folder))
-        contest.enter(-(-epochs // 3))
-        found = contest.proven(contest.ranked())
+        contest.enter(-(-asked["epochs"] // 3))
+        front = contest.ranked()
+        looks.taken(search.journal, asked)
+        found = contest.proven(front)
         with search.work.on("checks", "re-reading and timing the file"):
             found = contest.finished(found, target)
             speed = running.measured(contest.original, found.file, contest.batch)
@@ -154,44 +129,3 @@ def _won(search: Search, aim: Aim, epochs: int, target: Path | None, began: floa
         proof = replace(proof, meta={**proof.meta, "splits": SPLITS, "aim": aim})
         tables = (proof, running.left(contest, found), running.entries(contest))
         return Shrunk(formats.open(found.file).settle(), *tables, speed)
-
-
-def _finished(search: Search, found: Candidate, target: Path | None) -> tuple[Weights, tuple[int, int]]:
-    """The weights as another process read them from the finished file, and the bytes before and after.
-
-    The file gets its name last. Raises VerdictError if it does not hold what it was meant to.
-    """
-    made = account.as_written(search, found)
-    with tempfile.TemporaryDirectory() as folder:
-        draft = Path(folder) / ("small.safetensors" if target is None else target.name)
-        before = formats.write(search.original, Path(folder) / "original.safetensors")
-        after = formats.write(made, draft)
-        if after >= before:
-            raise VerdictError(f"the smallest candidate that was proven takes {after:,} bytes, the weights as they are "
-                               f"{before:,}: there is nothing to gain, and nothing is written")  # fmt: skip
-        if target is None:
-            return _checked(search, found, draft, made), (before, after)
-        with staging(target, target) as (file, unproven):
-            file.write(draft.read_bytes())
-            os.fsync(file.fileno())
-            kept = _checked(search, found, unproven, made)
-            with writing(target):
-                unproven.replace(target)
-    return kept, (before, after)
-
-
-def _checked(search: Search, found: Candidate, file: Path, made: Weights) -> Weights:
-    """What another process reads, if it does on the proof examples what the candidate did; else VerdictError."""
-    with search.work.on("files", "re-reading the file"):
-        read = reread(file, made)
-    worse = search.worse(read, "test")
-    if found.test is None or worse.tolist() != found.test.tolist():
-        raise VerdictError(
-            f"the finished file loses {worse.mean():.4g} of {search.task.headline} on the proof examples, and not what "
-            "its weights lost before they were written: nothing is kept"
-        )
-    return read
-
-
-def _silent(_what: str, _done: float) -> None:
-    """Say nothing."""

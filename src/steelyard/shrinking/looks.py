@@ -1,0 +1,41 @@
+"""How often the proof examples have been asked, by this search or by others that share its journal.
+
+Decides what is a look of its own: whoever asks the same once more, as after an interrupt, sees nothing new.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from steelyard.shrinking.journal import Journal
+
+_LOOK = "look: "
+Asked = dict[str, Any]  # what a promise was asked for: the settings of a search, or of a choice
+
+
+def number(journal: Journal, asked: Asked) -> int:
+    """Which look this is, or would be: the first is 1.
+
+    >>> journal = Journal(None, {})
+    >>> taken(journal, {"tolerance": 0.02})
+    >>> number(journal, {"tolerance": 0.02}), number(journal, {"tolerance": 0.03})
+    (1, 2)
+    """
+    known = journal.known(_LOOK)
+    return int(known.get(_question(asked), {"look": len(known) + 1})["look"])
+
+
+def taken(journal: Journal, asked: Asked) -> None:
+    """Write down that the proof examples are asked."""
+    found = number(journal, asked)
+    journal.of(_question(asked), lambda: {**asked, "look": found})
+
+
+def searches(journal: Journal) -> list[Asked]:
+    """What searches for the smallest file have asked, the first one first."""
+    return [asked for asked in journal.known(_LOOK).values() if asked.get("aim") == "file"]
+
+
+def _question(asked: Asked) -> str:
+    return _LOOK + json.dumps(asked, sort_keys=True)
