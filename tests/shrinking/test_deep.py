@@ -81,6 +81,16 @@ def test_pruning_steps_back_when_nothing_is_bearable(blind, trained, monkeypatch
     assert "at most 256 values" in shared.note
 
 
+def test_a_loss_of_exactly_the_tolerance_is_borne(blind, trained, monkeypatch):
+    task, net = trained
+    scores = iter([0.974])  # of the original; 0.974 - 0.969 is more than 0.005 in floating point
+    monkeypatch.setattr(deep, "headline", lambda *_: next(scores, 0.969))
+    told = replace(QUICK, tolerance=0.005, prune_epochs=1, share_epochs=1)
+    pruned, shared, _ = deep_compression(net, blind(task), told)
+    assert pruned.note.startswith("80.0%")
+    assert "at most 8 values" in shared.note
+
+
 def test_better_and_worse_know_their_direction(trained):
     task, _ = trained
     assert lost(task, 0.9, 0.8) == pytest.approx(0.1)

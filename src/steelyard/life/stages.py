@@ -35,7 +35,7 @@ from steelyard.life.moving import moved
 from steelyard.life.recipe import Recipe, Shrink, dump
 from steelyard.life.record import Chapter, Life, fresh_start, make_task, trained_run
 from steelyard.life.telling import explained
-from steelyard.shrinking.deep import deep_compression, lost
+from steelyard.shrinking.deep import bears, deep_compression, lost
 from steelyard.shrinking.promise import Promise
 from steelyard.shrinking.settings import Settings
 from steelyard.shrinking.within import shrink
@@ -158,7 +158,7 @@ def compressed(life: Life, model: nn.Module, at_start: Weights, told: Settings) 
     text = "\n".join(notes) + "\n\nThe last row of the stages is what a fresh process measured on the file alone."
     small = _reread(life, model, at_start, since, text, ())
     loss = lost(life.task, life.score("trained"), life.score("re-read"))
-    if loss > told.tolerance:
+    if not bears(loss, told.tolerance):
         life.failures.append(f"small.safetensors loses {loss:.4f} of {life.task.headline} on held-out data, the "
                              f"tolerance is {told.tolerance:g}; lower the sparsity or raise k")  # fmt: skip
     return small
