@@ -412,6 +412,16 @@ def test_what_would_not_become_smaller_is_copied(steelyard, larger, words):
     assert after["tiny.weight"].scheme is None
 
 
+@pytest.mark.parametrize("words", [["quantize", "--bits", "8"], ["lowrank", "--rank", "2"], ["share"]])
+def test_where_nothing_becomes_smaller_it_is_told(steelyard, larger, words):
+    target = larger.with_name("o.safetensors")
+    result = steelyard(words[0], larger, target, *words[1:], "--where", "tiny*")
+    assert (result.status, result.err) == (
+        0, "nothing changed: what was chosen would not become smaller, and all was copied\n"
+    )  # fmt: skip
+    assert target.read_bytes() == larger.read_bytes()
+
+
 def test_what_leaves_nothing_is_told(steelyard, model):
     result = steelyard("prune", model, model.with_name("out.safetensors"), "--fraction", "1")
     assert (result.status, result.err) == (0, "nothing is left of what was chosen: every weight became 0\n")

@@ -33,5 +33,7 @@ def _tell_odd(tensors: Table) -> None:
         text = f"{what} NaN or infinite values, the first in {quoted(str(name))} ({first})"
         click.echo(f"{text}; steelyard inspect --health says more", err=True)
     changed = [row for row in tensors.rows if row["error"]]
+    if not changed and all(row["before"] == row["after"] for row in tensors.rows):
+        click.echo("nothing changed: what was chosen would not become smaller, and all was copied", err=True)
     if changed and all(row["zeros"] == 1 for row in changed):
         click.echo("nothing is left of what was chosen: every weight became 0", err=True)

@@ -388,5 +388,6 @@ def _uncovered(name: str, begin: int, end: int, at: int, source: Source, start: 
     elif begin > at:
         what = f"leaves a hole of {begin - at} bytes"
     else:
-        what = f"ends at byte {start + end}, the file at {stop}; fetch it again"
+        whole = "the file" if stop == source.size else "the data before the checksum"
+        what = f"ends at byte {start + end}, {whole} at {stop}; fetch it again"
     return FormatError(f"tensor {quoted(name)} {what}", path=source.path, offset=start + begin)
