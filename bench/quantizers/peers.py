@@ -117,7 +117,7 @@ def measure(subject: Any, name: str, method: Callable[[nn.Module], Rounded], wor
                 parameter.copy_(parameter.half())
     weights = sum(p.numel() for p in fresh.parameters())
     found = {"bytes": size, "bits a weight": 8 * size / weights, "bytes, zstd": packed}
-    return found | {"bits, zstd": 8 * packed / weights, "perplexity": subject.perplexity(fresh), "seconds": seconds}
+    return found | {"bits, zstd": 8 * packed / weights, **subject.perplexity(fresh), "seconds": seconds}
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import math
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 860, 520, 70, 50, 30
 RIGHT = 260  # for the names
@@ -24,35 +25,54 @@ def family(name: str) -> str:
     return " ".join(words[:-2] if "step" in words else words[:-1]).rstrip(",")
 
 
-def table(rows: dict[str, dict[str, float]]) -> str:
-    """The rows in Markdown, the smallest file first; beside each what our method has at as many bytes."""
-    lines = [f"| method | MB | bits a weight | perplexity | {OURS} at as many bytes |", "|---|---|---|---|---|"]
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """The rows in Markdown, the smallest file first; beside each how many times the perplexity of our method it has.
+
+    That is at as many bytes: the geometric mean of the stretches that were measured, and in brackets their range.
+    """
+    lines = [f"| method | MB | bits a weight | perplexity | stretches | times {OURS} |", "|---|---|---|---|---|---|"]
     for name, row in sorted(rows.items(), key=lambda item: item[1]["bytes"]):
         figures = f"{row['bytes'] / 1e6:.4g} | {row['bits a weight']:.2f} | {row['perplexity']:.4g}"
-        ours = None if family(name) == OURS else at_bytes(rows, row["bytes"])
-        lines.append(f"| {name} | {figures} | {'' if ours is None else f'{ours:.4g}'} |")
+        lines.append(f"| {name} | {figures} | {len(stretches(row))} | {beside(rows, row)} |")
     return "\n".join(lines)
 
 
-def at_bytes(rows: dict[str, dict[str, float]], size: float) -> float | None:
-    """The perplexity of our method at so many bytes: its logarithm on the line between the two rows around them.
+def stretches(row: dict[str, Any]) -> list[float]:
+    """The perplexity of each stretch; rows of one have that alone."""
+    found: list[float] = row.get("stretches", [row["perplexity"]])
+    return found
 
-    The curve is convex, so that this is too high, if anything. None beyond the smallest and the largest file.
+
+def beside(rows: dict[str, dict[str, Any]], row: dict[str, Any]) -> str:
+    """How many times the perplexity of our method a row has at its bytes; nothing for our own and smaller files."""
+    points = [r for name, r in rows.items() if family(name) == OURS]
+    if row in points or row["bytes"] < min(r["bytes"] for r in points):
+        return ""
+    pairs = [(p, at_bytes(points, i, row["bytes"])) for i, p in enumerate(stretches(row))]
+    ratios = [theirs / ours for theirs, ours in pairs]
+    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+    return f"{mean:.4g}" + (f" ({min(ratios):.4g} to {max(ratios):.4g})" if len(ratios) > 1 else "")
+
+
+def at_bytes(ours: list[dict[str, Any]], i: int, size: float) -> float:
+    """The perplexity of our method on a stretch at so many bytes: its logarithm on the line between two rows.
+
+    The curve is convex, so that this is too high, if anything. Beyond the largest file it is that one's.
     """
-    points = sorted((row["bytes"], math.log(row["perplexity"])) for name, row in rows.items() if family(name) == OURS)
+    points = sorted((row["bytes"], math.log(stretches(row)[i])) for row in ours)
     for (low, first), (high, second) in pairwise(points):
         if low <= size <= high:
             return math.exp(first + (second - first) * (size - low) / (high - low))
-    return None
+    return math.exp(points[-1][1])
 
 
-def picture(rows: dict[str, dict[str, float]], title: str) -> str:
-    """An SVG with a line for each method, and the model as it was as a dashed one."""
-    before = rows.get("as it was", {}).get("perplexity")
+def picture(rows: dict[str, dict[str, Any]], title: str) -> str:
+    """An SVG with a line for each method, and the model as it was as a dashed one; all by their first stretch."""
+    before = stretches(rows["as it was"])[0] if "as it was" in rows else None
     lines: dict[str, list[tuple[float, float]]] = {}
     for name, row in rows.items():
         if name != "as it was":
-            lines.setdefault(family(name), []).append((row["bits a weight"], row["perplexity"]))
+            lines.setdefault(family(name), []).append((row["bits a weight"], stretches(row)[0]))
     every = [p for line in lines.values() for p in line]
     low, high = min(b for b, _ in every) - 0.2, max(b for b, _ in every) + 0.2
     least = math.log(min([p for _, p in every] + ([before] if before else []))) - 0.1

@@ -7,14 +7,16 @@ python bench/quantizers/run.py --model smollm2 --text moby-dick.txt --work FOLDE
 that is also the head among them; vectors stay float32. The size is that of the file, which is read back into a new
 model before that is measured. Evidence is measured once, on tokens of the first 90 % of the text: Hessians on 8,192 of
 them (of characters, 32,768), the Fisher information on half as many, with labels that the model draws, and so what
-errors in pairs cost, with --kronecker (SmolLM2: 2.4 GB of memory). Perplexity is that of 2,048 tokens of the last 10 %
-(of characters, 16,384). peers.py runs other packages' own code beside it.
+errors in pairs cost, with --kronecker (SmolLM2: 2.4 GB of memory). Perplexity is that of four stretches of 2,048 tokens
+from all over the last 10 % (of characters, 16,384 at its begin); a row has each stretch for itself, too, since methods
+differ less from one to the next than texts do. peers.py runs other packages' own code beside it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -74,8 +76,9 @@ class Subject:
     train: Tensor
     test: Tensor
     length: int
-    measured: int
+    measured: int  # tokens of a stretch
     tokens: int  # to measure Hessians on
+    stretches: int = 1
 
     def batches(self, tokens: int, length: int) -> Iterator[Tensor]:
         """Sequences from all over the text, one at a time."""
@@ -93,14 +96,17 @@ class Subject:
         return loss
 
     @torch.no_grad()
-    def perplexity(self, model: nn.Module) -> float:
-        """exp of the mean loss per token, the context growing from none to `length` ."""
-        losses = []
-        for at in range(0, self.measured - 1, self.length):
-            ids = self.test[at : min(at + self.length, self.measured)]
-            out = self.logits(model, ids[None])[0, :-1].float()
-            losses.append(nn.functional.cross_entropy(out, ids[1:], reduction="none"))
-        return float(torch.cat(losses).mean().exp())
+    def perplexity(self, model: nn.Module) -> dict[str, Any]:
+        """exp of the mean loss per token, the context growing from none to `length` : of all stretches, and of each."""
+        means = []
+        for start in torch.linspace(0, len(self.test) - self.measured, self.stretches).long().tolist():
+            losses = []
+            for at in range(start, start + self.measured - 1, self.length):
+                ids = self.test[at : min(at + self.length, start + self.measured)]
+                out = self.logits(model, ids[None])[0, :-1].float()
+                losses.append(nn.functional.cross_entropy(out, ids[1:], reduction="none"))
+            means.append(float(torch.cat(losses).mean()))
+        return {"perplexity": math.exp(sum(means) / len(means)), "stretches": [math.exp(mean) for mean in means]}
 
 
 def smollm2(text: str, work: Path) -> Subject:
@@ -128,7 +134,7 @@ def smollm2(text: str, work: Path) -> Subject:
         sy.into_module(sy.open(plain), model)
         return model
 
-    return Subject(build, lambda m, x: m(x).logits, train, test, LENGTH, 2048, 8192)
+    return Subject(build, lambda m, x: m(x).logits, train, test, LENGTH, 2048, 8192, stretches=4)
 
 
 def characters(path: Path, work: Path) -> Subject:
@@ -181,7 +187,7 @@ def measure(subject: Subject, step: Transform | None, work: Path) -> dict[str, A
     fresh = subject.build()
     sy.into_module(sy.open(file), fresh)
     bits = 8 * size / weights.size
-    return {"bytes": size, "bits a weight": bits, "perplexity": subject.perplexity(fresh), "seconds": seconds}
+    return {"bytes": size, "bits a weight": bits, **subject.perplexity(fresh), "seconds": seconds}
 
 
 def main() -> None:

@@ -8,8 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+
+import steelyard as sy
+from steelyard.learn.task import Batch
+from steelyard.shrinking.sensitivity import sensitivity
 
 Tensors = dict[str, Tensor]
 LAYERS, HEADS, WIDTH = 6, 12, 384
@@ -66,12 +70,32 @@ def batches(folder: Path, sentences: list[str], size: int = 32) -> list[tuple[Te
     return found
 
 
-def noise_batch(seed: int = 0) -> list[tuple[Tensor, Tensor]]:
-    """Random tokens of the vocabulary between the two marks of a sentence: no data."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(1000, 30522, (48, 24), generator=generator)
-    ids[:, 0], ids[:, -1] = 101, 102
-    return [(ids, torch.ones_like(ids))]
+class Encoder(nn.Module):
+    """The encoder with its weights under their own names, dots aside; its embeddings have length 1."""
+
+    def __init__(self, weights: Tensors):
+        super().__init__()
+        floats = {name.replace(".", "/"): x for name, x in weights.items() if x.is_floating_point()}
+        self.held = nn.ParameterDict({name: nn.Parameter(x) for name, x in floats.items()})
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        found = pooled({name.replace("/", "."): x for name, x in self.held.items()}, ids, mask)
+        return nn.functional.normalize(found, dim=1)
+
+
+def what_errors_cost(weights: Tensors, data: list[tuple[Tensor, Tensor]]) -> sy.Weights:
+    """Evidence of pairs from ids and masks, under the names of the file; no labels, nothing trained."""
+    asked = [Batch(batch, batch[0]) for batch in data]
+    found = sensitivity(Encoder(weights), asked, classes=False, most=len(asked))
+    items = [sy.Weight.of(n.removeprefix("held.").replace("/", "."), w.array()) for n, w in found.items()]
+    return sy.Weights(items, {}, found.meta)
+
+
+def random_tokens(weights: Tensors, batches: int, size: int, length: int) -> list[tuple[Tensor, Tensor]]:
+    """Sequences of tokens that are drawn from the whole vocabulary, all alike: no data."""
+    generator, words = torch.Generator().manual_seed(0), len(weights["embeddings.word_embeddings.weight"])
+    drawn = [torch.randint(words, (size, length), generator=generator) for _ in range(batches)]
+    return [(ids, torch.ones_like(ids)) for ids in drawn]
 
 
 @torch.no_grad()

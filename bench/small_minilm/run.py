@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from encoder import batches, embed, noise_batch, pooled
+from encoder import batches, embed, pooled, random_tokens, what_errors_cost
 
 import steelyard as sy
 from steelyard.codecs.entropy import Entropy
@@ -75,7 +75,7 @@ class Bench:
                 bound += x.numel() * 0.5 * math.log2(float(x.double().var(correction=0)) / error)
         return (8 * size - bound) / sum(x.numel() for x in self.original.values())
 
-    def ours(self, what: str, step: Step) -> None:
+    def ours(self, what: str, step: Step, **more: float) -> None:
         with TemporaryDirectory() as folder:
             path = Path(folder) / "small.safetensors"
             began = time.process_time(), time.perf_counter()
@@ -84,7 +84,7 @@ class Bench:
             reads = [children([sys.executable, "-c", READ, str(path)])[:2] for _ in range(2)]
             processor, wall = (float(np.median([r[i] for r in reads])) for i in (0, 1))
             found = sy.open(path).arrays()
-        self.add(what, size, found, encode=spent[0], encode_wall=spent[1], decode=processor, decode_wall=wall)
+        self.add(what, size, found, encode=spent[0], encode_wall=spent[1], decode=processor, decode_wall=wall, **more)
 
     def nncodec(self, python: str, qp: int) -> None:
         script = str(Path(__file__).with_name("nncodec_peer.py"))
@@ -140,22 +140,6 @@ class Bench:
         self.note("zstd 19, lossless", len(small), self.reference, encode=spent, decode=time.process_time() - began)
 
 
-def sensitivity(original: dict[str, torch.Tensor]) -> dict[str, float]:
-    """What a relative error in each tensor does to the cosine, on random tokens: importances by name, of mean 1."""
-    data = noise_batch()
-    reference = embed(original, data)
-    found = {}
-    for i, (name, x) in enumerate(original.items()):
-        if not x.is_floating_point():
-            continue
-        generator = torch.Generator().manual_seed(i)
-        noise = torch.randn(x.shape, generator=generator) * float(torch.square(x).mean().sqrt()) * 0.1
-        moved = embed({**original, name: x + noise}, data)
-        found[name] = float(1 - torch.nn.functional.cosine_similarity(moved, reference).double().mean()) / 0.01
-    mean = sum(found.values()) / len(found)
-    return {name: max(value / mean, 1e-3) for name, value in found.items()}
-
-
 def rule(bench: Bench) -> None:
     bench.ours("each tensor by its norm", RateDistortion(error=0.094, states=32))
 
@@ -165,11 +149,11 @@ def attention(bench: Bench) -> None:
     bench.ours("the same, queries and keys count 0.1", step)
 
 
-def random_tokens(bench: Bench) -> None:
+def pairs(bench: Bench) -> None:
     began = time.process_time()
-    importance = sensitivity(bench.original)
-    print("seconds to measure importances", time.process_time() - began)
-    bench.ours("importances by random tokens", RateDistortion(error=0.1, states=32, importance=importance))
+    by = what_errors_cost(bench.original, random_tokens(bench.original, 16, 16, 16))
+    spent = time.process_time() - began
+    bench.ours("3.8 bits by pairs, with random tokens", RateDistortion(bits=3.8, by=by, damping=1), evidence=spent)
 
 
 def nearest(bench: Bench) -> None:
@@ -186,7 +170,7 @@ ROWS: dict[str, Callable[[Bench], None]] = {
     "attention": attention,
     "rule": rule,
     "nncodec": nncodec,
-    "random": random_tokens,
+    "pairs": pairs,
     "zstd": Bench.zstd,
     "onnxruntime": Bench.onnxruntime,
     "nearest": nearest,

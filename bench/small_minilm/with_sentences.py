@@ -17,32 +17,12 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from encoder import batches, embed, pooled
+from encoder import batches, embed, what_errors_cost
 from scipy import stats
 from torch import Tensor, nn
 
 import steelyard as sy
-from steelyard.learn.task import Batch
 from steelyard.shrinking.deep import vectors_halved
-from steelyard.shrinking.sensitivity import sensitivity
-
-
-class Encoder(nn.Module):
-    """The encoder with its weights under their own names, dots aside; its embeddings have length 1."""
-
-    def __init__(self, weights: dict[str, Tensor]):
-        super().__init__()
-        self.held = nn.ParameterDict({name.replace(".", "/"): nn.Parameter(x) for name, x in weights.items()})
-
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        found = pooled({name.replace("/", "."): x for name, x in self.held.items()}, ids, mask)
-        return nn.functional.normalize(found, dim=1)
-
-
-def named(found: sy.Weights) -> sy.Weights:
-    """Evidence under the names of the file."""
-    items = [sy.Weight.of(n.removeprefix("held.").replace("/", "."), w.array()) for n, w in found.items()]
-    return sy.Weights(items, {}, found.meta)
 
 
 def ranks(embeddings: Tensor) -> np.ndarray:
@@ -70,8 +50,7 @@ def main() -> None:
     if kept and kept.exists():
         by, what = sy.open(kept), "evidence from a file"
     else:
-        asked = [Batch(batch, batch[0]) for batch in seen]
-        by = named(sensitivity(Encoder(original), asked, classes=False, most=len(asked)))
+        by = what_errors_cost(original, seen)
         if kept:
             sy.write(by, kept)
     rows: list[dict[str, object]] = [{"what": what, "CPU seconds": round(time.process_time() - clock, 1)}]

@@ -137,6 +137,44 @@ def test_evidence_that_does_not_fit_is_named() -> None:
         RateDistortion(error=0.1, by=by)
 
 
+def test_damping_makes_less_of_evidence_that_few_examples_gave() -> None:
+    random = np.random.default_rng(8)
+    truth, inputs = moments(random, 96), moments(random, 96)
+    w = Weights.of({"w": random.normal(size=(96, 96)).astype(np.float32)})
+    true, roots = evidence(outputs=truth, inputs=inputs), [np.linalg.cholesky(x) for x in (truth, inputs)]
+    few = [root @ random.normal(size=(96, 12)) for root in roots]
+    by = evidence(**{n: np.float32(x @ x.T / 12) for n, x in zip(("outputs", "inputs"), few, strict=True)})
+    costs = {}
+    for damping in (None, 1.0, 1e5):
+        size, costs[damping] = lost(RateDistortion(bits=3, by=by, damping=damping), w, true)
+        assert 8 * size / 96**2 == pytest.approx(3, rel=0.1)
+    assert costs[1.0] < 0.8 * min(costs[None], costs[1e5])
+
+
+def test_vectors_keep_their_share_with_any_damping() -> None:
+    random = np.random.default_rng(9)
+    w, by = problem(9, (64, 48))
+    whole = Weights([*w.values(), *Weights.of({"v": random.normal(size=400).astype(np.float32)}).values()])
+    mean = float(np.outer(by["w" + OUTPUTS].array().diagonal(), by["w" + INPUTS].array().diagonal()).mean())
+    told = {"v" + OUTPUTS: np.full(400, mean, np.float32), "v" + INPUTS: np.ones(1, np.float32)}
+    by = Weights([*by.values(), *Weights.of(told).values()], {}, by.meta)
+    held = RateDistortion(bits=3, by=by, damping=1e5)(whole)
+    errors = [float(np.square(held[n].array() - whole[n].array()).mean()) for n in ("w", "v")]
+    assert errors[0] == pytest.approx(errors[1], rel=0.1)
+
+
+@pytest.mark.parametrize("damping", [0, -1.0, float("nan"), 1e6])
+def test_damping_out_of_range_is_named(damping: float) -> None:
+    _, by = problem(6, (12, 10))
+    with pytest.raises(RecipeError, match="damping is a share of the mean of the diagonal, above 0, not"):
+        RateDistortion(bits=3, by=by, damping=damping)
+
+
+def test_damping_without_evidence_of_pairs_is_an_error() -> None:
+    with pytest.raises(RecipeError, match="damping is of evidence of the kind kronecker or hessian: give that as by"):
+        RateDistortion(bits=3, damping=1.0)
+
+
 def test_tensors_share_bits_such_that_one_buys_as_much_in_each_of_them() -> None:
     """One of pairs on both sides, and one of pairs of columns alone, whose trellis loses more for its step."""
     (first, by), (second, other) = problem(8, (128, 96)), table(8)

@@ -36,6 +36,7 @@ _ONLY = {  # options that not every method knows -> those that do
     "fisher": ("entropy",),
     "states": ("entropy",),
     "importance": ("entropy",),
+    "damping": ("entropy",),
 }
 
 
@@ -72,6 +73,9 @@ _GRIDS: dict[str, tuple[Any, int | None, Any]] = {  # levels, elements that shar
               help="entropy: of the trellis; more take less space and more time.  [default: 8]")  # fmt: skip
 @click.option("--importance", metavar="GLOB=NUMBER", multiple=True,
               help="entropy: what squared errors of matching tensors count; 1 for others. Repeatable.")  # fmt: skip
+@click.option("--damping", type=Number(0, min_open=True),
+              help="entropy: added to the diagonal of what --by says of pairs, as a share of its mean; 1 for what was "
+              "measured on random inputs.  [default: 0.03, Hessians 0.01]")  # fmt: skip
 @by_option
 @evidence_option("--fisher", "entropy: beside --by, evidence from score --kind fisher: what each output matters.")
 @plan_option("--codes", "How the numbers of the levels are held: entropy is smaller, and slower to read.")
@@ -126,6 +130,7 @@ def _step(
     codes: Plan,
     states: str | None,
     importance: tuple[str, ...],
+    damping: float | None,
 ) -> Step:
     """The step that the options mean; a usage error for an option that the method does not know."""
     from steelyard.edit.adaround import AdaRound
@@ -138,6 +143,7 @@ def _step(
 
     given = {"axis": axis, "group": group, "error": error, "asymmetric": asymmetric or None, "step": step, "by": by}
     given |= {"grid": grid, "fisher": fisher, "codes": codes, "states": states, "importance": importance or None}
+    given["damping"] = damping
     for name, methods in _ONLY.items():
         if given[name] is not None and method not in methods:
             text = f"--{name} is for the method {either(methods)}, not {method}"
@@ -146,7 +152,8 @@ def _step(
         return _floats(grid, group, codes, given)
     if method == "entropy":
         factors = dict(map(_factor, importance))
-        return RateDistortion(bits, states=int(states or 8), by=by, fisher=fisher, importance=factors)
+        chosen = {"by": by, "fisher": fisher, "damping": damping}
+        return RateDistortion(bits, states=int(states or 8), importance=factors, **chosen)  # type: ignore[arg-type]
     if bits not in range(1, 9):
         text = f"{bits:g} is no whole number from 1 to 8, which the method {method} needs"
         raise click.BadParameter(text, click.get_current_context(), param_hint="--bits")
