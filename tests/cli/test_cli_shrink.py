@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from steelyard import formats
+from steelyard.cli.models import loaded
 from steelyard.core.weights import Weights
-from steelyard.errors import ProofWarning, VerdictError
+from steelyard.errors import ModelError, ProofWarning, VerdictError
+from steelyard.formats.module import from_module
 from steelyard.shrinking import within
 
 
@@ -74,6 +76,36 @@ def test_without_a_task_the_weights_are_shrunk_alone(steelyard, tmp_path):
     assert tensors["rows"][0]["name"] == "w"
     assert steelyard("shrink", weights, target).status == 2  # it is there
     assert steelyard("shrink", weights, target, "--force").status == 0
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_what_is_said_of_plain_weights_makes_them_plain(steelyard, tmp_path, folder):
+    source = tmp_path / ("source" if folder else "source.safetensors")
+    if folder:
+        source.mkdir()
+        (source / "config.json").write_text("{}")
+    weights = Weights.of({"w": np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)})
+    formats.write(weights, source / "model.safetensors" if folder else source)
+    small = tmp_path / ("small" if folder else "small.safetensors")
+    said = json.loads(steelyard("shrink", source, small, "--json").out.splitlines()[0])["meta"]["plain again"]
+    program, *words = said.replace(" plain.", f" {tmp_path}/plain.").split()
+    assert (program, steelyard(*words).status) == ("steelyard", 0)
+    (plain,) = formats.open(words[2]).values()
+    assert plain.scheme is None
+    assert (
+        plain.array().tobytes()
+        == formats.open(small / "packed.safetensors" if folder else small)["w"].array().tobytes()
+    )
+
+
+def test_the_constants_of_a_graph_are_no_weights_of_a_model():
+    weights = from_module(loaded("breast-cancer", "mlp", 0, None)[1]).settle()
+    graph = Weights.of({**weights.arrays(), "val_6": np.array([1, 2])}).with_meta(**{"graph.name": "main"})
+    _, module = loaded("breast-cancer", "mlp", 1, graph)
+    assert all(np.array_equal(a, b) for a, b in
+               zip(weights.arrays().values(), from_module(module).arrays().values(), strict=True))  # fmt: skip
+    with pytest.raises(ModelError, match="unexpected 'val_6'"):
+        loaded("breast-cancer", "mlp", 1, Weights.of(graph.arrays()))
 
 
 @pytest.mark.parametrize(

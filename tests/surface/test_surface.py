@@ -181,3 +181,4 @@ def test_the_package_is_typed_and_carries_its_page():
     assert (root / "py.typed").exists()
     assert (root / "report" / "page.css").exists()
     assert (root / "report" / "page.js").exists()
+    assert (root / "report" / "svg.css").exists()

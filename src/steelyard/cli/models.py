@@ -123,7 +123,7 @@ def loaded(task: Named, model: Named | None, seed: int, weights: Weights | None)
     The weights of a structurally pruned model say so in their metadata: then its layers take their widths.
     Raises ModelError if they do not fit.
     """
-    from steelyard.formats.module import into_module
+    from steelyard.formats.module import from_module, into_module
     from steelyard.graph.skip import DROPPED
     from steelyard.learn.task import build_seeded
     from steelyard.life.record import make_task
@@ -131,6 +131,9 @@ def loaded(task: Named, model: Named | None, seed: int, weights: Weights | None)
     made = make_task(task, model, seed)
     module = build_seeded(made, seed)
     if weights is not None:
+        if "graph.name" in weights.meta:  # an ONNX graph holds shapes and indices beside its weights
+            known = from_module(module)
+            weights = weights.with_items(w for w in weights.values() if w.name in known or w.spec.dtype.kind == "float")
         narrower = weights.meta.get(WIDTHS) == "pruned" or DROPPED in weights.meta
         into_module(weights, module, resize=narrower)
     return made, module

@@ -38,7 +38,8 @@ _OF_SEARCHES = ("aim", "confidence", "epochs", "evaluations")
 @click.option("--choose", is_flag=True,
               help="No new search: the smallest of what --checkpoint has that --tolerance allows.")  # fmt: skip
 @click.option("--bytes", "most", type=click.IntRange(min=1), metavar="N",
-              help="No new search: of what --checkpoint has, of files of N bytes at most, the safest.")  # fmt: skip
+              help="No new search: of what --checkpoint has, of files of N bytes at most, the safest; within the "
+                   "tolerance of the search, if none is given.")  # fmt: skip
 @click.option("--error", type=Number(0, 1, min_open=True, max_open=True), metavar="SHARE",
               help="Without TASK: of all weights, relative to their tensor, at most.  [default: 0.1]")  # fmt: skip
 @output

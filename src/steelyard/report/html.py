@@ -21,6 +21,7 @@ from typing import Any
 from steelyard.core.table import Cell, Column, Table
 from steelyard.errors import MissingExtraError, printable
 from steelyard.report.plots import Picture
+from steelyard.report.svg import drawn
 from steelyard.report.units import is_number, written
 
 _LONG = 24  # rows; a longer table begins closed
@@ -62,6 +63,7 @@ class Page:
     meta: Mapping[str, Any] = field(default_factory=dict)
     figures: Sequence[KeyFigure] = ()
     lead: str = ""
+    light: bool = False  # lines, bars and areas are drawn beforehand: some kilobytes, and no script, for all to look at
 
     @staticmethod
     def of(tables: Sequence[Table], title: str = "") -> Page:
@@ -90,8 +92,10 @@ def render(page: Page) -> str:
     >>> "<script" in render(Page("A <b>", [Section("One", "Text.")]))
     False
     """
-    drawn = any(section.pictures for section in page.sections)
-    return document(page.title, f"{head(page)}\n{content(page)}\n{_footer()}", scripts(drawn))
+    pictures = any(section.pictures for section in page.sections)
+    style = asset("svg.css") if pictures and page.light else ""
+    body = f"{head(page)}\n{content(page)}\n{_footer()}"
+    return document(page.title, body, scripts(pictures and not page.light), style=style)
 
 
 def scripts(pictures: bool) -> list[str]:
@@ -99,15 +103,15 @@ def scripts(pictures: bool) -> list[str]:
     return [_plotly(), asset("page.js")] if pictures else []
 
 
-def document(title: str, body: str, scripts: Sequence[str], more: str = "") -> str:
-    """A whole file of HTML. ``more``: what the content security policy allows besides."""
+def document(title: str, body: str, scripts: Sequence[str], more: str = "", style: str = "") -> str:
+    """A whole file of HTML. ``more``: what the content security policy allows besides; ``style``: besides page.css."""
     return "\n".join(
         (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{_policy(scripts)}{more}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f'<meta name="generator" content="steelyard">\n<title>{escape(title)}</title>',
-            f'<style>\n{asset("page.css")}</style>\n</head>\n<body>\n<div class="page">\n{body}\n</div>',
+            f'<style>\n{asset("page.css")}{style}</style>\n</head>\n<body>\n<div class="page">\n{body}\n</div>',
             *(f"<script>{script}</script>" for script in scripts),
             "</body>\n</html>\n",
         )
@@ -118,7 +122,7 @@ def content(page: Page, numbers: bool = True) -> str:
     """The sections beside their table of contents. ``numbers``: with those behind each picture."""
     names = _anchors(page.sections)
     counter = iter(range(sum(len(section.pictures) for section in page.sections)))
-    parts = [_section(s, name, counter, numbers) for s, name in zip(page.sections, names, strict=True)]
+    parts = [_section(s, name, counter, numbers, page.light) for s, name in zip(page.sections, names, strict=True)]
     contents = _contents(page.sections, names) if len(page.sections) > 2 else ""
     body = "\n".join(parts)
     return f'<div class="columns{"" if contents else " single"}">{contents}\n<main>\n{body}\n</main>\n</div>'
@@ -187,9 +191,9 @@ def _contents(sections: Sequence[Section], names: Sequence[str]) -> str:
     return f'\n<nav aria-label="Contents"><h2>Contents</h2><ol>{items}</ol></nav>'
 
 
-def _section(section: Section, name: str, counter: Iterator[int], numbers: bool) -> str:
+def _section(section: Section, name: str, counter: Iterator[int], numbers: bool, light: bool) -> str:
     parts = [f'<section id="{name}">', f"<h2>{escape(section.heading)}</h2>", _prose(section.text)]
-    parts += [_picture(picture, next(counter), numbers) for picture in section.pictures]
+    parts += [_drawn(p, numbers) if light else _picture(p, next(counter), numbers) for p in section.pictures]
     parts.append(tables(section) and f'<div class="tables">\n{tables(section)}\n</div>')
     return "\n".join([*filter(None, parts), "</section>"])
 
@@ -226,6 +230,12 @@ def _picture(picture: Picture, number: int, numbers: bool) -> str:
         f"<noscript><p>This picture is drawn by a script; its numbers are below.</p></noscript>\n"
         f"{_behind(picture.table) if numbers else ''}</figure>"
     )
+
+
+def _drawn(picture: Picture, numbers: bool) -> str:
+    behind = _behind(picture.table) if numbers else ""
+    title = escape(picture.title or picture.table.title)
+    return f"<figure>\n<figcaption>{title}</figcaption>\n{drawn(picture)}\n{behind}</figure>"
 
 
 def _behind(table: Table) -> str:

@@ -261,7 +261,7 @@ class Treemap(Picture):
 
     def figure(self) -> Figure:
         sizes = {str(_cell(row, self.path)): _number(_cell(row, self.value)) for row in self.table.rows}
-        nodes = _tree(list(sizes))
+        nodes = tree(list(sizes))
         unit = unit_of(self.table, self.value)
         value = "%{value:.3s}B" if unit == "B" else "%{value}"
         trace = {
@@ -284,7 +284,7 @@ class Treemap(Picture):
         return done([trace], {"margin": {"l": 0, "r": 0, "t": 8, "b": 8}, **readable}, height=420)
 
 
-def _tree(names: Sequence[str]) -> dict[str, str]:
+def tree(names: Sequence[str]) -> dict[str, str]:
     """Each dotted prefix and its parent ('' at the top), without those that hold one thing only."""
     parents: dict[str, str] = {}
     for name in names:

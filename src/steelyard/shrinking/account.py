@@ -20,8 +20,8 @@ from steelyard.shrinking.search import Candidate, Search, held_bytes
 from steelyard.shrinking.sensitivity import BATCHES
 
 MOVED = (
-    "of training and rounding together: more than 100 % where weights moved further than they were long; no error, "
-    "what it does to the outputs is what the promise says"
+    "of training and rounding together: more than 100 % where that moved the tensor further than leaving it out would; "
+    "no error, because what it does to the outputs is what the promise says"
 )
 
 
@@ -95,7 +95,7 @@ def why(search: Search, found: Candidate) -> Table:
         Column("bytes", "B"),
         Column("bits", "bits", "for each element"),
         Column("zeros", "%"),
-        Column(off, "%", "of the weights: its root mean square, relative to that of the tensor before"),
+        Column(off, "%", "as the outputs mind it: 100 % is what leaving the tensor out would do"),
         Column("sensitivity", "", "of the outputs: what an error as large as the tensor would do"),
         Column("damage", "%", "its share of the whole: sensitivity times squared error"),
         Column("note"),
@@ -121,9 +121,9 @@ def _row(search: Search, weight: Weight, held: Weight, off: str) -> dict[str, An
         return row
     before, after = (w.array().astype(np.float64) for w in (weight, held))
     minds, wrong = Kronecker.of(search.minds, weight), after - before
-    square, mean = float(np.square(before).mean()), float(np.square(wrong).mean())
-    row |= {"zeros": float(np.mean(after == 0)), off: math.sqrt(mean / square) if square else 0.0}
-    return row | {"sensitivity": float(minds.single.sum()) * square / 2, "damage": minds.cost(wrong) / 2}
+    square, left_out, damage = float(np.square(before).mean()), minds.cost(before), minds.cost(wrong)
+    row |= {"zeros": float(np.mean(after == 0)), off: math.sqrt(damage / left_out) if left_out else 0.0}
+    return row | {"sensitivity": float(minds.single.sum()) * square / 2, "damage": damage / 2}
 
 
 def _note(weight: Weight, held: Weight) -> str:

@@ -38,6 +38,7 @@ from steelyard.formats.base import check_target, writing
 
 ATTENTION = 0.1  # what a squared error of queries and keys counts: they reach the output through a softmax alone
 ATTEMPTS = 3  # the error is foreseen to a few per cent, and measured
+PACKED_ALONE = ("after", "ratio", "held")  # what is not so of weights that are plain floats again
 PACKED = "packed.safetensors"  # in a folder: other readers do not take it for plain weights
 MATRICES = where(min_ndim=2, kind="float")
 QUERIES = ("attention query", "attention key")
@@ -108,6 +109,7 @@ def shrink_weights(
         if whole:
             left_out = _folder(Path(source), draft, target)
             meta |= {"left out": ", ".join(left_out)} if left_out else {}
+            meta["plain again"] = f"steelyard convert {target} {target / 'model.safetensors'} --codec plain"
             final = target / PACKED
         elif target.suffix == ".onnx":
             final, meta["packed"] = target, f"as .safetensors it would take {done.files[1]:,} bytes"
@@ -115,9 +117,12 @@ def shrink_weights(
         else:
             final = target
             formats.move(draft, target)
+            meta["plain again"] = f"steelyard convert {target} plain.safetensors --codec plain"
+    columns = _columns() if final.suffix != ".onnx" else [c for c in _columns() if c.name not in PACKED_ALONE]
+    rows = [{c.name: row[c.name] for c in columns} for row in rows]
     sizes = (done.files[0], final.stat().st_size)
     summary = _summary(source, rows, error, sizes, time.perf_counter() - began, meta)
-    return Alone(formats.open(final), summary, Table.of("what each tensor lost", _columns(), rows))
+    return Alone(formats.open(final), summary, Table.of("what each tensor lost", columns, rows))
 
 
 def _whole(source: str, target: Path) -> bool:

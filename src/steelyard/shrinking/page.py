@@ -25,13 +25,14 @@ WHY = (
     "the sensitivity: what an error as large as the tensor itself would do. "
 )
 ERROR = (
-    "The error is the root mean square of what rounding changed, relative to that of the tensor before; the damage is "
-    "the tensor's share of all that is foretold from sensitivities and squared errors."
+    "The error is what rounding changed, as the outputs mind it: 100 % is what leaving the tensor out would do. "
+    "Weights that are left make up for those that went, so that single ones may change by much more. The damage is the "
+    "tensor's share of all that is foretold from sensitivities and squared errors."
 )
 MOVED = (
-    "The weights were trained to be small: the change is the root mean square of what training and rounding did, "
-    "relative to that of the tensor before. It is more than 100 % where weights moved further than they were long, and "
-    "no error: what it does to the outputs is what the promise says."
+    "The weights were trained to be small: the change is what training and rounding did together, as the outputs of "
+    "the original mind it: 100 % is what leaving the tensor out would do. Training may move a tensor further than "
+    "that, and it is no error: what it does to the outputs is what the promise says."
 )
 GAINED = {"latency": "Faster", "memory": "In less memory"}
 
@@ -71,16 +72,17 @@ def page(found: Shrunk, file: str) -> Page:
         promise += f" But {found.proof.meta['but']}: it may be too good."
     sections = [Section("The promise", promise, [found.proof]), *sections]
     meta = {key: str(value) for key, value in found.proof.meta.items() if key in ("task", "steelyard", "python")}
-    return Page(f"{kind} within {tolerance}: {Path(file).name}", sections, meta, figures)
+    title = f"{kind} within {tolerance}: {Path(file).name}"
+    return Page(title, sections, meta, figures, light=True)
 
 
 def _of_weights(found: Shrunk, file: str) -> list[Section]:
     """The sections of a file of weights."""
     load = (
         f"In Python, `steelyard.into_module(steelyard.open('{file}'), model)`; the tensors are ordinary parts of a "
-        f"safetensors file. `steelyard convert {file} plain.safetensors` writes them plain. The file is smaller; it is "
-        "not faster: a model computes with the same plain weights as before. What runs faster, or in less memory, is "
-        "made by `steelyard shrink ... --aim latency` or `--aim memory`."
+        f"safetensors file. `steelyard convert {file} plain.safetensors --codec plain` writes them plain. The file is "
+        "smaller; it is not faster: a model computes with the same plain weights as before. What runs faster, or in "
+        "less memory, is made by `steelyard shrink ... --aim latency` or `--aim memory`."
     )
     pictures = [
         area(found.why, "tensor", "bytes", found.proof.rows[0]["bytes"]),

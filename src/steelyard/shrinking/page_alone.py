@@ -30,13 +30,14 @@ def page_alone(found: Alone, file: str) -> Page:
         f"This is said {found.summary.meta['promise']}: measure what matters to you."
     )
     sections = [Section("What is promised", promise, [found.summary])]
-    pictures: list[Picture] = [before_and_after(found.why, "name", ("before", "after"))]
-    plain = Path(file).suffix == ".onnx"  # where weights are plain floats again
-    if not plain:
-        pictures.insert(0, area(found.why, "name", "after", row["bytes"]))
-    sections.append(Section("Where the bytes went", "" if plain else REST, [found.why], pictures))
+    if Path(file).suffix == ".onnx":  # where weights are plain floats again
+        sections.append(Section("What each tensor lost", "", [found.why]))
+    else:
+        pictures: list[Picture] = [area(found.why, "name", "after", row["bytes"])]
+        pictures.append(before_and_after(found.why, "name", ("before", "after")))
+        sections.append(Section("Where the bytes went", REST, [found.why], pictures))
     sections.append(Section("How to load it", _loading(file)))
-    return Page(f"Smaller by weights alone: {Path(file).name}", sections, {}, figures)
+    return Page(f"Smaller by weights alone: {Path(file).name}", sections, {}, figures, light=True)
 
 
 def _loading(file: str) -> str:
@@ -44,5 +45,6 @@ def _loading(file: str) -> str:
         return f"Any program that runs ONNX: `onnxruntime.InferenceSession('{file}')`. The weights are plain floats."
     read = f"In Python, `steelyard.open('{file}')` has the weights, decoded one at a time when they are read. "
     if Path(file).suffix:
-        return read + f"`steelyard convert {file} plain.safetensors` writes them plain, for every other reader."
-    return read + f"`steelyard convert {file} {Path(file) / 'model.safetensors'}` makes it a folder for every reader."
+        return read + f"`steelyard convert {file} plain.safetensors --codec plain` writes them plain, for others."
+    plain = f"`steelyard convert {file} {Path(file) / 'model.safetensors'} --codec plain`"
+    return f"{read}{plain} makes it a folder for every reader."
