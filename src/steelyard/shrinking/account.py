@@ -17,7 +17,7 @@ from steelyard.edit.kronecker import Kronecker
 from steelyard.shrinking.deep import MATRICES
 from steelyard.shrinking.promise import Promise
 from steelyard.shrinking.search import Candidate, Search, held_bytes
-from steelyard.shrinking.sensitivity import BATCHES
+from steelyard.shrinking.sensitivity import draws
 
 MOVED = (
     "of training and rounding together: more than 100 % where that moved the tensor further than leaving it out would; "
@@ -79,7 +79,8 @@ def looked(promise: Promise) -> str:
 
 def _splits(search: Search) -> str:
     """What each split was for. The sensitivities go on with validation batches where there are few of training."""
-    few = len(list(islice(search.task.batches("train", 0), BATCHES))) < BATCHES
+    most = draws(search.original.size)
+    few = len(list(islice(search.task.batches("train", 0), most))) < most
     train = [*(["training"] if search.epochs else []), "sensitivities"]
     valid = [*(["sensitivities"] if few else []), "chooses what the proof is asked"]
     return f"train: {', '.join(train)}; valid: {', '.join(valid)}; test: proves, and nothing else"

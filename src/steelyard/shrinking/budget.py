@@ -27,17 +27,12 @@ class Budget:
 
     evaluations: int
     looks: int  # at sizes, on validation data
-    prices: int  # of a bit, at which is trained: an evaluation of each, and one of what comes of the last
-
-    @property
-    def stages(self) -> int:
-        """Evaluations of what was trained."""
-        return self.prices + 1 if self.prices else 0
+    prices: int  # of a bit, at which is trained: an evaluation of each
 
     @property
     def proofs(self) -> int:
         """Candidates that the proof may be asked about, if all others are spent."""
-        return self.evaluations - ANYHOW - self.looks - self.stages
+        return self.evaluations - ANYHOW - self.looks - self.prices
 
     @staticmethod
     def of(evaluations: int, *, training: bool) -> Budget:
@@ -46,17 +41,17 @@ class Budget:
         Raises ModelError for fewer than a search cannot do without.
         """
         check_kind("evaluations", evaluations, int, "a whole number")
-        least = ANYHOW + (5 if training else 3)  # two looks (the second at the largest size), a price, a proof
+        least = ANYHOW + (4 if training else 3)  # two looks (the second at the largest size), a price, a proof
         if evaluations < least:
             raise ModelError(
                 f"evaluations={evaluations}: expected at least {least}, of which {ANYHOW} are those of the original "
-                f"and of the finished file{', and two those of training' if training else ''}"
+                f"and of the finished file{', and one that of training' if training else ''}"
             )
         free = evaluations - ANYHOW
         if not training:
             return Budget(evaluations, min(max(1, free * 4 // 9), MOST_LOOKS), 0)
         looks = min(max(1, free * 2 // 9), MOST_LOOKS)
-        return Budget(evaluations, looks, min(max(1, free * 3 // 9), PRICES))
+        return Budget(evaluations, looks, min(max(1, free * 4 // 9), PRICES))
 
 
 USUAL = Budget.of(12, training=False)

@@ -21,6 +21,8 @@ LEAST = 0.003  # below that a proof is not tried
 OFF = 0.25  # by how much the logarithm of what is foreseen is off, for each bit from the nearest that was measured
 NEGLIGIBLE = 1e-3  # of log bytes: a step that saves less is not worth a proof
 
+Ends = tuple[int, int]  # the last step among sizes, and among what was trained
+NONE: Ends = (-1, -1)
 Evidence = tuple[float, float]  # mean and variance of how much worse an example came out
 Chance = Callable[[float, float], float]  # of a proof, by these two
 QUANTILES = np.array([NormalDist().inv_cdf((i + 0.5) / 7) for i in range(7)])
@@ -87,31 +89,41 @@ def _between(place: float, places: Sequence[float], values: np.ndarray) -> float
 def ordered(steps: Sequence[Step], first: Collection[Step], most: int, whole: float) -> list[Step]:
     """At most so many of the steps, the largest first: those that save most, as the mean of log bytes.
 
-    It is assumed that where the proof of a step holds, those of all before it do: so each saves its distance from the
-    one before with its own chance. Of chains that save as much the shortest is taken. first: of which the proof may
-    begin with; whole: the bytes of the original, with which a proof leaves off whose first step fails.
+    Two kinds of steps, those of sizes and those that were trained, hold or fail apart from each other; of one kind it
+    is assumed that where the proof of a step holds, those of all before it do. So each step saves its distance from the
+    one before with its own chance and that of the last one of the other kind. Of chains that save as much the shortest
+    is taken. first: of which the proof may begin with; whole: the bytes of the original, with which a proof leaves off
+    whose first step fails.
     """
     steps = sorted(steps, key=lambda step: -step.bytes)
-    # the best chain that ends with a step: by the number of its steps, what it saves and the step before
-    best: list[dict[int, tuple[float, int | None]]] = []
-    for j, step in enumerate(steps):
-        ends: dict[int, tuple[float, int | None]] = {}
+    # the best chains by the last steps of both kinds: for each number of steps what it saves, and the ends before
+    best: dict[Ends, dict[int, tuple[float, Ends | None]]] = {}
+    for k, step in enumerate(steps):
+        found: dict[Ends, dict[int, tuple[float, Ends | None]]] = {}
         if step in first:
-            ends[1] = step.chance * math.log(whole / step.bytes), None
-        for i, before in enumerate(steps[:j]):
-            if before.chance < step.chance:
+            found[_after(NONE, step, k)] = {1: (step.chance * math.log(whole / step.bytes), None)}
+        for ends, chains in best.items():
+            if ends[step.trained] >= 0 and steps[ends[step.trained]].chance < step.chance:
                 continue
-            more = step.chance * math.log(before.bytes / step.bytes)
-            for count, (saved, _) in best[i].items():
-                if count < most and saved + more > ends.get(count + 1, (-math.inf, None))[0]:
-                    ends[count + 1] = saved + more, i
-        best.append(ends)
-    every = [(count, -saved, j) for j, ends in enumerate(best) for count, (saved, _) in ends.items()]
+            other = ends[not step.trained]
+            chance = step.chance * (steps[other].chance if other >= 0 else 1.0)
+            more = chance * math.log(steps[max(ends)].bytes / step.bytes)
+            longer = found.setdefault(_after(ends, step, k), {})
+            for count, (saved, _) in chains.items():
+                if count < most and saved + more > longer.get(count + 1, (-math.inf, None))[0]:
+                    longer[count + 1] = saved + more, ends
+        best |= found
+    every = [(count, -saved, ends) for ends, chains in best.items() for count, (saved, _) in chains.items()]
     least = min(lost for _, lost, _ in every) + NEGLIGIBLE
     count, _, at = min(end for end in every if end[1] <= least)
     chain: list[Step] = []
-    last: int | None = at
+    last: Ends | None = at
     while last is not None:
-        chain.append(steps[last])
+        chain.append(steps[max(last)])
         last, count = best[last][count][1], count - 1
     return chain[::-1]
+
+
+def _after(ends: Ends, step: Step, place: int) -> Ends:
+    """The last steps of both kinds when this one has followed."""
+    return (ends[0], place) if step.trained else (place, ends[1])

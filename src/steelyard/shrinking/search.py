@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
 
 import numpy as np
 from torch import nn
@@ -31,8 +30,8 @@ from steelyard.shrinking.journal import Journal
 from steelyard.shrinking.order import LEAST, SURE, Step, chances, evidence, middle, ordered
 from steelyard.shrinking.precondition import Learned, finite, of_original, provable, repeatable
 from steelyard.shrinking.promise import Promise
-from steelyard.shrinking.sensitivity import BATCHES, has_classes, sensitivity
-from steelyard.shrinking.tight import PASSES, Tight, tighten
+from steelyard.shrinking.sensitivity import draws, has_classes, repeated, sensitivity
+from steelyard.shrinking.tight import Tight, tighten
 from steelyard.shrinking.work import Meter, Say, Work
 
 SIZES = tuple(round(8 * 0.93**i, 3) for i in range(48))  # bits for each weight of a matrix: 8 to 0.26
@@ -113,12 +112,12 @@ class Search:
         work, told = self.work, self._told(epochs) if epochs else None
         first = first_batch(self.task, "train" if epochs else "valid")
         work.left |= {"sensitivities": 1, "files": 1}
-        work.guesses["sensitivities"] = EXAMPLES, 4.0 * BATCHES * len(first)
+        work.guesses["sensitivities"] = EXAMPLES, 4.0 * draws(self.original.size) * len(first)
         work.priors |= {"sizes": 3e-7 * self.original.size + 0.01, "files": 1e-8 * self.original.size + 1.0}
         if told is not None:
             work.left["epochs"] = _epochs(told)
             work.guesses["epochs"] = EXAMPLES, 5.0 * self._training_examples
-        self._expect(self.budget.looks, self.budget.stages, self.budget.proofs)
+        self._expect(self.budget.looks, self.budget.prices, self.budget.proofs)
 
     def _expect(self, looks: int, stages: int, proofs: float) -> None:
         """So many sizes are still to be looked at, stages of training to be measured, candidates to be proven."""
@@ -132,8 +131,8 @@ class Search:
         return self._made("sensitivities", "sensitivity", self._sensitivity)
 
     def _sensitivity(self) -> Weights:
-        served = chain(self.task.batches("train", 0), self.task.batches("valid", 0))
-        return sensitivity(self.model, served, classes=has_classes(self.model, self.task), seed=self.seed)
+        served, classes = repeated(self.task), has_classes(self.model, self.task)
+        return sensitivity(self.model, served, classes=classes, seed=self.seed, most=draws(self.original.size))
 
     def sizes(self) -> None:
         """Measure sizes, by halving what is likely, around the smallest that validation data hold to be provable.
@@ -211,7 +210,7 @@ class Search:
         epochs: at the first price of a bit; two and a half times as many at all further ones together.
         """
         told = self._told(epochs)
-        self._expect(0, self.budget.stages, self.budget.proofs)
+        self._expect(0, self.budget.prices, self.budget.proofs)
         ends = f"within {self.promise.tolerance:g} at {self.promise.level:.6g}"  # the climb
         key = f"trained {epochs} {ends}, {self.budget.prices} prices"
         meter = Meter(self.work, "epochs", f"training, {told.epochs} epochs at the first price of a bit")
@@ -224,7 +223,7 @@ class Search:
             self.others.append(Candidate(f"{key}, {stage.name}", called, stage.weights, worse, trained=True))
             meter.what = called
             meter.at(_epochs(told, i))
-            self._expect(0, self.budget.stages - 1 - i, self.budget.proofs)
+            self._expect(0, self.budget.prices - 1 - i, self.budget.proofs)
             self.work.tell(meter.what)
 
     def _told(self, epochs: int) -> Tight:
@@ -329,13 +328,10 @@ def held_bytes(weight: Weight) -> int:
 
 def _epochs(told: Tight, stage: int | None = None) -> int:
     """Of training and weighing until a stage (None: the last) is reached."""
-    prices = told.rungs if stage is None else min(stage + 1, told.rungs)
-    found = told.epochs + (prices - 1) * told.more_epochs
-    return found + (PASSES + told.tune_epochs if stage is None or stage >= told.rungs else 0)
+    prices = told.rungs if stage is None else stage + 1
+    return told.epochs + (prices - 1) * told.more_epochs
 
 
 def _called(stage: str, told: Tight) -> str:
     """What people read of a stage of training: the price of a bit beside the first one."""
-    if not stage.startswith("price "):
-        return "trained, then tuned"
     return f"trained, price of a bit ×{float(stage.removeprefix('price ')) / told.prices[0]:.3g}"

@@ -10,7 +10,7 @@ the data: J. Martens, New insights and perspectives on the natural gradient meth
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 import torch
@@ -22,7 +22,25 @@ from steelyard.learn.kronecker import kronecker
 from steelyard.learn.seeding import generator
 from steelyard.learn.task import Batch, Task, apply, first_batch
 
-BATCHES = 32  # a gradient of each: the mean of so many squares is near the truth for a whole tensor
+BATCHES = 32  # a gradient of each, at least: the mean of so many squares is near the truth for a whole tensor
+DRAWS = 256  # at most, of a small model: for pairs of rows and columns it takes more of them
+EASY = 1 << 18  # weights of a model of which so many are drawn at once
+
+
+def draws(weights: int) -> int:
+    """How many gradients are drawn for a model of so many weights: as many as take little time.
+
+    >>> draws(10_000), draws(1_000_000), draws(22_700_000)
+    (256, 67, 32)
+    """
+    return min(DRAWS, max(BATCHES, DRAWS * EASY // max(weights, 1)))
+
+
+def repeated(task: Task) -> Iterator[Batch]:
+    """Batches of both splits that may be looked at, again and again: each time labels are drawn anew."""
+    for epoch in range(DRAWS):
+        yield from task.batches("train", epoch)
+        yield from task.batches("valid", 0)
 
 
 def sensitivity(

@@ -52,7 +52,7 @@ class Tight:
     rate: float = 3e-3
     step: float = 1.0  # at the beginning, in root mean squares of each tensor
     where: Where | str | None = None  # what is rounded; None: as `levelled` chooses
-    brief: bool = False  # 'weighed' is not measured, nor handed out: an evaluation less
+    brief: bool = False  # the prices alone: no 'weighed', no 'coded'
     rungs: int = 0  # prices tried in all: those that the climb leaves lie between the last borne and the first too high
 
     def __post_init__(self) -> None:
@@ -128,10 +128,9 @@ def tighten(
         tried[asked] = bearable(stage)
         if tried[asked] or len(tried) == 1:
             state, price, last = reached, asked, stage
-    moved = made.weighed(state, price)
     if settings.brief:
-        yield made.measured("coded", made.tuned(moved), f"of price {price:g}, numbers moved and steps trained, ")
         return
+    moved = made.weighed(state, price)
     stage = made.stage("weighed", moved, f"of price {price:g}, {made.apart(state, moved):,} numbers moved, ")
     if not bearable(stage) and made.lost(stage).mean() > made.lost(last).mean():
         moved, stage = state, replace(last, name="weighed", note=f"of price {price:g}, no number moved")
