@@ -73,8 +73,7 @@ def test_training_for_size_makes_it_smaller_still(task: Task, model: nn.Module, 
     assert trained.why.meta["candidate"].startswith("trained, ")
     asked = [row["candidate"] for row in trained.curve.rows if row.get("valid loss") is not None]
     assert len([name for name in asked if name.endswith(" bits a weight")]) == 2
-    assert len([name for name in asked if "price of a bit ×" in name]) == 3
-    assert asked.count("trained, then tuned") == 1
+    assert len([name for name in asked if "price of a bit ×" in name]) == 4
     moved = trained.why.meta["change"]
     assert "of training and rounding together" in moved
     assert {"error", "damage"} & {c.name for c in trained.why.columns} == set(), "squares foretell small errors alone"
@@ -386,9 +385,9 @@ def test_a_search_goes_on_where_it_was_broken_off(
 
 
 def test_a_search_that_is_killed_goes_on_to_the_same_bytes(model: nn.Module, tmp_path: Path) -> None:
-    """SIGKILL in the first making, after a price and after the last stage of training, and in the proof."""
+    """SIGKILL in the first making, within an epoch and after a price of training, and in the proof."""
     formats.write(from_module(model), tmp_path / "model.safetensors")
-    places = ("making sensitivity", "trained, price", "trained, then tuned", "proving", "none")
+    places = ("making sensitivity", "training, ", "trained, price", "proving", "none")
     ends = [killed(tmp_path, "small", place) for place in places]
     assert ends == [-signal.SIGKILL] * 4 + [0]
     assert killed(tmp_path, "whole", "none") == 0
