@@ -47,8 +47,8 @@ def main() -> None:
     told = parser.parse_args()
     torch.set_num_threads(1)
     search.Work = lambda say: Work(say, clock)  # type: ignore[assignment, misc]
-    warm = find_task("breast-cancer")
-    shrink(sy.train(warm, epochs=3, progress=False).model, warm, tolerance=0.1, epochs=1)
+    warm = find_task("digits")
+    shrink(sy.train(warm, epochs=8, progress=False).model, warm, tolerance=0.05, epochs=1)
     rows = []
     for name, kind, options, tolerance in NETS:
         found = find_task(name)
