@@ -25,7 +25,7 @@ def rewritten(
 
 
 def _tell_odd(tensors: Table) -> None:
-    """Say on standard error which values that were copied are no numbers, and where no weight is left."""
+    """Say on standard error which values that were copied are no numbers, and where nothing changed or is left."""
     odd = [(row["name"], row["not finite"]) for row in tensors.rows if row.get("not finite")]
     if odd:
         name, first = odd[0]
