@@ -92,6 +92,8 @@ def test_the_file_gains_and_keeps_the_promise(task: Task, model: nn.Module, by_b
     assert row["bytes"] == target.stat().st_size
     assert speed["faster"] == pytest.approx(row["smaller"])
     assert list(tmp_path.iterdir()) == [target]
+    chosen = [row["candidate"] for row in found.curve.rows if row["note"] == "chosen"]
+    assert chosen == [found.why.meta["candidate"]]
     names = found.curve.column("candidate")
     assert {"as it is, int8", "1 of 1 blocks gone, float32"} <= set(names)
     assert any("of the multiplications, int8" in name for name in names)
@@ -125,7 +127,7 @@ def test_a_gain_that_may_be_chance_is_none(task: Task, model: nn.Module, monkeyp
     """A median of 1.1 of which eleven rounds of thirty-one are below 1."""
     rounds = np.array([1 / 0.9] * 11 + [1 / 1.1] * 20)
     monkeypatch.setattr(apart, "race", lambda files, *_: np.array([np.ones(31)] + [rounds] * (len(files) - 1)))
-    with pytest.raises(VerdictError, match="no form within the tolerance runs faster"):
+    with pytest.raises(VerdictError, match=r"no form within the tolerance runs faster.*; more tolerance, or epochs"):
         shrink(model, task, aim="latency", tolerance=0.03, epochs=0)
 
 

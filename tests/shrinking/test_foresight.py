@@ -78,6 +78,17 @@ def test_several_inputs_of_other_dtypes_are_compared_together() -> None:
         unseen(pairs, training=False)
 
 
+def test_batches_of_nothing_and_inputs_of_one_number_are_compared_as_well() -> None:
+    rows, y = torch.arange(200.0), torch.zeros(200)
+    served = {"test": [(rows[:0], y[:0]), (rows, y)], "valid": [(rows + 300, y)]}
+    numbers = Task("numbers", lambda: nn.Linear(1, 2), lambda split, epoch: served[split], cross_entropy,
+                   {"accuracy": accuracy})  # fmt: skip
+    assert unseen(numbers, training=False) == ""
+    served["valid"] = [(rows.flip(0), y), (torch.zeros(3, 0), y[:3])]
+    with pytest.raises(ModelError, match="200 of 200"):
+        unseen(numbers, training=False)
+
+
 def test_shrink_refuses_it_before_it_measures() -> None:
     same = task_of({**SEPARATE, "test": SEPARATE["valid"]})
     said: list[str] = []

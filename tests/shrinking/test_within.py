@@ -78,6 +78,7 @@ def test_training_for_size_makes_it_smaller_still(task: Task, model: nn.Module, 
     assert "of training and rounding together" in moved
     assert {"error", "damage"} & {c.name for c in trained.why.columns} == set(), "squares foretell small errors alone"
     assert {"error", "damage"} <= {c.name for c in plain.why.columns}
+    assert plain.proof.meta["aim"].startswith("file: smaller, and no faster; for that there is aim latency")
     errors = [row["error"] for row in plain.why.rows if row["error"] is not None]
     assert errors
     assert 0 < max(errors) < 1, "as the outputs mind them: less than without the tensor"

@@ -147,6 +147,7 @@ def told(search: Search, found: Candidate, target: Path | None, began: float) ->
     kept, sizes = finished(search, found, target)
     search.say("done", 1.0)
     proof = account.proof(search, found, sizes, time.perf_counter() - began)
+    proof = replace(proof, meta={**proof.meta, "aim": "file: smaller, and no faster; for that there is aim latency"})
     curve = account.curve(search, found, account.kind(target))
     return Shrunk(kept, proof, account.why(search, found), curve, search=search)
 

@@ -66,7 +66,7 @@ def _rows(batches: Iterable[Batch]) -> Iterable[int]:
 
 def _bytes(x: Tensor) -> list[bytes]:
     """Those of each row."""
-    flat = x.detach().cpu().reshape(len(x), -1).contiguous().view(torch.uint8).numpy()
+    flat = (x.flatten(1) if x.ndim > 1 else x[:, None]).detach().cpu().contiguous().view(torch.uint8).numpy()
     return [row.tobytes() for row in flat]
 
 

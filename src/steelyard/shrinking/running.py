@@ -57,7 +57,7 @@ def left(contest: Contest, found: Contender) -> Table:
     return Table.of("what is left of each tensor", columns, rows, {"candidate": found.name})
 
 
-def entries(contest: Contest) -> Table:
+def entries(contest: Contest, found: Contender) -> Table:
     """A row for each file that was made, in the order in which they were, and for each that could not be."""
     headline, tried = contest.task.headline, {c.name: c for c in contest.tried}
     unit = "pp" if headline == "accuracy" else ""
@@ -75,6 +75,7 @@ def entries(contest: Contest) -> Table:
     for made in contest.made:
         row = {"candidate": made.name, "bytes": made.bytes, "valid loss": made.valid.mean()}
         row |= {} if made.costs is None else {gain: made.gain}
+        row |= {"note": "chosen"} if made.name == found.name else {}
         test = tried[made.name].test if made.name in tried else None
         rows.append(row if test is None else row | {"loss": test.mean(), "loss at most": contest.promise.bound(test)})
     rows += [{"candidate": name, "note": why} for name, why in contest.failed.items()]
