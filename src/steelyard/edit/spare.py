@@ -10,10 +10,13 @@ from typing import ClassVar
 import numpy as np
 
 from steelyard.core.packed import Packed, Smallest
+from steelyard.core.spec import Spec
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
 from steelyard.errors import WeightsError
 from steelyard.formats.layout import described
+
+SMALL = 1 << 20  # bytes of a value that is kept until it is known whether it stays
 
 
 @dataclass(frozen=True)
@@ -54,18 +57,24 @@ class Spare(Step):
 
 
 class _Seen(threading.local):
-    """The value that was read last, in each thread: what a step has read of a tensor is not read again for it."""
+    """The small value that was read last, in each thread: what a step has read of such a tensor is not read again."""
 
     last: tuple[Weight, np.ndarray | Packed] | None = None
 
     def read(self, weight: Weight) -> np.ndarray | Packed:
         value = weight.read()
-        self.last = weight, value
+        self.last = (weight, value) if value.nbytes <= SMALL else None
         return value
 
     def smaller(self, old: Weight, new: Weight) -> np.ndarray | Packed:
         """The value of whichever takes fewer bytes in a file; of the old one if both take as many."""
         found = new.read()
         last, self.last = self.last, None
+        if old.scheme is None and _bytes(new.name, found) < described(old.name, old.spec):
+            return found
         kept = last[1] if last is not None and last[0] is old else old.read()
-        return found if described(new.name, found) < described(old.name, kept) else kept
+        return found if _bytes(new.name, found) < _bytes(old.name, kept) else kept
+
+
+def _bytes(name: str, value: np.ndarray | Packed) -> int:
+    return described(name, value if isinstance(value, Packed) else Spec.like(value))
