@@ -48,6 +48,20 @@ def test_rounding_passes_the_gradient_and_learns_the_step() -> None:
     assert by_step.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
+def test_numbers_stay_within_what_a_file_holds_and_the_step_grows_where_that_cuts() -> None:
+    layer = levelled(nn.Linear(30, 20, bias=False), step=0.001)
+    levels, x = levels_of(layer)["weight"]
+    weight = layer.weight
+    outside = (x / levels.log_step.exp()).abs() > 255.5
+    assert 0.5 < outside.float().mean() < 1
+    assert levels.numbers(x).abs().max() == 255
+    by_x, by_step = torch.autograd.grad((weight - x.detach()).square().sum(), [x, levels.log_step])
+    assert bool((by_x[outside] == 0).all())
+    assert by_step < 0  # descent makes the step larger
+    release(layer)
+    assert pack(layer.weight.detach().numpy(), Multiples()).nbytes > 0
+
+
 def test_the_bits_have_the_gradient_that_they_say() -> None:
     torch.manual_seed(0)
     levels = Levels(torch.randn(4, 5, dtype=torch.float64), 0.3)

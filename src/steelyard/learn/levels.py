@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from steelyard.codecs.multiples import MOST
 from steelyard.core.packed import Packed, Plan, pack
 from steelyard.core.where import Where
 from steelyard.errors import CodecError, ModelError, quoted
@@ -36,7 +37,8 @@ LEAST = 1e-9  # no symbol is held to be less probable
 class Levels(Constraint):
     """step * round(x / step), one step for the tensor, and what coding the whole numbers is expected to cost.
 
-    The gradient passes the rounding as if it were not there; the step is learned through what rounding moves. Bits
+    The gradient passes the rounding as if it were not there; the step is learned through what rounding moves. Whole
+    numbers beyond what `Multiples` holds (255) are held back there, and the step grows if they need to be. Bits
     are those of a spike at zero and a two-sided geometric slab: the coder's flag "is it zero", whose log odds are the
     sum of one number for the row (the first axis), one for the column (all others) and one for the tensor, and its
     sign and magnitude. Between whole numbers the masses of bins of width 1 interpolate, so that the cost has a
@@ -60,7 +62,7 @@ class Levels(Constraint):
         step = self.log_step.exp()
         if self.fixed is not None:
             return self.fixed * step
-        scaled = x / step
+        scaled = (x / step).clamp(-MOST, MOST)
         return (scaled + (scaled.detach().round() - scaled.detach())) * step
 
     def right_inverse(self, x: Tensor) -> Tensor:
@@ -83,7 +85,7 @@ class Levels(Constraint):
     @torch.no_grad()
     def numbers(self, x: Tensor) -> Tensor:
         """round(x / step), of the shape and dtype of x, or what they were fixed at."""
-        return (x / self.log_step.exp()).round() if self.fixed is None else self.fixed
+        return (x / self.log_step.exp()).round().clamp(-MOST, MOST) if self.fixed is None else self.fixed
 
     @torch.no_grad()
     def fix(self, x: Tensor) -> None:
