@@ -34,15 +34,23 @@ from steelyard.learn.measures import accuracy, cross_entropy
 
 HERE = Path(__file__).parent
 WIDTHS = (784, 3200, 3200, 3400, 10)
-KINDS = ("measuring the original", "making sensitivity", "making", "measuring", "proving", "re-reading", "done")
+KINDS = (
+    "comparing the splits",
+    "measuring the original",
+    "making sensitivity",
+    "making",
+    "measuring",
+    "proving",
+    "re-reading",
+    "done",
+)
 Made = tuple[nn.Module, sy.Task, float]
 
 
 def encoder(told: argparse.Namespace) -> Made:
     """MiniLM, to do what it does; and the tolerance."""
     sys.path.insert(0, str(HERE.parent / "small_minilm"))
-    from encoder import batches
-    from with_sentences import Encoder
+    from encoder import Encoder, batches
 
     source = sy.open(told.model / "model.safetensors")
     arrays = {name: x for name, x in source.arrays().items() if x.dtype == np.float32}

@@ -20,7 +20,7 @@ from steelyard.core.transform import Transform, chain, on
 from steelyard.core.weights import Weights
 from steelyard.edit.lowrank import Factorize
 from steelyard.edit.pack import Pack
-from steelyard.errors import CodecError
+from steelyard.errors import CodecError, RecipeError
 from steelyard.learn.evaluate import outcomes
 from steelyard.shrinking.deep import MATRICES, vectors_halved
 
@@ -75,10 +75,10 @@ def files(model: nn.Module, task: sy.Task, student: nn.Module) -> Iterator[dict[
 
 
 def _written(made: Weights) -> tuple[int, Weights] | None:
-    """The bytes of the file and what is read from it; None where a codec cannot hold a tensor at this setting."""
+    """The bytes of the file and what is read from it; None where this setting cannot be held, or is too few bits."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             size = sy.write(made, Path(folder) / "file.safetensors")
-        except CodecError:
+        except (CodecError, RecipeError):
             return None
         return size, sy.open(Path(folder) / "file.safetensors").settle()
