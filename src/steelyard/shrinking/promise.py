@@ -171,7 +171,7 @@ def _ratios(mean: float, changed: float, seen: int) -> tuple[np.ndarray, np.ndar
     """Which part of the changes may be lost in truth, less the part that is gained, and how probable each is.
 
     Of few changes some are lost, some gained: those are examples that lie between two answers. Their balance is known
-    better from other models than from a handful of changes: over 900 files of twenty nets it was 0.1 and twice the
+    better from other models than from a handful of changes: over many files of sixteen nets it was 0.1 and twice the
     share of changes, give or take 0.16 (bench/shrink_peers). A net that is nearly always right can only lose:
     so in a quarter of cases it may be anything.
     """
