@@ -212,6 +212,8 @@ for _ in range(12):
     optimizer.step()
 if dist.get_rank() == 0:
     print("found", [(f.layer, f.verdict) for f in found])
+dist.barrier()
+dist.destroy_process_group()  # its threads must not outlive it: a process that ends under them aborts now and then
 """
 
 
