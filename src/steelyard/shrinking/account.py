@@ -80,7 +80,7 @@ def looked(promise: Promise) -> str:
 def _splits(search: Search) -> str:
     """What each split was for. The sensitivities go on with validation batches where there are few of training."""
     most = draws(search.original.size)
-    few = len(list(islice(search.task.batches("train", 0), most))) < most
+    few = sum(1 for _ in islice(search.task.batches("train", 0), most)) < most
     train = [*(["training"] if search.epochs else []), "sensitivities"]
     valid = [*(["sensitivities"] if few else []), "chooses what the proof is asked"]
     return f"train: {', '.join(train)}; valid: {', '.join(valid)}; test: proves, and nothing else"
