@@ -1,8 +1,9 @@
 """What a long search has found so far, kept as it goes: whoever comes again for the same thing gets it at once.
 
-Decides that an answer counts once its line is on the disk, and that answers of another search are refused. Knows
-nothing of what is asked. In the folder: ``journal.jsonl``, a safetensors file for each answer that is weights, and a
-folder for an answer that is being worked at.
+Decides that an answer counts once its line is on the disk, and that answers of another search, or less than all of
+them, are refused. Knows nothing of what is asked. In the folder: ``journal.jsonl``, a safetensors file for each answer
+that is weights, a folder for an answer that is being worked at, and ``journal.end``, which says where the journal
+ended: without its last lines it would else be as good, and a look at proof examples that one of them told of forgotten.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -18,8 +20,9 @@ from typing import Any
 from steelyard import formats
 from steelyard.core.weights import Weights
 from steelyard.errors import ModelError
+from steelyard.formats.base import COPY, replacing
 
-_FILE = "journal.jsonl"
+_FILE, _END = "journal.jsonl", "journal.end"
 
 
 def _unasked() -> Weights:
@@ -29,8 +32,9 @@ def _unasked() -> Weights:
 class Journal:
     """Answers by their question; ``of(question, compute)`` computes only what is not known.
 
-    folder: where they are kept (None: in memory, for this process alone). identity: what the answers depend on;
-    a folder with another one is refused with ModelError and left as it is.
+    folder: where they are kept (None: in memory, for this process alone). identity: what the answers depend on.
+    Raises ModelError for a folder with another one, and where a line or a file that it had is damaged or gone; it is
+    left as it is. A line that was being written when its process was killed is none.
 
     >>> journal = Journal(None, {})
     >>> journal.of("answer", lambda: 42), journal.of("answer", lambda: 0)
@@ -41,6 +45,8 @@ class Journal:
         self._known: dict[str, Any] = {}
         self._folder = None if folder is None else Path(folder)
         self.found = 0  # answers that were known when asked for
+        self._bytes = self._lines = self._crc = 0  # of the journal on the disk; each sum goes on from the last
+        self._seen: set[str] = set()  # files that are as they were written
         if self._folder is None:
             return
         try:
@@ -78,19 +84,27 @@ class Journal:
         """The answer where it is weights; without `compute` it has to be known."""
         if self._folder is None:
             return self.of(question, lambda: compute().settle())  # type: ignore[no-any-return]
-        name = self.of(question, lambda: self._written(question, compute()))
-        return formats.open(self._folder / name)
+        kept = self.of(question, lambda: self._written(question, compute()))
+        file = self._folder / kept["file"]
+        if kept["file"] not in self._seen:
+            if not file.exists():
+                raise self._refused(f"{file} is gone")
+            if _sum(file) != kept["crc"]:
+                raise self._refused(f"{file} is damaged: its checksum is not that in {_FILE}")
+            self._seen.add(kept["file"])
+        return formats.open(file)
 
-    def _written(self, question: str, weights: Weights) -> str:
+    def _written(self, question: str, weights: Weights) -> dict[str, str]:
         name = f"{_plain(question)}.safetensors"
         assert self._folder is not None
         formats.write(weights, self._folder / name)
-        return name
+        self._seen.add(name)
+        return {"file": name, "crc": _sum(self._folder / name)}
 
     def _begin(self, file: Path, identity: dict[str, Any]) -> None:
         whole = file.read_bytes() if file.exists() else b""
         whole = whole[: whole.rfind(b"\n") + 1]  # a line that was broken off is asked for again
-        lines = [json.loads(line) for line in whole.splitlines()]
+        lines = self._read(file, whole)
         if lines and lines[0] != identity:
             other = [name for name in identity if lines[0].get(name) != identity[name]]
             raise ModelError(f"{file.parent} holds another search, which differs in its {', '.join(other)}: choose "
@@ -101,13 +115,73 @@ class Journal:
         if not lines:
             self._add(identity)
 
+    def _read(self, file: Path, whole: bytes) -> list[dict[str, Any]]:
+        """The lines of the journal, none of them damaged and none missing."""
+        try:
+            ended = _ended(file.with_name(_END))
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._refused(f"{file.with_name(_END)} is damaged") from error
+        lines: list[dict[str, Any]] = []
+        for line in whole.splitlines(keepends=True):
+            try:
+                found = json.loads(line)
+                told = found.pop("crc")
+            except (ValueError, AttributeError, TypeError, KeyError):
+                told, found = None, {}
+            self._crc = zlib.crc32(_text(found), self._crc)
+            if told != f"{self._crc:08x}":
+                raise self._refused(f"{file}, line {len(lines) + 1} is damaged, or one before it is gone: its checksum "
+                                    "does not hold")  # fmt: skip
+            lines.append(found)
+            if len(lines) == ended[0] and told != ended[1]:
+                raise self._refused(f"{file}, line {len(lines)} is not the one that was written last")
+        if len(lines) < ended[0]:
+            raise self._refused(f"{file} has {len(lines)} of the {ended[0]} lines that were written")
+        self._bytes, self._lines = len(whole), len(lines)
+        return lines
+
+    def _refused(self, why: str) -> ModelError:
+        return ModelError(
+            f"{why}; put back a copy of the folder {self._folder} that is whole, or choose another folder: the search "
+            "begins anew there, and whether its proof examples have been asked before is for you to remember"
+        )
+
     def _add(self, line: dict[str, Any]) -> None:
         if self._folder is None:
             return
-        with (self._folder / _FILE).open("ab") as file:
-            file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        file, crc = self._folder / _FILE, zlib.crc32(_text(line), self._crc)
+        with file.open("ab") as out:
+            if out.tell() != self._bytes:
+                raise ModelError(f"{file}: another process has written to it; one search at a time, or each in a "
+                                 "folder of its own")  # fmt: skip
+            out.write(_text({"crc": f"{crc:08x}", **line}) + b"\n")
+            out.flush()
+            os.fsync(out.fileno())
+            self._bytes, self._lines, self._crc = out.tell(), self._lines + 1, crc
+        with replacing(self._folder / _END) as end:
+            end.write(_text({"lines": self._lines, "crc": f"{crc:08x}"}))
+
+
+def _text(line: dict[str, Any]) -> bytes:
+    return json.dumps(line, separators=(",", ":")).encode()
+
+
+def _sum(file: Path) -> str:
+    """The CRC-32 of the bytes of a file."""
+    crc = 0
+    with file.open("rb") as whole:
+        while part := whole.read(COPY):
+            crc = zlib.crc32(part, crc)
+    return f"{crc:08x}"
+
+
+def _ended(file: Path) -> tuple[int, str]:
+    """How many lines the journal had when one was last written, and the checksum of that one."""
+    try:
+        end = json.loads(file.read_bytes())
+        return int(end["lines"]), str(end["crc"])
+    except FileNotFoundError:
+        return 0, ""
 
 
 def fingerprint(weights: Weights) -> str:
