@@ -76,7 +76,10 @@ HOSTILE = {
     "size too small": (blob(entry(data_offsets=[0, 3]), b"123"), "takes 4 bytes, data_offsets have 3"),
     "half a byte": (blob(entry(dtype="F4", shape=[7], data_offsets=[0, 4]), b"1234"), "takes 3.5 bytes"),
     "past the end": (blob(entry(), b"123"), "fetch it again"),
-    "trailing bytes": (blob(entry(), b"1234PK\x03\x04"), "4 bytes follow"),
+    "trailing bytes": (
+        blob(entry(), b"1234PK\x03\x04"),
+        "4 bytes follow after the last tensor; fetch the file again, or cut them off",
+    ),
     "only trailing": (blob({}, b"1"), "1 bytes follow"),
     "hole": (blob(entry(data_offsets=[1, 5]), b"12345"), "hole of 1 bytes"),
     "overlap": (blob({"a": F32, "b": {**F32, "data_offsets": [2, 6]}}, b"123456"), "'b' overlaps"),
@@ -97,7 +100,10 @@ HOSTILE = {
     ),
     "rank 20,000": (blob(entry(shape=[1] * 20_000, data_offsets=[0, 4]), b"1234"), "the limit is 10000"),
     "odd bits": (blob(entry(dtype="F6_E2M3", shape=[3], data_offsets=[0, 2]), b"12"), "takes 2.25 bytes"),
-    "ELF after the last tensor": (blob(entry(), b"1234\x7fELF"), "4 bytes follow"),
+    "ELF after the last tensor": (
+        blob(entry(), b"1234\x7fELF"),
+        "4 bytes follow after the last tensor; fetch the file again, or cut them off",
+    ),
     "hole between": (blob({"a": F32, "b": {**F32, "data_offsets": [8, 12]}}, b"123456789012"), "hole of 4 bytes"),
     "empty tensor inside another": (
         blob({"a": F32, "b": {"dtype": "U8", "shape": [0], "data_offsets": [2, 2]}}, b"1234"),

@@ -75,7 +75,7 @@ def test_beside_other_tensors_and_other_codecs(tmp_path: Path) -> None:
     for name, x in values.items():
         assert np.array_equal(again[name].array(), x.array() if isinstance(x, Packed) else x), name
     found, _ = header(path)
-    assert [k for k in found if k.startswith("joined")] == ["joined", "joined~", "joined~~"]
+    assert [k for k in found if k.startswith("joined")] == ["joined", "joined by steelyard", "joined by steelyard~"]
     assert "one/stream" in found
     assert "nested/stream/stream" in found
 

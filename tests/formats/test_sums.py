@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import steelyard as sy
 from steelyard.errors import DamageError, FormatError, SteelyardError
+from steelyard.formats.manifest import JOINED
 from steelyard.formats.sharded import Sharded
 
 RNG = np.random.default_rng(5)
@@ -113,9 +114,10 @@ def test_a_damaged_source_is_named_and_nothing_is_written(tmp_path: Path) -> Non
 
 
 def damaged(path: Path, change: Any) -> None:
-    """The text of a large file changed."""
+    """The text of a large file changed, on purpose: without the sum of all that it says."""
     raw, (header, start) = path.read_bytes(), split(path)
     told = json.loads(header["__metadata__"]["steelyard"])
+    told.pop("sum", None)
     change(told)
     header["__metadata__"]["steelyard"] = json.dumps(told)
     text = json.dumps(header).encode()
@@ -145,7 +147,7 @@ def test_what_is_no_sum_is_refused(tmp_path: Path, value: Any) -> None:
 def test_sums_of_joined_tensors_are_checked(tmp_path: Path, sums: Any) -> None:
     path = tmp_path / "x.safetensors"
     sy.write(weights(1 << 12), path)
-    damaged(path, lambda told: told["joined"]["joined"].__setitem__(4, sums))
+    damaged(path, lambda told: told["joined"][JOINED].__setitem__(4, sums))
     with pytest.raises(FormatError, match="expected"):
         sy.open(path)
 
@@ -154,7 +156,7 @@ def test_a_sum_may_stand_beside_any_key_and_may_lack(tmp_path: Path) -> None:
     path, whole = tmp_path / "x.safetensors", weights(1 << 12)
     sy.write(whole, path)
     damaged(path, put(""))
-    damaged(path, lambda told: told["joined"]["joined"].pop())
+    damaged(path, lambda told: told["joined"][JOINED].pop())
     assert np.array_equal(sy.open(path)["a.weight"].array(), whole["a.weight"].array())
     assert np.array_equal(sy.open(path)["b.bias"].array(), whole["b.bias"].array())
     damaged(path, put(["a.weight/scale", 12345]))
@@ -171,7 +173,7 @@ def test_a_key_that_was_misspelled_is_told(tmp_path: Path, scale: int, key: str)
     header["__metadata__"][key] = header["__metadata__"].pop("steelyard")
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + raw[start:])
-    with pytest.raises(FormatError, match=f"'{key}' has what is written as 'steelyard': rename it"):
+    with pytest.raises(FormatError, match=f"'{key}' has what is written as 'steelyard' in the metadata: rename it"):
         sy.open(path)
 
 

@@ -16,7 +16,8 @@ from typing import Any
 from steelyard.core.weights import Texts
 from steelyard.errors import FormatError, quoted
 from steelyard.formats._gguf_header import ARRAY, BOOL, DEPTH, STRING, VALUES, WHOLE, WIDTHS, Header, Value
-from steelyard.formats.manifest import compact_json, load_json
+from steelyard.formats.layout import compact_json
+from steelyard.formats.manifest import load_json
 
 TYPES = "gguf.types"
 NUMBERS = {**WHOLE, 6: "<f", 12: "<d", BOOL: "<?"}

@@ -33,6 +33,7 @@ class Index:
     total: int | float | None  # bytes of all tensors
     meta: Mapping[str, str]
     own: str | None  # the text of ours
+    strays: Mapping[str, str]  # texts in other objects than the metadata, whose name may be misspelled
 
     @staticmethod
     def read(source: Source) -> Index:
@@ -55,7 +56,9 @@ class Index:
         if own is not None and not isinstance(own, str):
             raise wrong(f"expected text as {KEY!r}")
         check_text("\n".join(names), "the names of tensors", source.path)
-        return Index(_by_file(names, source), names, total, texts(metadata, "", source), own)
+        others = {key: found for key, found in data.items() if key != "weight_map" and isinstance(found, dict)}
+        strays = {f"{a}.{b}": text for a, found in others.items() for b, text in found.items() if isinstance(text, str)}
+        return Index(_by_file(names, source), names, total, texts(metadata, "", source), own, strays)
 
 
 def _by_file(names: Mapping[str, str], source: Source) -> dict[str, list[str]]:

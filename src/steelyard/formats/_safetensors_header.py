@@ -378,7 +378,7 @@ def _check_cover(draft: _Draft, source: Source, start: int, stop: int) -> None:
             raise _uncovered(next(islice(draft.names, i, None)), begin[i], end[i], at, source, start, stop)
         at = end[i]
     if at != size:
-        text = f"{size - at} bytes follow after the last tensor"
+        text = f"{size - at} bytes follow after the last tensor; fetch the file again, or cut them off"
         raise FormatError(text, path=source.path, offset=start + at)
 
 
@@ -390,4 +390,5 @@ def _uncovered(name: str, begin: int, end: int, at: int, source: Source, start: 
     else:
         whole = "the file" if stop == source.size else "the data before the checksum"
         what = f"ends at byte {start + end}, {whole} at {stop}; fetch it again"
-    return FormatError(f"tensor {quoted(name)} {what}", path=source.path, offset=start + begin)
+    remedy = "" if begin == at else "; fetch the file again, or write it anew where it was made"
+    return FormatError(f"tensor {quoted(name)} {what}{remedy}", path=source.path, offset=start + begin)

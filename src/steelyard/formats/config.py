@@ -14,7 +14,8 @@ from typing import Any
 from steelyard.core.weights import Weight, Weights
 from steelyard.errors import FormatError
 from steelyard.formats.base import check_text
-from steelyard.formats.manifest import compact_json, load_json
+from steelyard.formats.layout import compact_json
+from steelyard.formats.manifest import load_json
 from steelyard.formats.source import Folder, Source
 
 CONFIG = "config.json"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,24 @@ def checked_sum(data: Any, at: str) -> int:
     if type(data) is not int or not 0 <= data < 1 << 32:
         raise CodecError(f"{at}: expected a CRC-32 from 0 to 4294967295")
     return data
+
+
+def sum_of_all(told: Any, arrays: Iterable[tuple[str, Spec]]) -> int:
+    """The CRC-32 of all that a file says: what is `told` of packed tensors, and what each array is, by name.
+
+    Of what is said and not of how: the order of the arrays and the spelling of the header are a writer's own.
+
+    >>> sum_of_all({}, [("b", Spec.of((2,), "uint8")), ("a", Spec.of((), "float32"))])
+    4202683340
+    """
+    said = [told, *([name, spec.dtype.name, list(spec.shape)] for name, spec in sorted(arrays, key=lambda x: x[0]))]
+    lines = "\n".join(compact_json(data, hostile=True) for data in said)
+    return zlib.crc32(lines.encode("utf-8", "surrogatepass"))
+
+
+def compact_json(data: Any, *, hostile: bool = False) -> str:
+    """JSON in as few bytes as it needs, as UTF-8 where the text can be encoded; hostile: it may hold infinities."""
+    return json.dumps(data, ensure_ascii=False, allow_nan=hostile, separators=(",", ":"))
 
 
 def with_sums(layout: list[Any], usual: str, sums: Mapping[str, int]) -> list[Any]:

@@ -3,12 +3,13 @@
 One JSON text under the key ``steelyard``, the same in every container::
 
     {"version": 1, "packed": {name: layout}, "ties": {alias: name}, "order": [name, ...],
-     "joined": {key: [codec, dtype, part, {name: [bytes, *shape]}, [sum, ...]]}}
+     "joined": {key: [codec, dtype, part, {name: [bytes, *shape]}, [sum, ...]]}, "sum": sum of all that is said}
 
 Only what is needed is there; where nothing is needed there is no text. Joined are packed tensors of one codec whose
 only part is a few bytes: these lie one after the other in the array of that key, because a header entry for each
-would be longer than they are. Sums are the CRC-32 of the bytes of each, where a container has none of its own. The text
-is the authority for how arrays belong together, not the spelling of keys. Knows nothing of files.
+would be longer than they are. Sums are the CRC-32 of the bytes of each, and of this text with the names, types and
+shapes of all arrays, where a container has none of its own. The text is the authority for how arrays belong together,
+not the spelling of keys. Knows nothing of files.
 """
 
 from __future__ import annotations
@@ -23,14 +24,25 @@ from typing import TYPE_CHECKING, Any
 from steelyard.codecs import CODECS
 from steelyard.core.packed import Codec, Packed
 from steelyard.core.recipe import Reader
+from steelyard.core.spec import Spec
 from steelyard.core.weights import Weight, Weights
 from steelyard.errors import DamageError, FormatError, SteelyardError, printable, quoted
-from steelyard.formats.layout import Layout, alone, dismantle, summed, with_sums
+from steelyard.formats.layout import (
+    Layout,
+    alone,
+    checked_sum,
+    compact_json,
+    dismantle,
+    sum_of_all,
+    summed,
+    with_sums,
+)
 
 if TYPE_CHECKING:
     import numpy as np
 
 KEY = "steelyard"
+JOINED = "joined by steelyard"  # the array of several packed tensors: known by its name should the text be lost
 VERSION = 1
 
 
@@ -52,6 +64,7 @@ class Manifest:
     order: tuple[str, ...] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)  # what one container adds for itself
     joined: Mapping[str, Mapping[str, Slice]] = field(default_factory=dict)  # key of an array -> what lies in it
+    sealed: tuple[int, Any] | None = None  # the sum of all that the file says, and what the text says besides
 
     @staticmethod
     def parse(text: str, path: object, extra: Container[str] = ()) -> Manifest:
@@ -65,6 +78,7 @@ class Manifest:
 
     def collect(self, arrays: Mapping[str, Weight], meta: Mapping[str, str], path: object) -> Weights:
         """The weights that `arrays`, the plain tensors of a file by key, stand for; raises FormatError."""
+        self._check_sum(arrays, path)
         owner: dict[str, str] = {}
         items: dict[str, Weight] = {}
         for name, layout in self.packed.items():
@@ -96,6 +110,17 @@ class Manifest:
             return Weights(items.values(), self.ties, meta)
         except SteelyardError as error:
             raise FormatError(f"metadata {KEY!r}: {error}", path=path) from error
+
+    def _check_sum(self, arrays: Mapping[str, Weight], path: object) -> None:
+        """Raise FormatError where the file says something else than what was written."""
+        if self.sealed is None:
+            return
+        expected, told = self.sealed
+        found = sum_of_all(told, ((key, array.spec) for key, array in arrays.items()))
+        if found != expected:
+            text = f"what it says of its tensors is not what was written: its CRC-32 is {found:08x}, expected "
+            remedy = f"fetch the file again; if it was changed on purpose, take 'sum' out of the metadata {KEY!r}"
+            raise FormatError(f"{text}{expected:08x}; {remedy}", path=path)
 
 
 def load_json(text: str) -> Any:
@@ -151,7 +176,7 @@ def _parse(data: Any, extra: Container[str]) -> Manifest:
         raise FormatError(
             f"expected an object of version {VERSION}; use a newer steelyard, or rename the metadata if it is yours"
         )
-    known = {"version", "packed", "ties", "order", "joined"}
+    known = {"version", "packed", "ties", "order", "joined", "sum"}
     unknown = [key for key in data if key not in known and key not in extra]
     if unknown:
         raise FormatError(f"did not expect the key {quoted(unknown[0])}")
@@ -163,7 +188,11 @@ def _parse(data: Any, extra: Container[str]) -> Manifest:
     codec = Reader(CODECS, {}).codec
     layouts = {name: Layout.parse(below, name, codec, f"packed.{quoted(name)}") for name, below in packed.items()}
     own = {key: data[key] for key in data if key not in known}
-    return Manifest(layouts, ties, None if order is None else tuple(order), own, _joined(data.get("joined", {}), codec))
+    joined = _joined(data.get("joined", {}), codec)
+    sealed = None
+    if "sum" in data:
+        sealed = checked_sum(data["sum"], "sum"), {key: value for key, value in data.items() if key != "sum"}
+    return Manifest(layouts, ties, None if order is None else tuple(order), own, joined, sealed)
 
 
 def _joined(data: Any, codec: Callable[[object, str], Codec]) -> dict[str, dict[str, Slice]]:
@@ -292,9 +321,7 @@ class Draft:
         for told, names in groups.items():
             if len(names) < 2:
                 continue
-            key = "joined"
-            while key in self.keys or key in self.weights or key in found:
-                key += "~"
+            key = self._free("joined", found)
             found[key] = [self._short[name][0] for name in names]
             tensors = {name: [self._short[name][1], *self.packed.pop(name)[2]] for name in names}
             self.joined[key] = [*json.loads(told), tensors]
@@ -302,15 +329,32 @@ class Draft:
         self.keys = {replaced.get(key, key): name for key, name in self.keys.items()}
         return found
 
+    def marked(self) -> dict[str, str]:
+        """Call joined arrays so that they are known should the text be lost; the new keys by the old ones."""
+        found: dict[str, str] = {}
+        for old in self.joined:
+            found[old] = self._free(JOINED, found.values())
+        self.joined = {found[key]: below for key, below in self.joined.items()}
+        self.keys = {found.get(key, key): name for key, name in self.keys.items()}
+        return found
+
+    def _free(self, key: str, taken: Container[str]) -> str:
+        """A key that nothing else has."""
+        while key in self.keys or key in self.weights or key in taken:
+            key += "~"
+        return key
+
     def _joined(self, below: list[Any], sums: bool) -> list[Any]:
         """What is told of one array of several tensors."""
         return [*below, [self._sums[self._short[name][0]] for name in below[3]]] if sums else below
 
-    def text(self, *, sums: bool = False, **extra: Any) -> str | None:
+    def text(self, arrays: Iterable[tuple[str, Spec]] | None = None, **extra: Any) -> str | None:
         """The JSON; None where the container needs none. `extra` is what the container adds for itself.
 
-        sums: tell those of all arrays of packed tensors, for a container that has none.
+        arrays: all arrays of a container that has no sums of its own, if any tensor is packed, by key: then the text
+        has those of all arrays of packed tensors, and of all that is said.
         """
+        sums = arrays is not None
         data: dict[str, Any] = {"version": VERSION}
         if self.packed:
             told = {name: with_sums(layout, name, self._sums) for name, layout in self.packed.items()}
@@ -320,12 +364,10 @@ class Draft:
         if self.weights.ties:
             data["ties"] = dict(self.weights.ties)
         names = {key: below[3] for key, below in self.joined.items()}
-        if _order(self.keys, self.keys, self.packed, names) != list(self.weights):
+        alike = JOINED in self.weights  # without a text it would be taken for one that was lost
+        if alike or _order(self.keys, self.keys, self.packed, names) != list(self.weights):
             data["order"] = list(self.weights)
         data.update({key: value for key, value in extra.items() if value})
+        if arrays is not None and (self.packed or self.joined):
+            data["sum"] = sum_of_all(data, arrays)
         return compact_json(data) if len(data) > 1 else None
-
-
-def compact_json(data: Any) -> str:
-    """JSON in as few bytes as it needs, as UTF-8 where the text can be encoded."""
-    return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))

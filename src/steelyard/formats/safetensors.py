@@ -16,7 +16,7 @@ import struct
 import sys
 import zlib
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, ValuesView
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,7 +25,8 @@ from steelyard.core.packed import Packed
 from steelyard.core.spec import Spec
 from steelyard.core.weights import Weight, Weights
 from steelyard.errors import FormatError, quoted
-from steelyard.formats._folded import ARRAY, MARK, SUM, Sealed, fold, lost
+from steelyard.formats._folded import SUM, Sealed, fold
+from steelyard.formats._lost import check_named, check_there
 from steelyard.formats._safetensors_header import CODES, HEADER_LIMIT, Header, spec_of
 from steelyard.formats.base import (
     COPY,
@@ -38,7 +39,8 @@ from steelyard.formats.base import (
     replacing,
     spooling,
 )
-from steelyard.formats.manifest import KEY, Draft, Manifest, compact_json
+from steelyard.formats.layout import compact_json
+from steelyard.formats.manifest import KEY, Draft, Manifest
 from steelyard.formats.resuming import resuming
 from steelyard.formats.source import Source
 
@@ -71,7 +73,8 @@ class Safetensors(Resumable):
         arrays, meta = Tensors(header, source), dict(header.meta)
         own = meta.pop(KEY, None)
         if own is None:
-            _check_foreign(header, source)
+            check_named(meta, arrays, source.path)
+            check_there(arrays, source, header.start)
             return Weights.over(arrays, {}, meta, arrays.specs)
         return Manifest.parse(own, source.path).collect(arrays, meta, source.path)
 
@@ -97,19 +100,6 @@ class Safetensors(Resumable):
             sink.truncate()
             _write(weights, path, sink, set(weights))
         return sink.tell()
-
-
-def _check_foreign(header: Header, source: Source) -> None:
-    """Raise FormatError for a file of ours whose text was renamed or lost: nobody wants its parts as tensors."""
-    for key, text in header.meta.items():
-        if key.strip().casefold() == KEY and text.startswith((MARK, '{"version":')):
-            text = f"the metadata key {quoted(key)} has what is written as {KEY!r}: rename it, or fetch the file again"
-            raise FormatError(text, path=source.path)
-    if list(header.names) == [ARRAY] and header.kinds[header.kind[0]].startswith("U8"):
-        count = lost(source, header.start)
-        if count is not None:
-            text = f"its only array, {ARRAY!r}, begins with a folded header, and the metadata that tell of it are lost"
-            raise FormatError(f"{text}: write {KEY!r}: '{MARK}{count}', or fetch the file again", path=source.path)
 
 
 class Tensors(Mapping[str, Weight]):
@@ -264,7 +254,10 @@ def _write(weights: Weights, path: Path, sink: Sink, encoded: set[str]) -> bool:
         if draft.packed or draft.joined:  # otherwise there are tensors that any reader can take from the file
             folded = fold(head[8:], size)
         if folded is None:  # each part has a sum of its own
-            sink.write(_head(pieces, ordered, {**weights.meta}, draft.text(sums=True), path))
+            keys = draft.marked()
+            pieces, ordered = ([replace(p, key=keys.get(p.key, p.key)) for p in some] for some in (pieces, ordered))
+            own = draft.text((piece.key, piece.spec) for piece in pieces)
+            sink.write(_head(pieces, ordered, {**weights.meta}, own, path))
             return all(_put(piece, sink, spool) for piece in ordered)
         sink.write(folded[0])
         summed = _Summed(sink)

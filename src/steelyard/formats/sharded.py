@@ -24,6 +24,7 @@ from steelyard.core.spec import Spec
 from steelyard.core.weights import Weight, Weights
 from steelyard.errors import FormatError, RecipeError
 from steelyard.formats._index import SHARD_LIMIT, TOTAL, Index, check_total, gather
+from steelyard.formats._lost import check_named
 from steelyard.formats.base import Resumable, Sink, announced, check_text, flat_bytes, spooling, writing
 from steelyard.formats.fileset import resume_set, stream, write_set
 from steelyard.formats.manifest import KEY, Draft, Manifest, load_json
@@ -71,6 +72,7 @@ class Sharded(Resumable):
         arrays, ties, meta = gather(index, source.folder, source)
         meta = {**meta, **index.meta}
         if index.own is None:
+            check_named({**index.strays, **index.meta}, arrays, source.path)
             found = Weights.over(arrays, ties, meta, arrays.specs)
         else:
             found = Manifest.parse(index.own, source.path).collect(arrays, meta, source.path)
@@ -208,7 +210,7 @@ def _text(weights: Weights, draft: Draft, shards: Sequence[Sequence[Weight]], na
     """The index of `shards` in files called `names`."""
     total = sum(piece.spec.nbytes for shard in shards for piece in shard)
     metadata: dict[str, Any] = {TOTAL: total, **weights.meta}
-    own = draft.text(sums=True)
+    own = draft.text((piece.name, piece.spec) for shard in shards for piece in shard)
     if own is not None:
         metadata[KEY] = own
     files = {piece.name: name for name, shard in zip(names, shards, strict=True) for piece in shard}
