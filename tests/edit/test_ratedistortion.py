@@ -89,3 +89,25 @@ def test_bad_input_is_named() -> None:
     negative = Weights.of({n: -np.ones(i.spec.shape) for n, i in weights().items()})
     with pytest.raises(WeightsError, match="finite and >= 0"):
         RateDistortion(bits=3, by=negative)(weights()).arrays()
+
+
+@pytest.mark.parametrize("error", [1e-12, 1e-9])
+def test_an_error_finer_than_levels_is_told_with_the_least_that_works(error: float) -> None:
+    with pytest.raises(RecipeError, match=rf"error={error:g} would need more than 2\^28 levels .*: ask for ") as told:
+        cost(RateDistortion(error=error), weights())
+    least = float(str(told.value).partition("ask for ")[2].split()[0])
+    assert 1e-9 < least < 1e-6
+    cost(RateDistortion(error=least), weights())
+    with pytest.raises(RecipeError, match="ask for"):
+        cost(RateDistortion(error=least / 1.2), weights())
+
+
+def test_bits_finer_than_levels_are_told_in_bits() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 64)).astype(np.float32)
+    x[0, 0] = 1e7
+    with pytest.raises(
+        RecipeError, match=r"'far': bits=20 would need more than 2\^28 levels .*: ask for fewer of them"
+    ):
+        cost(RateDistortion(bits=20), Weights.of({"far": x}))
+    assert cost(RateDistortion(bits=5), Weights.of({"far": x}))[0] == pytest.approx(5, rel=0.06)

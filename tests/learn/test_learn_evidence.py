@@ -291,6 +291,16 @@ def test_what_is_wrong_is_named(change: dict, error: type[SteelyardError], says:
         score(nn.Linear(5, 4), settings.pop("data"), **settings)
 
 
+@pytest.mark.parametrize("kind", ["norms", "moments", "hessian", "gradient", "fisher"])
+def test_the_weight_that_is_not_finite_is_named_and_not_what_follows_it(kind: str) -> None:
+    net = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    with torch.no_grad():
+        net[1].weight[2, 1] = float("nan")
+    with pytest.raises(ModelError, match=r"has weights that are not finite, in '1.weight': repair them"):
+        score(net, [torch.ones(2, 5)], kind, loss=lambda m, x: m(x).square().mean())
+    assert np.isfinite(score(net, [torch.ones(2, 5)], "norms", where="0.*")["0.weight"].array()).all()
+
+
 def test_a_chosen_weight_that_is_never_used_is_named() -> None:
     net = nn.ModuleDict({"used": nn.Linear(5, 4), "idle": nn.Linear(5, 4)})
     net.forward = net["used"].forward  # type: ignore[method-assign]

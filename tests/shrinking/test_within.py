@@ -187,6 +187,14 @@ def test_the_proof_ends_at_the_first_that_fails(
     assert found.proof.rows[0]["loss"] < 0.02
 
 
+def test_weights_that_are_too_few_to_be_packed_are_told() -> None:
+    """Of eight bits for each of them most go into the heads of two tensors."""
+    task = replace(blobs(), build=lambda: nn.Sequential(nn.AvgPool1d(5), nn.Linear(4, 4)))
+    model = train(task, epochs=12, progress=False).model
+    with pytest.raises(VerdictError, match="the 20 weights are so few that the heads of packed tensors take most of"):
+        shrink(model, task, tolerance=0.02)
+
+
 def test_nothing_is_written_where_the_safest_fails(
     task: Task, model: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -228,6 +236,10 @@ WRONG: dict[str, tuple[Callable[[Task], Task], dict[str, Any], str]] = {
     ),
     "infinite once in a batch": (
         lambda t: replace(t, metrics={"odd": once_infinite}), {}, r"'odd' of the original is inf for 5 of 1200 valid"
+    ),
+    "complex": (
+        lambda t: replace(t, metrics={"odd": lambda o, y: accuracy(o, y) + 1j}), {},
+        "'odd' returns complex numbers, expected real ones",
     ),
     "drawn at random": (lambda t: replace(t, metrics={"drawn": drawn}), {}, "comes out otherwise when it is measured again"),
     "a metric of no output": (

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from steelyard.codecs.trellis import Trellis
+from steelyard.codecs.trellis import LIMIT, Trellis
 from steelyard.core.packed import Packed, Scheme
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
@@ -218,7 +218,10 @@ class _Part:
         some, weigh = rows[::step][:, :SAMPLE].astype(np.float64), None
         if important is not None and importance > 0:
             weigh = important.reshape(rows.shape)[::step][:, :SAMPLE] / importance
-        return _Look(x.size, squares, importance * self.factor, some, weigh, within=WITHIN[self.codec.states])
+        most = float(np.abs(x).max())
+        return _Look(
+            x.size, squares, importance * self.factor, some, weigh, within=WITHIN[self.codec.states], most=most
+        )
 
     def _graded(self, x: np.ndarray, kept: Kept) -> _Look:
         """In units of its grades, in which all tensors have one step."""
@@ -287,6 +290,7 @@ class _Look:
     noise: np.ndarray | None = None  # what other elements' errors add to the sample, as a share of an element's error
     told: int = 0  # bytes besides the levels
     within: float = 1.0  # the squared error of an element in squared steps, which depends on the states
+    most: float = 0.0  # the greatest value, where levels count from 0 in steps of the tensor
 
     @property
     def nbytes(self) -> int:
@@ -339,7 +343,7 @@ class _Together:
             else:  # zeros, where nothing is of importance
                 held = part.codec.held(x if step else np.zeros_like(x), step or None, important)
         except CodecError as error:
-            raise CodecError(f"{part.weight.origin}: {quoted(name)}: {error}") from error
+            raise self._too_fine(name, "fewer of them") from error
         return Packed(part.weight.spec, part.codec, held)
 
     @cached_property
@@ -358,14 +362,39 @@ class _Together:
         if self.settings.bits is None:
             error = self.settings.error or 0.0
             noise = sum(look.size * look.size * look.step**2 / look.squares for look in looks)
-            return error * math.sqrt(count / (WITHIN[self.settings.states] * noise))
+            return self._coarse(error * math.sqrt(count / (WITHIN[self.settings.states] * noise)))
         start = math.sqrt(sum(look.squares for look in looks) / sum(look.size * look.step**2 for look in looks))
 
+        def each(name: str, factor: float) -> float:
+            try:
+                return self._looks[name].bits(factor, self.parts[name].codec)
+            except CodecError as error:
+                raise self._too_fine(name, "fewer of them") from error
+
         def bits(factor: float) -> float:
-            return sum(look.bits(factor, self.parts[name].codec) for name, look in self._looks.items()) / count
+            return sum(each(name, factor) for name in self._looks) / count
 
         least = bits(start * NOTHING)
         if self.settings.bits < least and self.settings.kind not in PAIRS:  # with grades of their own, rows may go on
             text = f"{self.settings.bits:g} bits for each weight are too few: with every weight 0 these tensors take"
-            raise RecipeError(f"{text} {least:.2g}; ask for more")
-        return solved(bits, self.settings.bits, start)
+            raise RecipeError(f"{text} {least:.2g}; ask for more, or leave tensors of few weights as they are")
+        return self._coarse(solved(bits, self.settings.bits, start))
+
+    def _coarse(self, factor: float) -> float:
+        """The factor; raises RecipeError where a tensor would need more levels than there are."""
+        finer = {
+            name: 1.001 * look.most / (LIMIT * factor * look.step) for name, look in self._looks.items() if look.step
+        }
+        name, times = max(finer.items(), key=lambda found: found[1])
+        if times >= 1:
+            error = self.settings.error
+            raise self._too_fine(name, "fewer of them" if error is None else f"{1.05 * error * times:.2g} or more")
+        return factor
+
+    def _too_fine(self, name: str, what: str) -> RecipeError:
+        """What to ask for instead."""
+        asked = "bits" if self.settings.error is None else "error"
+        return RecipeError(
+            f"{self.parts[name].weight.origin}: {quoted(name)}: {asked}={getattr(self.settings, asked):g} would need "
+            f"more than 2^28 levels on either side of 0: ask for {what}, or pack without any loss (the codec entropy)"
+        )

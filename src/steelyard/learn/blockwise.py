@@ -118,7 +118,7 @@ class _Work:
         found, first = of_inputs(module, served, self.kind, chosen, self.precision, False, call)
         own = {n.name: n for n in chosen if n.name in found}
         samples = {name: sample(to_array(n.parameter)) for name, n in own.items()}
-        evidence = collected(found, own, {**self.about, "inputs first": sorted(first), "samples": samples})
+        evidence = collected(module, found, own, {**self.about, "inputs first": sorted(first), "samples": samples})
         weights = Weights([n.weight() for n in own.values()])
         return {
             prefix + n: replace(item, name=prefix + n) for n, item in self.method(evidence)(weights).settle().items()

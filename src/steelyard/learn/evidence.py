@@ -21,6 +21,7 @@ from steelyard.edit.evidence import sample
 from steelyard.errors import ModelError, UnknownNameError
 from steelyard.formats.module import to_array
 from steelyard.learn.calling import calling
+from steelyard.learn.finite import broken_weight
 from steelyard.learn.inputs import Inputs, Site, watching_inputs
 from steelyard.learn.parameters import Named, as_where, named_parameters
 from steelyard.learn.passage import check_values
@@ -119,14 +120,20 @@ def score(
         "inputs first": sorted(first),
         "samples": {name: sample(to_array(n.parameter)) for name, n in named.items()},
     }
-    return collected(found, named, about)
+    return collected(model, found, named, about)
 
 
-def collected(found: Mapping[str, np.ndarray], named: Mapping[str, Named], about: Mapping[str, Any]) -> Weights:
+def collected(
+    model: nn.Module, found: Mapping[str, np.ndarray], named: Mapping[str, Named], about: Mapping[str, Any]
+) -> Weights:
     """Evidence by name as Weights with the ties of the parameters; raises ModelError for what is not finite."""
     for name, values in found.items():
         if not np.isfinite(values).all():
-            raise ModelError(f"the evidence for {name!r} is not finite: the inputs or the loss of the model overflow")
+            if (broken := broken_weight(model)) is not None:  # which makes the evidence of others so
+                raise ModelError(f"{type(model).__name__} has weights that are not finite, in {broken!r}: repair them, "
+                                 "or take a file from before they broke")  # fmt: skip
+            raise ModelError(f"the evidence for {name!r} is not finite, and all weights are: the inputs are not, or "
+                             "what the model makes of them overflows")  # fmt: skip
     ties = {alias: name for name, n in named.items() for alias in list(n.names)[1:]}
     items = [Weight.of(name, values, origin=f"evidence {about['kind']}") for name, values in found.items()]
     return Weights(items, ties, {"evidence": json.dumps(about)})

@@ -81,7 +81,7 @@ def _told(model: nn.Module, chosen: list[Named], sums: list[_Sums], count: int) 
         outputs, inputs = total.factors(n.parameter, count)
         found |= {n.name + OUTPUTS: outputs, n.name + INPUTS: inputs}
     ties = {alias: n.name for n in chosen for alias in list(n.names)[1:]}
-    made = collected(found, {}, {"kind": KIND, "model": type(model).__name__, "inputs first": [], "samples": {}})
+    made = collected(model, found, {}, {"kind": KIND, "model": type(model).__name__, "inputs first": [], "samples": {}})
     both = {alias + part: name + part for alias, name in ties.items() for part in (OUTPUTS, INPUTS)}
     return Weights(made.values(), both, made.meta)
 

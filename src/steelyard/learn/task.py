@@ -278,6 +278,8 @@ def per_example(function: PerExample, outputs: Tensor, batch: Batch, name: str) 
     if not isinstance(values, Tensor) or values.shape != (len(batch),):
         found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ModelError(f"{name!r} returns {found}, expected one number per example: shape ({len(batch)},)")
+    if values.is_complex():
+        raise ModelError(f"{name!r} returns complex numbers, expected real ones: take their abs() or their .real")
     return values
 
 

@@ -148,8 +148,15 @@ class Search:
         if safest is not None and safest.mean() > self.promise.tolerance:
             raise VerdictError(
                 f"even at {SIZES[0]:g} bits for each weight {safest.mean():.3g} of {self.task.headline} is lost on the "
-                f"{len(safest)} validation examples, the tolerance is {self.promise.tolerance:g}: nothing is written"
+                f"{len(safest)} validation examples, the tolerance is {self.promise.tolerance:g}: {self._few()}"
+                "nothing is written"
             )
+
+    def _few(self) -> str:
+        """What is to be said where much of the largest size goes into the heads of tensors; '' mostly."""
+        least, most = (sum(held_bytes(w) for w in self._held(SIZES[i]).values()) for i in (-1, 0))
+        few = f"the {self.original.size:,} weights are so few that the heads of packed tensors take most of that; keep"
+        return f"{few} them as they are; " if 2 * least > most else ""
 
     def _measured(self, index: int) -> np.ndarray:
         """What a size loses on validation data."""
