@@ -210,7 +210,7 @@ def alone(model: nn.Module, given: sy.Task, truth: sy.Task, before: dict[str, np
     student, chances = copy.deepcopy(model), {}
     for row in singles.files(model, given, student):
         lost = {split: before[split] - row.pop(split) for split in ("valid", "test")}
-        seen = evidence(lost["valid"])
+        seen = evidence(lost["valid"], shares=True)
         chances[row["method"], row["setting"]] = promise.chance(*seen, *map(len, lost.values()), shares=True)
         row |= {"valid loss": lost["valid"].mean(), "loss at most": promise.bound(lost["test"])}
         row["lost in truth"] = (before["truth"] - right(student, truth, "test")).mean()

@@ -13,6 +13,7 @@ from steelyard.errors import ModelError, ProofWarning
 from steelyard.formats.module import from_module
 from steelyard.learn.data import Examples
 from steelyard.learn.evaluate import outcomes
+from steelyard.learn.imitation import imitation
 from steelyard.learn.measures import accuracy, cross_entropy
 from steelyard.learn.task import SPLITS, Task, build_seeded
 from steelyard.shrinking.foresight import reachable, unseen
@@ -130,8 +131,26 @@ def test_a_tolerance_finer_than_rounding_is_refused_with_one_that_could_be_prove
     assert found.proof.rows[0]["loss at most"] <= least * 8
 
 
-def test_it_is_not_asked_of_right_or_wrong_nor_where_it_can_be_proven() -> None:
+def test_it_is_not_refused_where_it_can_be_proven() -> None:
     task, model = line()
     before = outcomes(model, task, "valid")["squared error"]
     reachable(build_seeded(task), from_module(model).settle(), task, before, 400, Promise(0.5))
-    reachable(build_seeded(task), from_module(model).settle(), task, (before > 1).astype(float), 400, Promise(1e-9))
+
+
+def likeness(outputs: Tensor, targets: Tensor) -> Tensor:
+    """1 for the model itself, exactly, and between 0 and 1 for all others."""
+    return torch.exp(-squared(outputs, targets))
+
+
+def test_a_metric_of_which_the_original_has_all_is_not_held_for_right_or_wrong() -> None:
+    """Were it right or wrong, 60 examples could prove no less than 0.049."""
+    _, model = line()
+    g = torch.Generator().manual_seed(1)
+    alike = imitation(model, [torch.randn(20, 24, generator=g) for _ in range(10)], likeness)
+    assert (outcomes(model, alike, "valid")["likeness"] == 1).all()
+    found = shrink(model, alike, tolerance=0.02, epochs=0)
+    assert found.proof.rows[0]["examples"] == 60
+    assert found.search is not None
+    assert not found.search.learned.shares
+    with pytest.raises(ModelError, match=r"60 proof examples cannot prove a tolerance of 1e-09: by \d+ validation"):
+        shrink(model, alike, tolerance=1e-9, epochs=0)

@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from steelyard.shrinking.order import Step, chances, evidence, foreseen, middle, ordered
+from steelyard.shrinking.order import Step, chances, evidence, foreseen, middle, ordered, scaled
 from steelyard.shrinking.promise import Promise
 
 SIZES = [8 * 0.93**i for i in range(48)]
@@ -16,9 +16,23 @@ BYTES = [1000 * bits for bits in SIZES]
 
 
 def test_evidence_of_right_or_wrong_never_holds_a_change_for_impossible() -> None:
-    assert evidence(np.zeros(100)) == (0.0, 0.01)
-    assert evidence(np.array([1.0, 0.0, 0.0, -1.0])) == (0.0, 0.75)
-    assert evidence(np.array([0.5, 0.1])) == pytest.approx((0.3, 0.08))
+    assert evidence(np.zeros(100), shares=True) == (0.0, 0.01)
+    assert evidence(np.array([1.0, 0.0, 0.0, -1.0]), shares=True) == (0.0, 0.75)
+    assert evidence(np.array([0.5, 0.1]), shares=False) == pytest.approx((0.3, 0.08))
+    assert evidence(np.array([1.0, 0.0, 0.0, 0.0]), shares=False) == (0.25, 0.25)  # graded, though none of these is
+
+
+def test_no_more_is_lost_or_gained_than_changes_in_what_is_foreseen() -> None:
+    """Of right or wrong: also between a size that gained and one that lost, and beyond the largest."""
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        at = sorted(rng.choice(48, 3, replace=False).tolist())
+        changed = np.sort(rng.uniform(0.001, 0.2, 3))
+        measured = {i: (share * rng.uniform(-1, 1), share) for i, share in zip(at, changed, strict=True)}
+        for found in foreseen(SIZES, measured):
+            for times in (0.5, 1.0, 2.0):
+                mean, variance = scaled(found, times)
+                assert abs(mean) <= variance * (1 + 1e-9)
 
 
 def test_what_a_size_loses_lies_between_those_that_were_measured_and_never_falls() -> None:
@@ -110,7 +124,7 @@ def test_the_chance_of_a_proof_is_about_how_often_it_holds(balance: float, most:
         valid, test = (
             (rng.random(1000) < rate) * np.where(rng.random(1000) < (1 + balance) / 2, 1.0, -1.0) for _ in range(2)
         )
-        foretold.append(promise.chance(*evidence(valid), 1000, 1000, shares=True))
+        foretold.append(promise.chance(*evidence(valid, shares=True), 1000, 1000, shares=True))
         held.append(promise.kept(test))
     assert np.mean(held) == pytest.approx(np.mean(foretold), abs=off)
     low, high = np.array(foretold) < 0.2, np.array(foretold) > 0.8
@@ -125,8 +139,8 @@ def test_changes_of_which_none_is_a_gain_are_held_for_losses() -> None:
     both = worse.copy()
     both[:5] = -1
     promise = Promise(0.02)
-    assert promise.chance(*evidence(worse), 1000, 1000, shares=True) < 0.7
-    assert promise.chance(*evidence(both), 1000, 1000, shares=True) > 0.95
+    assert promise.chance(*evidence(worse, shares=True), 1000, 1000, shares=True) < 0.7
+    assert promise.chance(*evidence(both, shares=True), 1000, 1000, shares=True) > 0.95
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 4])

@@ -111,7 +111,7 @@ def _chosen(search: Search, target: str | Path | None, tolerance: float | None, 
     again.promise = replace(promise, look=looks.number(search.journal, asked))
     again.tried, again.evaluations = [], 0
     again.learned.bear(promise.tolerance)
-    provable(again.before["test"], again.promise)
+    provable(len(again.before["test"]), again.promise, shares=again.learned.shares)
     order = _by_tolerance(again) if bytes is None else _by_bytes(again, bytes, account.kind(place))
     looks.taken(search.journal, asked)
     return told(again, again.proven(order), place, began)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from steelyard.core.weights import Weight, Weights
 from steelyard.errors import ModelError, ProofWarning, quoted
 from steelyard.formats.module import into_module
-from steelyard.learn.evaluate import binary, evaluating
+from steelyard.learn.evaluate import evaluating
 from steelyard.learn.task import Batch, Split, Task, apply, device_of, per_example
 from steelyard.shrinking.deep import MATRICES, lost
 from steelyard.shrinking.promise import Promise
@@ -79,8 +79,6 @@ def reachable(
     examples, which is half of what they lose in the largest file that a search makes, has a spread. before: the metric
     of the original on all validation examples, in their order. student: is given other weights.
     """
-    if binary(before):
-        return
     into_module(_rounded(original), student)
     found = _probed(student, task, min(PROBE, len(before) // 2))
     worse = lost(task, before[: len(found)], found)

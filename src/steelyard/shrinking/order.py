@@ -23,7 +23,7 @@ NEGLIGIBLE = 1e-3  # of log bytes: a step that saves less is not worth a proof
 
 Ends = tuple[int, int]  # the last step among sizes, and among what was trained
 NONE: Ends = (-1, -1)
-Evidence = tuple[float, float]  # mean and variance of how much worse an example came out
+Evidence = tuple[float, float]  # mean and variance of how much worse an example came out; of shares what changes
 Chance = Callable[[float, float], float]  # of a proof, by these two
 QUANTILES = np.array([NormalDist().inv_cdf((i + 0.5) / 7) for i in range(7)])
 
@@ -38,9 +38,9 @@ class Step:
     trained: bool
 
 
-def evidence(worse: np.ndarray) -> Evidence:
-    """Mean and variance; of right or wrong as if one more had changed, because none of n does not mean never."""
-    if bool(np.isin(worse, (-1.0, 0.0, 1.0)).all()):
+def evidence(worse: np.ndarray, *, shares: bool) -> Evidence:
+    """Mean and variance; of right or wrong (shares) what changes, as if one more had: none of n does not mean never."""
+    if shares:
         return float(worse.mean()), (float(np.abs(worse).sum()) + 1) / len(worse)
     return float(worse.mean()), float(worse.var(ddof=1)) if len(worse) > 1 else 0.0
 
@@ -64,26 +64,34 @@ def foreseen(sizes: Sequence[float], measured: Mapping[int, Evidence]) -> list[E
         nearest = min(max(i, known[0]), known[-1])
         times = 4.0 ** (sizes[nearest] - bits)
         places = [sizes[k] for k in known][::-1]
-        mean, variance = (_between(sizes[nearest], places, v[::-1]) for v in (means, variances))
-        found.append((mean * times if mean > 0 else mean, variance * times))
+        found.append(scaled(_between(sizes[nearest], places, means[::-1], variances[::-1]), times))
     return found
+
+
+def scaled(found: Evidence, times: float) -> Evidence:
+    """Where all that comes out otherwise is so many times as much: a gain goes with it, and does not grow."""
+    mean, variance = found
+    return mean * (times if mean > 0 else min(times, 1.0)), variance * times
 
 
 def chances(sizes: Sequence[float], measured: Mapping[int, Evidence], chance: Chance) -> list[float]:
     """That of a proof for each size, in the mean of what it may lose where that is foreseen."""
     found = []
-    for bits, (mean, variance) in zip(sizes, foreseen(sizes, measured), strict=True):
+    for bits, there in zip(sizes, foreseen(sizes, measured), strict=True):
         off = OFF * min(abs(bits - sizes[i]) for i in measured)
         times = np.exp(off * QUANTILES) if off else np.ones(1)
-        found.append(float(np.mean([chance(mean * t if mean > 0 else mean, variance * t) for t in times])))
+        found.append(float(np.mean([chance(*scaled(there, t)) for t in times])))
     return found
 
 
-def _between(place: float, places: Sequence[float], values: np.ndarray) -> float:
-    """Geometric where that is possible, otherwise linear."""
-    if (values > 0).all():
-        return math.exp(np.interp(place, places, np.log(values)))
-    return float(np.interp(place, places, values))
+def _between(place: float, places: Sequence[float], means: np.ndarray, variances: np.ndarray) -> Evidence:
+    """Geometric where that is possible, otherwise linear: the same of both, so that no more is lost than changes."""
+    both = np.stack([means, variances])
+    if (both > 0).all():
+        mean, variance = (math.exp(np.interp(place, places, row)) for row in np.log(both))
+    else:
+        mean, variance = (float(np.interp(place, places, row)) for row in both)
+    return mean, variance
 
 
 def ordered(steps: Sequence[Step], first: Collection[Step], most: int, whole: float) -> list[Step]:

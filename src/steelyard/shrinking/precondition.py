@@ -112,6 +112,7 @@ class Learned:
 
     told: str = ""
     least: float = 0.0  # by how much it is better on its own, at `LEARNED`
+    shares: bool = False  # examples are right or wrong: 0 or 1 by their own targets, and by those of others
 
     def bear(self, tolerance: float) -> None:
         """Raise ModelError for a tolerance that a file which has forgotten everything may keep."""
@@ -134,16 +135,16 @@ def _learned(task: Task, found: np.ndarray, crossed: np.ndarray) -> Learned:
     if nothing is not None and not lost(task, found.mean(), np.float64(nothing)) > 0:
         raise ModelError(f"the original has {has}; who has learned nothing has {nothing:.4g}: any file would do; train "
                          "it first")  # fmt: skip
-    return Learned(told, least)
+    return Learned(told, least, binary(found) and binary(crossed))
 
 
-def provable(before: np.ndarray, promise: Promise) -> None:
+def provable(examples: int, promise: Promise, *, shares: bool) -> None:
     """Raise ModelError for a tolerance that so many proof examples cannot prove, even if not one of them changes.
 
-    before: the metric of the original on each of them.
+    shares: each of them is right or wrong (`Learned`).
     """
-    examples, tolerance = len(before), promise.tolerance
-    if binary(before):
+    tolerance = promise.tolerance
+    if shares:
         if promise.least(examples) > tolerance:
             again = f" at their look {promise.look}" if promise.look > 1 else ""
             raise ModelError(

@@ -140,7 +140,6 @@ class Promise:
         """In the mean of what the changes that were seen may say."""
         from scipy.special import ndtr
 
-        changed = max(changed, abs(mean))  # no fewer change than are lost, whatever a metric in between says
         ratio, weight = _ratios(mean, changed, seen)
         lost = ratio * changed
         z = NormalDist().inv_cdf(1 - _SHARE * (1 - self.level))

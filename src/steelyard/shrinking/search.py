@@ -21,13 +21,13 @@ from steelyard.edit._kept import Kept
 from steelyard.edit.ratedistortion import RateDistortion
 from steelyard.errors import ModelError, VerdictError
 from steelyard.formats.module import into_module
-from steelyard.learn.evaluate import binary, outcomes
+from steelyard.learn.evaluate import outcomes
 from steelyard.learn.task import Split, Task, first_batch
 from steelyard.shrinking.budget import ANYHOW, USUAL, Budget
 from steelyard.shrinking.deep import lost, vectors_lighter
 from steelyard.shrinking.foresight import reachable, unseen
 from steelyard.shrinking.journal import Journal
-from steelyard.shrinking.order import LEAST, SURE, Step, chances, evidence, middle, ordered
+from steelyard.shrinking.order import LEAST, SURE, Evidence, Step, chances, evidence, middle, ordered
 from steelyard.shrinking.precondition import Learned, finite, of_original, provable, repeatable
 from steelyard.shrinking.promise import Promise
 from steelyard.shrinking.sensitivity import draws, has_classes, repeated, sensitivity
@@ -103,8 +103,10 @@ class Search:
             self.evaluations += 1
             self.work.took(EXAMPLES, len(found), self.work.clock() - start)
             self.before[split] = found  # type: ignore[index]
-        provable(self.before["test"], self.promise)
-        reachable(self.student, self.original, self.task, self.before["valid"], len(self.before["test"]), self.promise)
+        examples = len(self.before["test"])
+        provable(examples, self.promise, shares=self.learned.shares)
+        if not self.learned.shares:
+            reachable(self.student, self.original, self.task, self.before["valid"], examples, self.promise)
 
     def plan(self, epochs: int) -> None:
         """Count what there is to do, and guess what none of it has taken yet."""
@@ -204,12 +206,16 @@ class Search:
 
     def hopeful(self, worse: np.ndarray) -> bool:
         """Whether the proof rather holds than fails, by what validation examples say."""
-        return self.chance(*evidence(worse)) >= EVEN
+        return self.chance(*self.evidence(worse)) >= EVEN
+
+    def evidence(self, worse: np.ndarray) -> Evidence:
+        """What validation examples say."""
+        return evidence(worse, shares=self.learned.shares)
 
     def chance(self, mean: float, variance: float) -> float:
         """That of the proof, by a mean and variance of validation examples."""
         seen, examples = len(self.before["valid"]), len(self.before["test"])
-        return self.promise.chance(mean, variance, seen, examples, shares=binary(self.before["valid"]))
+        return self.promise.chance(mean, variance, seen, examples, shares=self.learned.shares)
 
     def trained(self, epochs: int) -> None:
         """Candidates that were trained to be small, from the original as their teacher; each of them is measured.
@@ -292,12 +298,12 @@ class Search:
 
     def steps(self) -> list[Step]:
         """Each size, and what was trained, as the proof would meet it."""
-        seen = {index: evidence(self._measured(index)) for index in self.measured}
+        seen = {index: self.evidence(self._measured(index)) for index in self.measured}
         sizes, found = self._foreseen_bytes(), chances(SIZES, seen, self.chance)
         steps = [Step(sizes[i], chance, i, False) for i, chance in enumerate(found)]
         for i, candidate in enumerate(self.others):
             assert candidate.valid is not None
-            steps.append(Step(float(candidate.bytes), self.chance(*evidence(candidate.valid)), i, True))
+            steps.append(Step(float(candidate.bytes), self.chance(*self.evidence(candidate.valid)), i, True))
         return steps
 
     def candidate(self, step: Step) -> Candidate:
