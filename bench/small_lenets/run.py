@@ -66,17 +66,33 @@ def measured(files: list[Path], told: argparse.Namespace, fold: int) -> list[tup
     return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
 
+class Mean(nn.Module):
+    """The logarithm of the mean of what several nets hold for probable."""
+
+    def __init__(self, nets: list[nn.Module]):
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([net(x).softmax(-1) for net in self.nets]).mean(0).log()
+
+
+def reference(task: Task, epochs: int, seed: int) -> nn.Module:
+    """An uncompressed net."""
+    net = build_seeded(task, seed)
+    sy.train(task, net, epochs=epochs, rate=2e-3, seed=seed, keep="best", progress=False)
+    return net
+
+
 def nets(told: argparse.Namespace, fold: int) -> Iterator[tuple[str, str, Any, float]]:
     """Each net that is to be written: method, note, weights, seconds of CPU since the one before."""
     task = data(told.task, told.data, told.model, fold, told.shift, told.batch)
     clock = time.process_time()
-    net = build_seeded(task, fold)
-    sy.train(task, net, epochs=told.reference, rate=2e-3, seed=fold, keep="best", progress=False)
+    net = reference(task, told.reference, fold)
     yield "uncompressed", f"{told.reference} epochs", sy.from_module(net), time.process_time() - clock
     if told.still:
         plain = data(told.task, told.data, told.model, fold, 0, told.batch)
-        still = build_seeded(plain, fold)
-        sy.train(plain, still, epochs=told.reference, rate=2e-3, seed=fold, keep="best", progress=False)
+        still = reference(plain, told.reference, fold)
         yield "uncompressed, no shifts", f"{told.reference} epochs", sy.from_module(still), time.process_time() - clock
     if told.deep:
         clock = time.process_time()
@@ -85,8 +101,14 @@ def nets(told: argparse.Namespace, fold: int) -> Iterator[tuple[str, str, Any, f
     if told.prices:
         clock = time.process_time()
         settings = sy.Tight(told.tolerance, tuple(told.prices), told.epochs, told.more, tune_epochs=2)
-        for stage in sy.tighten(net, task, settings, fold):
-            yield f"tight, {stage.name}", stage.note, stage.weights, time.process_time() - clock
+        teacher, by = None, ""
+        if told.teachers > 1:
+            others = [reference(task, told.reference, 100 * k + fold) for k in range(1, told.teachers)]
+            teacher, by = Mean([net, *others]), f", {told.teachers} teachers"
+            said = [round(error(teacher, task, split), 2) for split in ("valid", "test")]
+            sys.stdout.write(json.dumps({"fold": fold, "errors of the teachers": said}) + "\n")
+        for stage in sy.tighten(net, task, settings, fold, teacher=teacher):
+            yield f"tight, {stage.name}{by}", stage.note, stage.weights, time.process_time() - clock
 
 
 def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -115,6 +137,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--more", type=int, default=20, help="epochs at each further price")
     parser.add_argument("--reference", type=int, default=40, help="epochs of the uncompressed net")
+    parser.add_argument("--teachers", type=int, default=1, help="the net itself, and others of other starts")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--shift", type=int, default=1)
     parser.add_argument("--tolerance", type=float, default=0.02)

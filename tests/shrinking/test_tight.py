@@ -145,6 +145,22 @@ def test_the_folder_of_another_training_is_refused(small, tmp_path: Path):
         next(tighten(net, task, replace(SHORT, epochs=4), checkpoint=tmp_path))
 
 
+def test_it_learns_from_the_teacher_that_is_given(small, tmp_path: Path):
+    task, net = small
+    stubborn = build_seeded(task)
+    with torch.no_grad():
+        for parameter in stubborn.parameters():
+            parameter.zero_()
+        list(stubborn.parameters())[-1][0] = 9.0  # it says class 0 whatever it sees
+    student = build_seeded(task)
+    found = next(tighten(net, task, replace(SHORT, epochs=12), teacher=stubborn, checkpoint=tmp_path))
+    into_module(found.weights, student)
+    said = torch.cat([student(batch.inputs).argmax(-1) for batch in task.batches("valid", 0)])
+    assert (said == 0).float().mean() > 0.95, "true is that of four in ten"
+    with pytest.raises(ModelError, match="another search, which differs in its teacher"):
+        next(tighten(net, task, replace(SHORT, epochs=12), checkpoint=tmp_path))
+
+
 def test_prices_rise_while_they_are_borne_and_then_close_in():
     told = Tight(prices=(1.0, 4.0, 16.0, 64.0), rungs=5)
     tried: dict[float, bool] = {}

@@ -1,4 +1,4 @@
-"""Train a net to be small: whole numbers of learned steps under a rising price of bits, its original as the teacher.
+"""Train a net to be small: whole numbers of learned steps under a rising price of bits, its original or another net as the teacher.
 
 Decides the ladder of prices, when a rung went too far (by the validation split alone), which numbers are moved by rate
 and distortion at the end, and what is trained after that. Knows nothing of files: every stage hands out Weights, and
@@ -87,12 +87,13 @@ def tighten(
     settings: Tight | None = None,
     seed: int = 0,
     *,
+    teacher: nn.Module | None = None,
     checkpoint: str | Path | None = None,
     borne: Borne | None = None,
     progress: Callable[[Run], None] | None = None,
     before: np.ndarray | None = None,
 ) -> Iterator[Stage]:
-    """Yield a stage for each price, then 'weighed' and 'coded'; `model` is left as it was, and is the teacher.
+    """Yield a stage for each price, then 'weighed' and 'coded'; `model` is left as it was.
 
     What a file would hold is compared with the original by the headline metric on the validation split. Prices rise
     until more than ``settings.tolerance`` is lost there; the last that lost no more is gone on with (the first in any
@@ -100,6 +101,9 @@ def tighten(
     loss expected of it; 'coded' has trained the steps once more, if that helps there. All are held by `Multiples`. The
     test split is never looked at.
 
+    teacher: whose outputs are the targets in training (`distilled`); None: `model` itself. A better one, such as the
+    mean of several nets, leaves fewer errors at the same bytes. It has to take the same inputs, and is used on the
+    device that it is on.
     checkpoint: a folder that keeps each answer, and the state of the training after each epoch; the same call goes on
     from there, to the same bits. borne: decides instead of the tolerance, by how much worse each validation example
     came out. progress: called with the run after each step of training. before: what the original has on each of them,
@@ -113,8 +117,9 @@ def tighten(
     """
     settings = settings or Tight()
     identity = {"model": fingerprint(from_module(model)), "task": task.name, "data": str(task.about)}
+    identity["teacher"] = "itself" if teacher is None else fingerprint(from_module(teacher))
     journal = Journal(checkpoint, {**identity, "settings": str(settings), "seed": seed})
-    made = _Made(model, task, settings, seed, journal, progress, before)
+    made = _Made(model, teacher or model, task, settings, seed, journal, progress, before)
 
     def bearable(stage: Stage) -> bool:
         return made.lost(stage).mean() <= settings.tolerance if borne is None else borne(made.lost(stage))
@@ -147,6 +152,7 @@ class _Made:
     def __init__(
         self,
         model: nn.Module,
+        teacher: nn.Module,
         task: Task,
         settings: Tight,
         seed: int,
@@ -156,7 +162,7 @@ class _Made:
     ):
         self.task, self.settings, self.seed, self.journal = task, settings, seed, journal
         self.progress = progress or False
-        self.lesson = distilled(task, model)
+        self.lesson = distilled(task, teacher)
         self.unasked = _without_validation(self.lesson)
         self.plain = copy.deepcopy(model)
         self.student = levelled(copy.deepcopy(model), settings.where, settings.step)
