@@ -1,4 +1,4 @@
-"""Train a net to be small: whole numbers of learned steps under a rising price of bits, its original or another net as the teacher.
+"""Train a net to be small: whole numbers of learned steps under a rising price of bits, and a teacher.
 
 Decides the ladder of prices, when a rung went too far (by the validation split alone), which numbers are moved by rate
 and distortion at the end, and what is trained after that. Knows nothing of files: every stage hands out Weights, and
