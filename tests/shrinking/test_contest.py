@@ -94,6 +94,14 @@ def test_the_file_gains_and_keeps_the_promise(task: Task, model: nn.Module, by_b
     assert list(tmp_path.iterdir()) == [target]
     chosen = [row["candidate"] for row in found.curve.rows if row["note"] == "chosen"]
     assert chosen == [found.why.meta["candidate"]]
+    for row in found.curve.rows:
+        asked = row["note"] in ("chosen", "holds", "fails")
+        assert asked == (row["loss"] is not None), "and else there is a reason"
+        assert row["note"]
+        if row["note"] == "another one gains more and loses no more":
+            assert any(r["faster"] and r["faster"] >= row["faster"] and r["valid loss"] <= row["valid loss"]
+                       for r in found.curve.rows if r is not row)  # fmt: skip
+    assert "another one gains more and loses no more" in found.curve.column("note")
     names = found.curve.column("candidate")
     assert {"as it is, int8", "1 of 1 blocks gone, float32"} <= set(names)
     assert any("of the multiplications, int8" in name for name in names)

@@ -21,7 +21,7 @@ UNITS = {"bytes before": "B", "bytes": "B", "smaller": "x", "accuracy before": "
 
 def shrunk(curve: Table, why: Table, running: Table | None = None) -> Shrunk:
     proof = Table.of("blobs: the promise", [Column(name, unit) for name, unit in UNITS.items()], [PROOF],
-                     {"task": "blobs", "confidence": 0.95, "aim": "latency"})  # fmt: skip
+                     {"task": "blobs", "confidence": 0.95, "aim": "latency", "before": "plain safetensors"})  # fmt: skip
     return Shrunk(Weights.of({}), proof, why, curve, running)
 
 
@@ -84,6 +84,8 @@ def test_the_page_names_the_promise_and_how_to_load_it(kind: str, request: pytes
     text = render(page(request.getfixturevalue(kind), "small.file"))
     assert "it has fallen by no more than 1.80 pp" in " ".join(text.split())
     assert "small.file" in text[text.index("How to load it") :]
+    assert "ordinary" not in text
+    assert "4,000 bytes as plain safetensors to 1,000" in text
     assert "<script" not in text
     assert len(text) < 100_000
 

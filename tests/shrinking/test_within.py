@@ -93,8 +93,38 @@ def test_the_curve_says_what_came_of_each_and_bytes_are_those_of_files(task: Tas
     assert [row["candidate"] for row in chosen] == [found.why.meta["candidate"]]
     assert chosen[0]["bytes"] == found.proof.rows[0]["bytes"]
     for row in found.curve.rows:
-        assert (row["outcome"] == "not asked") == (row["loss"] is None)
+        assert row["outcome"].startswith("not asked: ") == (row["loss"] is None)
+        assert (row["outcome"] == "not asked: larger than the chosen one") == (
+            row["loss"] is None and row["bytes"] > chosen[0]["bytes"]
+        )
+        assert row["bits"] == 8 * row["bytes"] / 1204
         assert (row["outcome"] == "fails") == (row["loss at most"] is not None and row["loss at most"] > 0.02)
+    unlikely = [row for row in found.curve.rows if row["outcome"] == "not asked: likelier to fail, by validation data"]
+    assert unlikely
+    assert min(row["valid loss"] for row in unlikely) > 0.005
+
+
+def test_each_file_is_written_once_and_no_data_are_read_for_a_caption(
+    task: Task, model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, written, trained = formats.write, [], []
+
+    def counted(weights: Weights, path: Path) -> int:
+        if path.name == "small.safetensors":
+            written.append(path)
+        return write(weights, path)
+
+    def served(split: Any, epoch: int) -> Any:
+        trained.extend([epoch] * (split == "train"))
+        return task.batches(split, epoch)
+
+    monkeypatch.setattr(formats, "write", counted)
+    found = shrink(model, replace(task, batches=served), tolerance=0.02)
+    assert trained == list(range(len(trained))), "an epoch after the other, for sensitivities alone"
+    assert len(written) == len(found.curve.rows) + 1, "that of the finished file"
+    written.clear()
+    assert found.choose(bytes=max(found.curve.column("bytes"))).curve.rows
+    assert len(written) == 1
 
 
 def test_nothing_is_said_of_how_far_it_is_before_anything_is_counted(task: Task, model: nn.Module) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ from steelyard.core.weights import Weight, Weights
 from steelyard.edit.kronecker import Kronecker
 from steelyard.shrinking.deep import MATRICES
 from steelyard.shrinking.promise import Promise
-from steelyard.shrinking.search import Candidate, Search, held_bytes
-from steelyard.shrinking.sensitivity import draws
+from steelyard.shrinking.search import USED, Candidate, Search, held_bytes
 
 MOVED = (
     "of training and rounding together: more than 100 % where that moved the tensor further than leaving it out would; "
@@ -25,14 +23,17 @@ MOVED = (
 )
 
 
-def proof(search: Search, found: Candidate, sizes: tuple[int, int], seconds: float) -> Table:
-    """One row: the metric before and after on the proof examples, its bound, and the bytes of both files."""
+def proof(search: Search, found: Candidate, sizes: tuple[int, int], seconds: float, said: dict[str, str]) -> Table:
+    """One row: the metric before and after on the proof examples, its bound, and the bytes of both files.
+
+    said: what else there is to say; "before" is the kind of file whose bytes are those before.
+    """
     before, promise, headline = search.before["test"], search.promise, search.task.headline
     sign = -1 if headline in search.task.lower_is_better else 1
     assert found.test is not None
     unit = "%" if headline == "accuracy" else ""
     columns = [
-        Column("bytes before", "B", "of the file with the weights as they are"),
+        Column("bytes before", "B", f"of the original as {said['before']}, which a file of yours may not be"),
         Column("bytes", "B", "of the finished file"),
         Column("smaller", "x"),
         Column(f"{headline} before", unit, "mean over the proof examples"),
@@ -60,7 +61,7 @@ def proof(search: Search, found: Candidate, sizes: tuple[int, int], seconds: flo
     meta = {
         "task": search.task.name,
         "the original": search.learned.told,
-        "splits": _splits(search),
+        **said,
         "evaluations": search.evaluations,
         "confidence": promise.confidence,
         **({"but": search.seen_before} if search.seen_before else {}),
@@ -77,12 +78,11 @@ def looked(promise: Promise) -> str:
     )
 
 
-def _splits(search: Search) -> str:
+def splits(search: Search) -> str:
     """What each split was for. The sensitivities go on with validation batches where there are few of training."""
-    most = draws(search.original.size)
-    few = sum(1 for _ in islice(search.task.batches("train", 0), most)) < most
-    train = [*(["training"] if search.epochs else []), "sensitivities"]
-    valid = [*(["sensitivities"] if few else []), "chooses what the proof is asked"]
+    used = search.minds.meta[USED].split()
+    train = [*(["training"] if search.epochs else []), *(["sensitivities"] if "train" in used else [])]
+    valid = [*(["sensitivities"] if "valid" in used else []), "chooses what the proof is asked"]
     return f"train: {', '.join(train)}; valid: {', '.join(valid)}; test: proves, and nothing else"
 
 
@@ -143,32 +143,42 @@ def curve(search: Search, found: Candidate, suffix: str) -> Table:
     columns = [
         Column("candidate", "", "rounded alone, or trained under a price of bits beside the first that was tried"),
         Column("bytes", "B", "of its file"),
+        Column("bits", "bits", "for each weight, of all its file"),
         Column("valid loss", unit, f"how much worse {headline} is on validation data; none where it was not asked"),
         Column("loss", unit, "the same on the proof examples; none where it was not tried"),
         Column("loss at most", unit, "in truth, at the confidence of the promise"),
-        Column("outcome", "", "of the proof, which goes from the safest to the smallest and ends where one fails"),
+        Column(
+            "outcome",
+            "",
+            "of the proof, which goes from the safest to the smallest and ends where one fails; and "
+            "why it was not asked about others",
+        ),
     ]
     tried = {candidate.name: candidate for candidate in search.tried}
     every = [*search.made.values(), *search.measured.values(), *search.others]
     made = {candidate.name: candidate for candidate in every} | tried
     rows = []
     for candidate in made.values():
-        row: dict[str, Any] = {"candidate": candidate.called, "bytes": file_bytes(search, candidate, suffix)}
+        size = file_bytes(search, candidate, suffix)
+        row: dict[str, Any] = {"candidate": candidate.called, "bytes": size, "bits": 8 * size / search.original.size}
         row |= {} if candidate.valid is None else {"valid loss": candidate.valid.mean()}
-        row["outcome"] = "not asked"
+        row["outcome"] = _outcome(search, candidate, found)
         if candidate.test is not None:
             row |= {"loss": candidate.test.mean(), "loss at most": search.promise.bound(candidate.test)}
-            row["outcome"] = _outcome(search, candidate, found)
         rows.append(row)
     rows.sort(key=lambda row: -row["bytes"])
     return Table.of(f"{search.task.name}: sizes to choose from", columns, rows)
 
 
 def _outcome(search: Search, candidate: Candidate, found: Candidate) -> str:
-    assert candidate.test is not None
-    if candidate.name == found.name:
-        return "chosen"
-    return "holds" if search.promise.kept(candidate.test) else "fails"
+    if candidate.test is not None:
+        holds = "holds" if search.promise.kept(candidate.test) else "fails"
+        return "chosen" if candidate.name == found.name else holds
+    if candidate.bytes > found.bytes:
+        return "not asked: larger than the chosen one"
+    if candidate.valid is not None and not search.hopeful(candidate.valid):
+        return "not asked: likelier to fail, by validation data"
+    return "not asked: the proof ended with another one"
 
 
 def kind(target: Path | None) -> str:
@@ -177,9 +187,12 @@ def kind(target: Path | None) -> str:
 
 
 def file_bytes(search: Search, candidate: Candidate, suffix: str) -> int:
-    """The bytes of the file of a candidate."""
-    with tempfile.TemporaryDirectory() as folder:
-        return formats.write(as_written(search, candidate), Path(folder) / f"small{suffix}")
+    """The bytes of the file of a candidate, which is written once to know them."""
+    known = (candidate.name, suffix)
+    if known not in search.files:
+        with tempfile.TemporaryDirectory() as folder:
+            search.files[known] = formats.write(as_written(search, candidate), Path(folder) / f"small{suffix}")
+    return search.files[known]
 
 
 def as_written(search: Search, candidate: Candidate) -> Weights:

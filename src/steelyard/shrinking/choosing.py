@@ -30,6 +30,9 @@ from steelyard.shrinking.promise import Promise
 from steelyard.shrinking.search import Candidate, Search, held_bytes
 from steelyard.shrinking.work import Say
 
+AIM = "file: smaller, and no faster; for that there is aim latency"
+PLAIN = "plain safetensors"  # what the original is written as for its bytes
+
 
 @dataclass(frozen=True)
 class Shrunk:
@@ -146,8 +149,8 @@ def told(search: Search, found: Candidate, target: Path | None, began: float) ->
     search.kept = Kept(0)  # no further size is made
     kept, sizes = finished(search, found, target)
     search.say("done", 1.0)
-    proof = account.proof(search, found, sizes, time.perf_counter() - began)
-    proof = replace(proof, meta={**proof.meta, "aim": "file: smaller, and no faster; for that there is aim latency"})
+    meta = {"before": PLAIN, "splits": account.splits(search), "aim": AIM}
+    proof = account.proof(search, found, sizes, time.perf_counter() - began, meta)
     curve = account.curve(search, found, account.kind(target))
     return Shrunk(kept, proof, account.why(search, found), curve, search=search)
 

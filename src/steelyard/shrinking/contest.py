@@ -77,6 +77,7 @@ class Contest:
         self.task, self.promise = search.task, search.promise
         self.made: list[Contender] = []
         self.failed: dict[str, str] = {}  # what could not be made, and why
+        self.front: list[Contender] = []  # of which the proof may be asked
         self.tried: list[Contender] = []  # in the proof
         self.batch = [x.numpy() for x in first_batch(self.task, "valid").arguments]
         self.original = folder / "original.onnx"
@@ -192,7 +193,8 @@ class Contest:
         for found in sorted(gaining, key=lambda c: (-c.gain, c.valid.mean())):
             if not front or found.valid.mean() < front[-1].valid.mean():
                 front.append(found)
-        return front[::-1]
+        self.front = front[::-1]
+        return self.front
 
     def no_gain(self, best: Contender) -> str:
         """That there is nothing to gain here, and whether there is in bytes."""

@@ -17,8 +17,8 @@ from steelyard.shrinking.places import REST, area, before_and_after
 
 LOSSES = ("loss at most", "loss", "tolerance")  # of what the proof was asked about
 TRIED = (
-    "The proof goes from {first}, and ends at the first whose loss, at most, is above the tolerance. Others were "
-    "measured on validation examples alone."
+    "The proof goes from {first}, and ends at the first whose loss, at most, is above the tolerance. What came of each "
+    "candidate, and why the proof was not asked about it, is in its last column."
 )
 WHY = (
     "Tensors are given bits so that one more of them would help the outputs as much in each. What the outputs mind is "
@@ -45,7 +45,12 @@ def page(found: Shrunk, file: str) -> Page:
     confidence = f"{found.proof.meta['confidence']:.0%}"
     most, tolerance = (written(row[name], columns["loss"]).lstrip("+") for name in ("loss at most", "tolerance"))
     figures = [
-        KeyFigure("smaller", row["smaller"], "x", f"{row['bytes before']:,} to {row['bytes']:,} bytes"),
+        KeyFigure(
+            "smaller",
+            row["smaller"],
+            "x",
+            f"{row['bytes before']:,} bytes as {found.proof.meta['before']} to {row['bytes']:,}",
+        ),
         KeyFigure(metric, row[metric], columns[metric], f"{written(row[before], columns[metric])} before"),
         KeyFigure(
             "loss at most",
@@ -79,10 +84,10 @@ def page(found: Shrunk, file: str) -> Page:
 def _of_weights(found: Shrunk, file: str) -> list[Section]:
     """The sections of a file of weights."""
     load = (
-        f"In Python, `steelyard.into_module(steelyard.open('{file}'), model)`; the tensors are ordinary parts of a "
-        f"safetensors file. `steelyard convert {file} plain.safetensors --codec plain` writes them plain. The file is "
-        "smaller; it is not faster: a model computes with the same plain weights as before. What runs faster, or in "
-        "less memory, is made by `steelyard shrink ... --aim latency` or `--aim memory`."
+        f"In Python, `steelyard.into_module(steelyard.open('{file}'), model)`. Other readers see what the tensors are "
+        f"packed in; for them `steelyard convert {file} plain.safetensors --codec plain` writes them plain. The file "
+        "is smaller; it is not faster: a model computes with the same plain weights as before. What runs faster, or "
+        "in less memory, is made by `steelyard shrink ... --aim latency` or `--aim memory`."
     )
     pictures = [
         area(found.why, "tensor", "bytes", found.proof.rows[0]["bytes"]),

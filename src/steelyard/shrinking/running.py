@@ -69,14 +69,28 @@ def entries(contest: Contest, found: Contender) -> Table:
         Column("valid loss", unit, f"how much worse {headline} is on validation data"),
         Column("loss", unit, "the same on the proof examples; none where it was not tried"),
         Column("loss at most", unit, "in truth, at the confidence of the promise"),
-        Column("note"),
+        Column("note", "", "what came of it, and why it was not asked about on the proof examples"),
     ]
     rows: list[dict[str, Any]] = []
     for made in contest.made:
         row = {"candidate": made.name, "bytes": made.bytes, "valid loss": made.valid.mean()}
         row |= {} if made.costs is None else {gain: made.gain}
-        row |= {"note": "chosen"} if made.name == found.name else {}
+        row |= {"note": _note(contest, made, found)}
         test = tried[made.name].test if made.name in tried else None
         rows.append(row if test is None else row | {"loss": test.mean(), "loss at most": contest.promise.bound(test)})
     rows += [{"candidate": name, "note": why} for name, why in contest.failed.items()]
     return Table.of(f"{contest.task.name}: files that run", columns, rows)
+
+
+def _note(contest: Contest, made: Contender, found: Contender) -> str:
+    tried = {c.name: c.test for c in contest.tried}
+    if (test := tried.get(made.name)) is not None:
+        holds = "holds" if contest.promise.kept(test) else "fails"
+        return "chosen" if made.name == found.name else holds
+    if made.costs is None:
+        return "likelier to fail, by validation data"
+    if made.gain_at_least <= 1:
+        return "gains nothing that could not be chance"
+    if made.name not in (c.name for c in contest.front):
+        return "another one gains more and loses no more"
+    return "the proof ended with another one"

@@ -40,6 +40,7 @@ PRICES = (0.01, 0.64)  # of a bit of the weights, in bits of the training labels
 FURTHER = 2.5  # times the epochs at the first price are those at all others
 MEMORY = 1 << 30  # bytes that may be kept for all sizes; what there is no room for is worked out anew for each
 EXAMPLES = "examples"  # that are evaluated: a kind of work
+USED = "splits"  # in the metadata of sensitivities: those whose batches they were measured on
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Search:
         self.others: list[Candidate] = []  # that were trained
         self.tried: list[Candidate] = []  # in the proof
         self.kept = Kept(MEMORY)  # of what the sensitivities say, taken apart
+        self.files: dict[tuple[str, str], int] = {}  # bytes of the file of a candidate, by its name and the suffix
         self.evaluations = 0  # passes over a split, of whatever model
         self.epochs = 0  # of training
         self.seen_before = ""  # of proof examples
@@ -133,8 +135,10 @@ class Search:
         return self._made("sensitivities", "sensitivity", self._sensitivity)
 
     def _sensitivity(self) -> Weights:
-        served, classes = repeated(self.task), has_classes(self.model, self.task)
-        return sensitivity(self.model, served, classes=classes, seed=self.seed, most=draws(self.original.size))
+        used: set[Split] = set()
+        served, classes = repeated(self.task, used), has_classes(self.model, self.task)
+        found = sensitivity(self.model, served, classes=classes, seed=self.seed, most=draws(self.original.size))
+        return found.with_meta(**{USED: " ".join(sorted(used))})
 
     def sizes(self) -> None:
         """Measure sizes, by halving what is likely, around the smallest that validation data hold to be provable.
@@ -176,7 +180,7 @@ class Search:
         if index in self.measured:
             return self.measured[index]
         if index not in self.made:
-            name, called = sized(index), f"rounded, {SIZES[index]:.3g} bits a weight"
+            name, called = sized(index), f"rounded, asked for {SIZES[index]:.3g} bits a weight"
             weights = self._made("sizes", name, lambda: self._held(SIZES[index]), called)
             self.made[index] = Candidate(name, called, weights, None)
         return self.made[index]

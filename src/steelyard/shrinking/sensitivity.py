@@ -20,7 +20,7 @@ from steelyard.core.weights import Weights
 from steelyard.learn.evaluate import evaluating
 from steelyard.learn.kronecker import kronecker
 from steelyard.learn.seeding import generator
-from steelyard.learn.task import Batch, Task, apply, first_batch
+from steelyard.learn.task import Batch, Split, Task, apply, first_batch
 
 BATCHES = 32  # a gradient of each, at least: the mean of so many squares is near the truth for a whole tensor
 DRAWS = 256  # at most, of a small model: for pairs of rows and columns it takes more of them
@@ -36,11 +36,17 @@ def draws(weights: int) -> int:
     return min(DRAWS, max(BATCHES, DRAWS * EASY // max(weights, 1)))
 
 
-def repeated(task: Task) -> Iterator[Batch]:
-    """Batches of both splits that may be looked at, again and again: each time labels are drawn anew."""
+def repeated(task: Task, used: set[Split]) -> Iterator[Batch]:
+    """Batches of both splits that may be looked at, again and again: each time labels are drawn anew.
+
+    used: becomes those splits of which a batch was taken.
+    """
+    splits: tuple[Split, ...] = ("train", "valid")
     for epoch in range(DRAWS):
-        yield from task.batches("train", epoch)
-        yield from task.batches("valid", 0)
+        for split in splits:
+            for batch in task.batches(split, epoch if split == "train" else 0):
+                used.add(split)
+                yield batch
 
 
 def sensitivity(
