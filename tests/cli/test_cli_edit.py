@@ -195,7 +195,11 @@ def test_wrong_use_writes_nothing(steelyard, model, tmp_path, verb):
         ("prune", ["--fraction", "2"], "between 0 and 1"),
         ("prune", [], "--fraction"),
         ("prune", ["--fraction", "0.5", "--pattern", "2:4"], "one of them"),
-        ("prune", ["--pattern", "3:5"], "3:5 does not divide"),
+        (
+            "prune",
+            ["--pattern", "3:5"],
+            "[40, 16] and of 1 more; leave out what it does not fit: --where '!model.embed.weight,!model.layer.weight'",
+        ),
         ("prune", ["--pattern", "5:2"], "a pattern is N:M"),
         ("prune", ["--fraction", "0.5", "--method", "wanda"], "--method wanda needs --by FILE"),
         ("prune", ["--fraction", "0.5", "--bits", "4"], "--bits is for sparsegpt"),
@@ -223,8 +227,20 @@ def test_wrong_use_writes_nothing(steelyard, model, tmp_path, verb):
         ("convert", ["--rename", "zz*=y*"], "no name matches"),
         ("convert", ["--dtype", "int8"], "round fractions with quantize"),
         ("convert", ["--dtype", "bf16", "--where", "*.steps"], "there are none"),
-        ("quantize", ["--bits", "9"], "--bits"),
-        ("quantize", ["--bits", "3.5"], "no whole number from 1 to 8"),
+        *(
+            ("quantize", ["--bits", bits], f"{bits} bits are not a whole number from 1 to 8, which the method nearest")
+            for bits in ("0", "9", "3.5", "-1")
+        ),
+        *(
+            ("quantize", ["--bits", bits, "--method", "entropy"], f"{bits} bits are not above 0 and at most 24, which")
+            for bits in ("0", "25")
+        ),
+        ("lowrank", [], "give one of --rank, --keep and --error, how much of each matrix stays: got none of them"),
+        (
+            "lowrank",
+            ["--rank", "2", "--keep", "0.5"],
+            "one of --rank, --keep and --error, how much of each matrix stays: got --rank and --keep",
+        ),
         ("quantize", ["--method", "entropy", "--axis", "0"], "--axis is for the method nearest"),
         ("quantize", ["--method", "entropy", "--importance", "x"], "GLOB=NUMBER"),
         ("quantize", ["--method", "entropy", "--importance", "nothing*=2"], "no weight in scope matches 'nothing*'"),

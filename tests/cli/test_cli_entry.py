@@ -61,7 +61,7 @@ def test_wrong_use_is_one_line_and_status_2(steelyard, words, said):
         (VerdictError("too large"), 1, "too large"),
         (click.UsageError("Bad."), 2, "Bad; see 'steelyard --help'"),
         (click.ClickException("odd"), 2, "odd; see 'steelyard --help'"),
-        (KeyboardInterrupt(), 130, "interrupted"),
+        (KeyboardInterrupt(), 130, "interrupted; no file was left half-written"),
         (KeyboardInterrupt("go on with --resume"), 130, "go on with --resume"),
         (PermissionError(13, "Permission denied", "a.txt"), 2, "a.txt: permission denied; check its permissions"),
         (OSError(28, "No space left on device"), 2, "no space left on device; free some space"),
@@ -117,7 +117,7 @@ def test_control_c_is_one_line(tmp_path):
     time.sleep(0.05)
     os.kill(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=10)
-    assert (process.returncode, err) == (130, b"steelyard: interrupted\n")
+    assert (process.returncode, err) == (130, b"steelyard: interrupted; no file was left half-written\n")
 
 
 def test_the_console_script_and_the_module_are_one(model):
@@ -136,12 +136,14 @@ def test_a_sign_that_the_encoding_lacks_does_not_break_the_output(model):
 
 
 @pytest.mark.parametrize(
-    "text", ["mlp(widths=(64", "mlp(widths=(64)", "mlp(widths=64))", "mlp(64)", "(k=1)", "my.py:f(k=1"]
+    "text",
+    ["mlp(widths=(64", "mlp(path=/data)", "mlp(widths=(64)", "mlp(widths=64))", "mlp(64)", "(k=1)", "my.py:f(k=1"],
 )
 def test_a_model_that_cannot_be_read_is_a_mistake_of_form(steelyard, tmp_path, text):
     result = steelyard("train", "breast-cancer", tmp_path / "w.safetensors", "--model", text)
     assert (result.status, result.out) == (2, "")
-    assert f"cannot read '{text}': expected a name, or a call such as mlp(widths=(64, 32))" in result.err
+    assert f"cannot read '{text}': expected a name, or a call such as mlp(widths=(64, 32)) or, a text" in result.err
+    assert "being in quotes, mnist(path='/data')" in result.err
 
 
 def test_names_of_models_and_tasks_with_and_without_options():

@@ -36,6 +36,17 @@ def test_what_is_interrupted_says_how_to_go_on(steelyard, tmp_path, monkeypatch,
     assert not target.exists()
 
 
+def test_an_interrupt_before_the_search_says_it_as_well(steelyard, tmp_path, monkeypatch):
+    def loaded(*_given):
+        raise KeyboardInterrupt
+
+    weights = tmp_path / "weights.safetensors"
+    steelyard("train", "breast-cancer", weights, "--model", "mlp", "--epochs", "1")
+    monkeypatch.setattr("steelyard.cli.shrink.loaded", loaded)
+    result = steelyard("shrink", "breast-cancer", weights, tmp_path / "small.safetensors", "--checkpoint", "kept")
+    assert (result.status, result.err) == (130, "steelyard: interrupted; the same command goes on from what kept has\n")
+
+
 def test_every_further_interrupt_says_it_as_well(steelyard, tmp_path, monkeypatch):
     """The second comes while the first is on its way out: what is said is still that of the first."""
 

@@ -92,6 +92,36 @@ def test_the_rate_is_found_with_whole_runs(steelyard, tmp_path):
     assert tried["rows"][-1]["length"] == 1.0
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "interrupted, and nothing is kept: --checkpoint FOLDER keeps a state from which --resume goes on"),
+        (["--checkpoint", "kept"], "interrupted; the same command with --resume goes on from the state in kept, if"),
+    ],
+)
+def test_what_is_interrupted_says_what_is_kept(steelyard, tmp_path, monkeypatch, words, said):
+    def made(*_given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("steelyard.life.record.make_task", made)
+    found = steelyard("train", "breast-cancer", tmp_path / "w.safetensors", *words)
+    assert found.status == 130
+    assert said in found.err
+
+
+def test_weights_of_another_model_than_the_tasks_own_say_which(steelyard, tmp_path):
+    path = tmp_path / "w.safetensors"
+    steelyard("train", "breast-cancer", path, "--model", "mlp", "--epochs", "1")
+    for words, asked in (([], "the task's own model"), (["--model", "linear"], "the one that was named")):
+        found = steelyard("score", "breast-cancer", path, tmp_path / "e.safetensors", *words)
+        assert found.status == 2
+        assert f"not those of {asked} (Sequential); they fit --model mlp: name that one" in found.err
+    steelyard("train", "breast-cancer", path, "--model", "mlp(widths=(3,))", "--epochs", "1", "--force")
+    found = steelyard("score", "breast-cancer", path, tmp_path / "e.safetensors")
+    assert "do not match" in found.err
+    assert "--model names another model than the task's own" in found.err
+
+
 def test_finetune_stays_near_what_was_loaded(steelyard, tmp_path):
     steelyard("train", "breast-cancer", tmp_path / "w.safetensors", "--epochs", 3)
     far, near = tmp_path / "far.safetensors", tmp_path / "near.safetensors"

@@ -119,7 +119,7 @@ def test_what_has_no_rank_or_no_score():
         Prune(0.5, by=nan)(good)["a"].array()
     with pytest.raises(WeightsError, match=r"the scores have no tensor 'a'.*--where"):
         Prune(0.5, by=Weights([]))(good)
-    with pytest.raises(WeightsError, match=r"scores of 'a' are float64\[2\], its weights float32\[1, 2\]"):
+    with pytest.raises(WeightsError, match=r"scores of 'a' are float64\[2\], its weights float32\[1, 2\]; give one"):
         Prune(0.5, by=Weights.of({"a": np.ones(2)}))(good)
     infinite = Weights.of({"a": np.float32([[1, -np.inf]])})
     for step in (Prune(0.5), Prune(0.5, by=good), Prune(0.5, "row"), PruneNM("1:2", by=good)):

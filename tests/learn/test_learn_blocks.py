@@ -79,8 +79,14 @@ def test_what_does_least_goes_first_and_the_file_makes_the_original_shallow(tmp_
 
 def test_what_is_wrong_is_named_and_nothing_goes():
     model = build_seeded(DATA)
-    with pytest.raises(ModelError, match="has 4 residual blocks: 5 cannot go"):
+    with pytest.raises(ModelError, match="has 4 residual blocks, and 5 cannot go: take at most 4"):
         prune_blocks_(model, DATA, 5)
     with pytest.raises(ModelError, match="no block 'nowhere'"):
         drop_(model, ["blocks.1", "nowhere"])
     assert dropped(model) == []
+
+
+def test_a_model_without_residual_blocks_says_what_else_there_is() -> None:
+    made = task("breast-cancer")
+    with pytest.raises(ModelError, match=r"has 0 residual blocks, and 1 cannot go: take units instead, by a fraction"):
+        prune_blocks_(made.build(), made, 1)

@@ -157,6 +157,10 @@ def test_the_tables_import_no_torch() -> None:
 def test_wrong_names_and_options_say_what_is_right() -> None:
     with pytest.raises(UnknownNameError, match="no model 'transfomer'; did you mean 'transformer'"):
         model("transfomer", TEXT)
+    with pytest.raises(
+        UnknownNameError, match=r"no model 'mlp\(widths=3\)'; its options are arguments: model\('mlp', "
+    ):
+        model("mlp(widths=3)", TABLE)
     with pytest.raises(RecipeError, match="mlp has no option 'width'; did you mean 'widths'"):
         model("mlp", TABLE, width=3)
     with pytest.raises(UnknownNameError, match="no cell 'lstn'; did you mean 'lstm'"):

@@ -236,6 +236,6 @@ def test_ctrl_c_leaves_no_half_written_file(tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.splitlines()[-1] == "steelyard: interrupted"
+    assert err.splitlines()[-1] == "steelyard: interrupted; no file was left half-written"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"recipe.yaml", "weights.safetensors"}
     assert len(formats.open(tmp_path / "out" / "weights.safetensors").arrays()) == 8

@@ -18,6 +18,7 @@ import click
 from steelyard.cli import VERBS
 from steelyard.errors import SteelyardError, missing_extra, printable
 
+WHOLE = "interrupted; no file was left half-written"  # what every verb may say that has no more to say
 _REMEDIES = {
     errno.ENOENT: "check the spelling of the path",
     errno.EACCES: "check its permissions, or choose another place",
@@ -124,7 +125,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, click.ClickException):
         return 2, _one_line(_usage(error))
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        return 130, _one_line(_told(error)) or "interrupted"
+        return 130, _one_line(_told(error)) or WHOLE
     if isinstance(error, BrokenPipeError):
         return 141, ""
     if isinstance(error, OSError):

@@ -45,5 +45,10 @@ def verb(
     from steelyard.edit.lowrank import Factorize
     from steelyard.edit.spare import Spare
 
+    given = [f"--{name}" for name, x in (("rank", rank), ("keep", keep), ("error", error)) if x is not None]
+    if len(given) != 1:
+        found = " and ".join(given) or "none of them"
+        text = f"give one of --rank, --keep and --error, how much of each matrix stays: got {found}"
+        raise click.UsageError(text, click.get_current_context())
     step = Factorize(rank, keep, error, by=by, left=factors, right=factors)
     rewritten(source, target, Spare(step), where, force, output)

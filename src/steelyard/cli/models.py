@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from steelyard.core.recipe import parse_call
-from steelyard.errors import FormatError, RecipeError, quoted
+from steelyard.errors import FormatError, ModelError, RecipeError, SteelyardError, quoted
 from steelyard.formats.base import check_target
 from steelyard.life.recipe import Named
 
@@ -79,9 +79,18 @@ def keeping_options(function: F) -> F:
     def wrapped(*args: Any, checkpoint: str | None, every: int | None, resume: bool, **options: Any) -> Any:
         if checkpoint is None and (resume or every is not None):
             raise click.UsageError("--resume and --every need --checkpoint FOLDER", click.get_current_context())
-        return function(*args, keeping={"checkpoint": checkpoint, "every": every, "resume": resume}, **options)
+        try:
+            return function(*args, keeping={"checkpoint": checkpoint, "every": every, "resume": resume}, **options)
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt(_interrupted(checkpoint)) from interrupt
 
     return wrapped  # type: ignore[return-value]
+
+
+def _interrupted(checkpoint: str | None) -> str:
+    if checkpoint is None:
+        return "interrupted, and nothing is kept: --checkpoint FOLDER keeps a state from which --resume goes on"
+    return f"interrupted; the same command with --resume goes on from the state in {checkpoint}, if one was reached"
 
 
 def _named(_ctx: click.Context, _param: click.Parameter, text: str | None) -> Named | None:
@@ -114,7 +123,10 @@ def named(text: str) -> Named:
 
 
 def _unreadable(text: str) -> RecipeError:
-    return RecipeError(f"cannot read {quoted(text)}: expected a name, or a call such as mlp(widths=(64, 32))")
+    return RecipeError(
+        f"cannot read {quoted(text)}: expected a name, or a call such as mlp(widths=(64, 32)) or, a text "
+        "being in quotes, mnist(path='/data')"
+    )
 
 
 def loaded(task: Named, model: Named | None, seed: int, weights: Weights | None) -> tuple[Task, nn.Module]:
@@ -135,5 +147,28 @@ def loaded(task: Named, model: Named | None, seed: int, weights: Weights | None)
             known = from_module(module)
             weights = weights.with_items(w for w in weights.values() if w.name in known or w.spec.dtype.kind == "float")
         narrower = weights.meta.get(WIDTHS) == "pruned" or DROPPED in weights.meta
-        into_module(weights, module, resize=narrower)
+        try:
+            into_module(weights, module, resize=narrower)
+        except ModelError as error:
+            raise _of_another(error, made, model, weights, type(module).__name__) from error
     return made, module
+
+
+def _of_another(error: ModelError, task: Task, model: Named | None, weights: Weights, tried: str) -> ModelError:
+    """The error, or that these are the weights of a built-in model which --model did not name."""
+    from steelyard.formats.module import from_module
+    from steelyard.learn import MODELS
+    from steelyard.learn.models import model as make_model
+    from steelyard.learn.task import build_seeded
+
+    shapes = {name: weight.spec.shape for name, weight in weights.items()}
+    for name in MODELS if task.interface is not None else ():
+        try:
+            made = task.with_model(functools.partial(make_model, name, task.interface))
+            other = from_module(build_seeded(made, 0))
+        except SteelyardError:  # not every model can be made for every task
+            continue
+        if {n: weight.spec.shape for n, weight in other.items()} == shapes:
+            asked = "the task's own model" if model is None else "the one that was named"
+            return ModelError(f"the weights are not those of {asked} ({tried}); they fit --model {name}: name that one")
+    return error if model is not None else ModelError(f"{error}; --model names another model than the task's own")

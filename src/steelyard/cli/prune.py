@@ -70,12 +70,14 @@ def verb(
     """Set the least important weights of SOURCE to zero, and write TARGET.
 
     Matrices and filters are pruned; biases and other vectors are copied. With --structured, whole units go with all
-    that only they feed, the tensors become smaller, and the verbs that take a model resize it by the file.
+    that only they feed, the tensors become smaller, and the verbs that take a model resize it by the file. A --pattern
+    has to divide the inputs of each tensor: a first convolution of one or three channels is left out by --where.
 
     \b
     Example:
       steelyard prune model.safetensors pruned.safetensors --fraction 0.9
-      steelyard prune model.safetensors sparse.safetensors --method sparsegpt --pattern 1:2 --by evidence.safetensors
+      steelyard prune model.safetensors sparse.safetensors --pattern 1:2 --where '!conv1.*'
+      steelyard prune model.safetensors fitted.safetensors --method sparsegpt --fraction 0.5 --by evidence.safetensors
       steelyard init digits cnn.safetensors --model cnn --scheme he
       steelyard prune cnn.safetensors narrow.safetensors --fraction 0.5 --structured digits --model cnn
     """

@@ -55,8 +55,8 @@ _GRIDS: dict[str, tuple[Any, int | None, Any]] = {  # levels, elements that shar
 @click.option("--method", type=click.Choice(["nearest", "gptq", "awq", "adaround", "hqq", "entropy"]),
               default="nearest", show_default=True, help="nearest, hqq and entropy need no data; gptq, awq and "
               "adaround need --by, a file of score --kind hessian, by which entropy is best, too.")  # fmt: skip
-@click.option("--bits", type=Number(0, 24, min_open=True), default=8, show_default=True,
-              help="Bits for each weight, 1 to 8; entropy: the mean over all, such as 3.5.")  # fmt: skip
+@click.option("--bits", type=Number(), default=8, show_default=True,
+              help="Bits for each weight, 1 to 8; entropy: the mean over all, up to 24, such as 3.5.")  # fmt: skip
 @click.option("--grid", type=click.Choice(list(_GRIDS)), help="nearest: levels of a small float in place of --bits "
               "uniform ones: nf4 and fp8 with a scale for each --group (default 64; fp8: for each tensor), mxfp4, "
               "mxfp6, mxfp8 and nvfp4 with groups of their own.")  # fmt: skip
@@ -150,13 +150,17 @@ def _step(
             raise click.UsageError(text, click.get_current_context())
     if grid is not None:
         return _floats(grid, group, codes, given)
-    if method == "entropy":
+    whole = method != "entropy"
+    if bits not in range(1, 9) if whole else not 0 < bits <= 24:
+        text = (
+            f"{bits:g} bits are not {'a whole number from 1 to 8' if whole else 'above 0 and at most 24'}, which the "
+        )
+        text += f"method {method} needs"
+        raise click.BadParameter(text, click.get_current_context(), param_hint="--bits")
+    if not whole:
         factors = dict(map(_factor, importance))
         chosen = {"by": by, "fisher": fisher, "damping": damping}
         return RateDistortion(bits, states=int(states or 8), importance=factors, **chosen)  # type: ignore[arg-type]
-    if bits not in range(1, 9):
-        text = f"{bits:g} is no whole number from 1 to 8, which the method {method} needs"
-        raise click.BadParameter(text, click.get_current_context(), param_hint="--bits")
     bits = int(bits)
     if by is None and method in ("gptq", "awq", "adaround"):
         text = (

@@ -96,8 +96,8 @@ def verb(
     from steelyard.shrinking.page import page
     from steelyard.shrinking.within import shrink
 
-    made, module = loaded(task, model, seed, formats.open(weights))
     try:
+        made, module = loaded(task, model, seed, formats.open(weights))
         with warning(), stating("shrinking") as say:
             if checkpoint is not None and again:
                 within = None if most is not None and "tolerance" not in chosen else tolerance

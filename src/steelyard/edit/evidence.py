@@ -153,7 +153,7 @@ def hessian_of(by: Weights, weight: Weight) -> tuple[Rows, np.ndarray]:
     if h.ndim != 3 or h.shape[1:] != (inputs, inputs) or not h.shape[0] or outputs % h.shape[0]:
         raise WeightsError(
             f"{found.origin}: the Hessian of {quoted(weight.name)} is {found.spec}, expected "
-            f"[blocks, {inputs}, {inputs}] for {weight.spec}"
+            f"[blocks, {inputs}, {inputs}] for {weight.spec}; measure it on these weights (score)"
         )
     if not np.isfinite(h).all():
         raise WeightsError(f"{found.origin}: the Hessian of {quoted(weight.name)} has NaN or infinite values")
@@ -183,7 +183,8 @@ def importance_of(by: Weights | None, weight: Weight) -> np.ndarray | None:
         fits = False
     if not fits:
         raise WeightsError(
-            f"{found.origin}: the evidence for {quoted(weight.name)} is {found.spec}, its weights {weight.spec}"
+            f"{found.origin}: the evidence for {quoted(weight.name)} is {found.spec}, its weights {weight.spec}; "
+            "measure it on these (score)"
         )
     if not (np.isfinite(mass) & (mass >= 0)).all():
         raise WeightsError(f"{found.origin}: the importances of {quoted(weight.name)} must be finite and >= 0")

@@ -85,7 +85,7 @@ def importance(by: Weights | None, weight: Weight) -> Importance:
     if not same:
         raise WeightsError(
             f"{found.origin}: the evidence ({about.kind}) of {quoted(weight.name)} is {found.spec}, "
-            f"its weights {weight.spec}"
+            f"its weights {weight.spec}; measure it on these (score)"
         )
     return Importance(weight, found, about)
 
@@ -102,6 +102,7 @@ def scores_of(by: Weights | None, weight: Weight) -> Weight | None:
         )
     if found.spec.shape != weight.spec.shape:
         raise WeightsError(
-            f"{found.origin}: the scores of {quoted(weight.name)} are {found.spec}, its weights {weight.spec}"
+            f"{found.origin}: the scores of {quoted(weight.name)} are {found.spec}, its weights {weight.spec}; "
+            "give one for each of them"
         )
     return found

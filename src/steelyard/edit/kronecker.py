@@ -146,7 +146,7 @@ def sensitivities(fisher: Weights, weight: Weight) -> Weight:
     found = evidence_of(fisher, weight, ("fisher",))
     if found.spec.shape != weight.spec.shape:
         raise WeightsError(f"{found.origin}: the importances of {quoted(weight.name)} are {found.spec}, "
-                           f"its weights {weight.spec}")  # fmt: skip
+                           f"its weights {weight.spec}; measure them on these (score)")  # fmt: skip
     return found
 
 

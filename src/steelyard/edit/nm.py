@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -48,8 +50,7 @@ class PruneNM(Step):
         n, m = numbers(self.pattern)
         chosen = [item for item in scoped(weights, max(self.min_ndim, 2), "pruned") if item.spec.size]
         ranks = {item.name: importance(self.by, item) for item in chosen}
-        for rank in ranks.values():
-            check_divides(self.pattern, rank.rows, rank.weight.name)
+        check_divides(self.pattern, {name: rank.rows for name, rank in ranks.items()})
         return weights.with_items(
             item.then(partial(_keep, ranks[name], n, m)) if name in ranks else item for name, item in weights.items()
         )
@@ -68,13 +69,16 @@ def numbers(pattern: str) -> tuple[int, int]:
     return n, m
 
 
-def check_divides(pattern: str, rows: Rows, name: str) -> None:
-    """Raise WeightsError if a tensor has no whole number of groups."""
-    inputs = rows.shape[0 if rows.first else 1]
-    if inputs % numbers(pattern)[1]:
+def check_divides(pattern: str, matrices: Mapping[str, Rows]) -> None:
+    """Raise WeightsError if a tensor has no whole number of groups; it says what leaves all such tensors out."""
+    inputs = {name: rows.shape[0 if rows.first else 1] for name, rows in matrices.items()}
+    wrong = [name for name, count in inputs.items() if count % numbers(pattern)[1]]
+    if wrong:
+        name, more = wrong[0], f" and of {len(wrong) - 1} more" if wrong[1:] else ""
+        leave = ",".join(f"!{glob.escape(name)}" for name in wrong[:5])
         raise WeightsError(
-            f"the pattern {pattern} does not divide the {inputs} inputs of {quoted(name)} {list(rows.shape)}; "
-            "choose other weights (where, or --where '!NAME')"
+            f"the pattern {pattern} does not divide the {inputs[name]} inputs of {quoted(name)} "
+            f"{list(matrices[name].shape)}{more}; leave out what it does not fit: --where {quoted(leave)} (where)"
         )
 
 

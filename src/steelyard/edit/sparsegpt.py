@@ -77,11 +77,12 @@ class SparseGPT(Step):
             raise RecipeError(f"a block of {self.block} inputs is no whole number of groups of {self.pattern}")
 
     def __call__(self, weights: Weights) -> Weights:
-        chosen = {item.name for item in scoped(weights, max(self.min_ndim, 2), "pruned") if item.spec.size}
-        for name in chosen:
-            self._rows(weights[name])
+        chosen = [item for item in scoped(weights, max(self.min_ndim, 2), "pruned") if item.spec.size]
+        matrices = {item.name: self._rows(item) for item in chosen}
+        if self.pattern is not None:
+            check_divides(self.pattern, matrices)
         return weights.with_items(
-            item.then(partial(self._prune, item)) if name in chosen else item for name, item in weights.items()
+            item.then(partial(self._prune, item)) if name in matrices else item for name, item in weights.items()
         )
 
     def _rows(self, weight: Weight) -> Rows:
@@ -89,8 +90,6 @@ class SparseGPT(Step):
         rows = Rows(weight.spec.shape, first)
         if self.by is not None and weight.name not in self.by:
             hessian_of(self.by, weight)  # says so
-        if self.pattern is not None:
-            check_divides(self.pattern, rows, weight.name)
         return rows
 
     def _prune(self, weight: Weight, x: np.ndarray) -> np.ndarray:

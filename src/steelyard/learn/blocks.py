@@ -39,7 +39,8 @@ def prune_blocks_(model: nn.Module, task: Task, count: int = 1, *, split: Split 
     with unmoved(model), evaluating(model):
         left = blocks(model, task)
         if len(left) < count:
-            raise ModelError(f"{type(model).__name__} has {len(left)} residual blocks: {count} cannot go")
+            most = f"take at most {len(left)}" if left else "take units instead, by a fraction (--fraction)"
+            raise ModelError(f"{type(model).__name__} has {len(left)} residual blocks, and {count} cannot go: {most}")
         loss, rows = mean_outcomes(model, task, split)["loss"], []
         gone: list[str] = []
         for _ in range(count):

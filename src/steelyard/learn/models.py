@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from steelyard.errors import ModelError
+from steelyard.errors import ModelError, UnknownNameError
 from steelyard.learn import MODELS
 from steelyard.learn.calling import calling
 from steelyard.learn.locate import check_options, locate
@@ -37,6 +37,9 @@ def model(name: str, interface: Interface, **options: Any) -> nn.Module:
     >>> [name for name, _ in model("mlp", Interface((4,), 2), widths=(3,)).named_parameters()]
     ['fc1.weight', 'fc1.bias', 'head.weight', 'head.bias']
     """
+    if "(" in name:
+        hint = "its options are arguments: model('mlp', interface, widths=(64, 32))"
+        raise UnknownNameError("model", name, MODELS, hint)
     factory: Callable[..., Any] = locate(name) if ":" in name else MODELS[name]
     if not callable(factory) or isinstance(factory, nn.Module):
         raise ModelError(f"{name} is a {type(factory).__name__}, expected a function that returns a torch.nn.Module")

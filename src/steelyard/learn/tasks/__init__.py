@@ -42,7 +42,8 @@ def task(name: str, **options: Any) -> Task:
     if rest:
         return _users(name, options)
     if name not in TASKS:
-        raise UnknownNameError("task", name, TASKS)
+        hint = "its options are arguments: task('mnist', path='/data')" if "(" in name else ""
+        raise UnknownNameError("task", name, TASKS, hint)
     return _made(name, options)
 
 
