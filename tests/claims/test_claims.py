@@ -53,6 +53,16 @@ def test_a_check_that_raises_has_failed_and_says_why() -> None:
     assert outcome.evidence == "ValueError: the layer is gone"
 
 
+def test_every_number_that_has_a_bar_is_shown_first() -> None:
+    """Eight bars; the measurement names their numbers last."""
+    bars = tuple(Bar(f"barred {i}", "<=", 9) for i in range(8))
+    measured = {f"further {i}": 0.0 for i in range(9)} | {bar.what: 1.0 for bar in reversed(bars)}
+    outcome = run_check(Check("A1", "c", "m", bars, lambda: measured))
+    assert outcome.evidence == "; ".join(f"barred {i} 1" for i in range(8))
+    assert set(outcome.measured) == set(measured)
+    assert run_check(Check("A1", "c", "m", bars[:1], lambda: measured)).evidence.count(";") == 5
+
+
 def test_a_check_that_lacks_a_number_has_failed() -> None:
     outcome = run_check(Check("A1", "c", "m", (Bar("x", "<=", 1), Bar("y", "<=", 1)), lambda: {"x": 0.0}))
     assert not outcome.passed

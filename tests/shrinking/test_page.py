@@ -103,6 +103,7 @@ def test_the_page_of_weights_alone(file: str, kinds: list[type[Picture]]) -> Non
     text = " ".join(render(made).split())
     assert "nothing is said of any metric" in text
     assert file in text[text.index("How to load it") :]
+    assert ("packed.safetensors</code> stays beside them, and may go then" in text) == (file == "small")
     pictures = made.sections[1].pictures
     assert [type(picture) for picture in pictures] == kinds
     if Treemap in kinds:

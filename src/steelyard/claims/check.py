@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-SHOWN = 6  # numbers in a line of evidence
+SHOWN = 6  # numbers in a line of evidence, or as many as have bars
 
 Direction = Literal["<=", ">=", "<", "=="]
 
@@ -72,6 +72,7 @@ class Outcome:
     seconds: float
     measured: Mapping[str, float] = field(default_factory=dict)
     failure: str = ""  # why there is no measurement
+    bars: int = 0  # of the numbers measured first
 
     @property
     def chapter(self) -> str:
@@ -80,8 +81,8 @@ class Outcome:
 
     @property
     def evidence(self) -> str:
-        """The first measured numbers, or why there are none, in one line; `measured` has all."""
-        first = list(self.measured.items())[:SHOWN]
+        """The first measured numbers, all that have bars among them, or why there are none; `measured` has all."""
+        first = list(self.measured.items())[: max(SHOWN, self.bars)]
         return self.failure or "; ".join(f"{name} {value:.4g}" for name, value in first)
 
 
@@ -91,7 +92,10 @@ def run_check(check: Check) -> Outcome:
     measured: dict[str, float] = {}
     failure = ""
     try:
-        measured = {name: float(value) for name, value in check.measure().items()}
+        found = {name: float(value) for name, value in check.measure().items()}
+        measured = {
+            bar.what: found[bar.what] for bar in check.bars if bar.what in found
+        } | found  # those with bars first
     except Exception as error:  # noqa: BLE001 - whatever goes wrong in a check is its result
         failure = f"{type(error).__name__}: {error}"
     missing = [bar.what for bar in check.bars if bar.what not in measured]
@@ -100,4 +104,4 @@ def run_check(check: Check) -> Outcome:
     passed = not failure and all(bar.holds(measured[bar.what]) for bar in check.bars)
     seconds = time.perf_counter() - start
     bar = ", ".join(map(str, check.bars))
-    return Outcome(check.id, check.claim, check.method, bar, passed, seconds, measured, failure)
+    return Outcome(check.id, check.claim, check.method, bar, passed, seconds, measured, failure, len(check.bars))

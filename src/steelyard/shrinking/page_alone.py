@@ -10,7 +10,7 @@ from pathlib import Path
 from steelyard.report.html import KeyFigure, Page, Section
 from steelyard.report.plots import Picture
 from steelyard.report.units import written
-from steelyard.shrinking.alone import Alone
+from steelyard.shrinking.alone import PACKED, Alone
 from steelyard.shrinking.places import REST, area, before_and_after
 
 
@@ -47,4 +47,4 @@ def _loading(file: str) -> str:
     if Path(file).suffix:
         return read + f"`steelyard convert {file} plain.safetensors --codec plain` writes them plain, for others."
     plain = f"`steelyard convert {file} {Path(file) / 'model.safetensors'} --codec plain`"
-    return f"{read}{plain} makes it a folder for every reader."
+    return f"{read}{plain} makes it a folder for every reader; `{PACKED}` stays beside them, and may go then."
