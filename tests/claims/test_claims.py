@@ -152,7 +152,7 @@ def test_an_interrupt_ends_everything_at_once_with_one_line(moment: float, tmp_p
     os.killpg(process.pid, signal.SIGINT)
     try:
         out, err = process.communicate(timeout=10)
-        assert (process.returncode, out, err) == (130, b"", b"steelyard: interrupted\n")
+        assert (process.returncode, out, err) == (130, b"", b"steelyard: interrupted; no file was left half-written\n")
         assert time.monotonic() - since < 3
         assert list(tmp_path.iterdir()) == []
         with pytest.raises(ProcessLookupError):  # nobody of the group is left

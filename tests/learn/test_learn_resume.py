@@ -247,8 +247,14 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(task: Task, tmp_path: 
 
 def test_a_damaged_checkpoint_is_named(task: Task, tmp_path: Path) -> None:
     train(task, epochs=1, checkpoint=tmp_path, progress=False)
-    (tmp_path / STEPS).write_bytes((tmp_path / STEPS).read_bytes()[:-9])
-    with pytest.raises(FormatError, match=r"steps.jsonl.*a part is missing"):
+    whole = (tmp_path / STEPS).read_bytes()
+    (tmp_path / STEPS).write_bytes(b"\x00" + whole[1:])
+    with pytest.raises(
+        FormatError, match=r"steps.jsonl: a row is damaged; put back a whole copy of the folder, or begin"
+    ):
+        Run(task, epochs=1, checkpoint=tmp_path, resume=True)
+    (tmp_path / STEPS).write_bytes(whole[:-9])
+    with pytest.raises(FormatError, match=r"steps.jsonl.*a part is missing; put back a whole copy"):
         Run(task, epochs=1, checkpoint=tmp_path, resume=True)
     (tmp_path / STATE).write_bytes((tmp_path / STATE).read_bytes()[:-9])
     with pytest.raises(FormatError, match=r"state\.safetensors"):

@@ -15,7 +15,7 @@ from steelyard.shrinking import looks
 from steelyard.shrinking.journal import Journal
 
 ABOUT = {"model": "m", "seed": 0}
-REMEDY = "put back a copy of the folder"
+REMEDY = "put back a whole copy of the folder"
 
 
 @pytest.fixture

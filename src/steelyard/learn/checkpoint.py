@@ -16,6 +16,7 @@ from steelyard.formats.base import writing
 from steelyard.learn.treefile import read_tree, write_tree
 
 STATE, STEPS = "state.safetensors", "steps.jsonl"
+_AGAIN = "put back a whole copy of the folder, or begin the run anew in another one"
 
 
 class Checkpoint:
@@ -49,11 +50,16 @@ class Checkpoint:
         kept = state["steps"]["bytes"]
         data = steps.read_bytes() if steps.exists() else b""
         if len(data) < kept:
-            raise FormatError(f"expected {kept:,} bytes of steps, found {len(data):,}: a part is missing", path=steps)
+            raise FormatError(
+                f"expected {kept:,} bytes of steps, found {len(data):,}: a part is missing; {_AGAIN}", path=steps
+            )
         if len(data) > kept:
             with writing(steps):
                 os.truncate(steps, kept)
-        rows = [json.loads(line) for line in data[:kept].splitlines()]
+        try:
+            rows = [json.loads(line) for line in data[:kept].splitlines()]
+        except ValueError as error:
+            raise FormatError(f"a row is damaged; {_AGAIN}", path=steps) from error
         self._bytes, self._rows = kept, len(rows)
         return state, rows
 

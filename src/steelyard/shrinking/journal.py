@@ -142,8 +142,8 @@ class Journal:
 
     def _refused(self, why: str) -> ModelError:
         return ModelError(
-            f"{why}; put back a copy of the folder {self._folder} that is whole, or choose another folder: the search "
-            "begins anew there, and whether its proof examples have been asked before is for you to remember"
+            f"{why}; put back a whole copy of the folder {self._folder}, or remove it: what it has is found anew then, "
+            "and how often it has asked proof examples is for you to remember"
         )
 
     def _add(self, line: dict[str, Any]) -> None:
