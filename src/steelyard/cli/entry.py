@@ -125,7 +125,8 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, click.ClickException):
         return 2, _one_line(_usage(error))
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        return 130, _one_line(_told(error)) or WHOLE
+        noted = getattr(error, "__notes__", ())  # which follow the line, and say what is kept
+        return 130, _one_line(_told(error)) or ("interrupted" if noted else WHOLE)
     if isinstance(error, BrokenPipeError):
         return 141, ""
     if isinstance(error, OSError):
