@@ -13,7 +13,7 @@ import click
 import pytest
 
 from steelyard import __version__
-from steelyard.cli import VERBS, main
+from steelyard.cli import VERBS, entry, main
 from steelyard.cli.entry import explain
 from steelyard.cli.models import named
 from steelyard.errors import SteelyardError, VerdictError
@@ -118,6 +118,24 @@ def test_control_c_is_one_line(tmp_path):
     os.kill(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=10)
     assert (process.returncode, err) == (130, b"steelyard: interrupted; no file was left half-written\n")
+
+
+def test_what_fails_after_control_c_is_no_defect(monkeypatch, capsys):
+    """An import that swallows it leaves a module that is half there, and whoever uses that fails."""
+
+    def half_imported():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            raise RecursionError from None
+
+    monkeypatch.setattr(entry.steelyard, "callback", half_imported)
+    assert main([]) == 130
+    assert capsys.readouterr().err == "steelyard: interrupted; no file was left half-written\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    monkeypatch.setattr(entry.steelyard, "callback", lambda: 1 // 0)
+    assert main([]) == 70
 
 
 def test_the_console_script_and_the_module_are_one(model):

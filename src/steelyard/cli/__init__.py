@@ -5,6 +5,7 @@ Decides which verbs there are. Nothing that a verb needs is imported before that
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,9 @@ VERBS: Registry[click.Command] = Registry(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line on `arguments` (default: those of the process) and return its exit status."""
-    from steelyard.cli.entry import run
-
+    try:
+        from steelyard.cli.entry import run
+    except KeyboardInterrupt:
+        sys.stderr.write("steelyard: interrupted\n")
+        return 130
     return run(arguments)

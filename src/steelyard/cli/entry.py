@@ -11,7 +11,10 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from threading import current_thread, main_thread
+from types import FrameType
 
 import click
 
@@ -85,8 +88,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    came: list[int] = []
     try:
-        with steelyard.make_context("steelyard", words) as ctx:
+        with _noting_interrupts(came), steelyard.make_context("steelyard", words) as ctx:
             steelyard.invoke(ctx)
         sys.stdout.flush()
     except click.exceptions.Exit as done:
@@ -94,7 +98,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except BaseException as error:
         if os.environ.get("STEELYARD_TRACEBACK") or isinstance(error, (SystemExit, GeneratorExit)):
             raise
-        status, line = explain(error)
+        status, line = (130, WHOLE) if came and explain(error)[0] == 70 else explain(error)
         if status == 130 and arguments is None:  # the process ends; a further Ctrl-C would only spill a traceback
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         if status == 141:
@@ -104,6 +108,24 @@ def run(arguments: Sequence[str] | None = None) -> int:
             click.echo(f"steelyard: {line}", err=True)
         return status
     return 0
+
+
+@contextmanager
+def _noting_interrupts(came: list[int]) -> Iterator[None]:
+    """Within the block, note each Ctrl-C: where it meets an import, that may swallow it and fail in some other way."""
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or current_thread() is not main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _open_closed_streams() -> None:
