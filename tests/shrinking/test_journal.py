@@ -124,12 +124,29 @@ def test_files_of_weights_that_are_gone_or_damaged_are_named(kept: Path) -> None
         Journal(kept, ABOUT).weights("8 bits", unasked)
 
 
-def test_two_processes_in_one_folder_are_told(kept: Path) -> None:
+def test_looks_of_others_count_as_soon_as_they_are_taken(kept: Path) -> None:
+    """Of a choice in another process, say, while a search goes on."""
     first, second = Journal(kept, ABOUT), Journal(kept, ABOUT)
-    first.of("next", lambda: 1)
-    with pytest.raises(ModelError, match="another process has written to it; one search at a time"):
-        second.of("next", lambda: 1)
-    assert Journal(kept, ABOUT).of("next", unasked) == 1
+    for i, journal in enumerate((first, second, first, first, second)):
+        asked = {"tolerance": 0.1 + i}
+        assert looks.number(journal, asked) == 3 + i
+        looks.taken(journal, asked)
+        journal.of(f"answer {i}", lambda: 1)
+    with (kept / "journal.jsonl").open("ab") as file:
+        file.write(b'{"crc":"01')
+    first.of("answer 5", lambda: 1)
+    assert len(Journal(kept, ABOUT).known("answer")) == 6
+    assert list(first.known("look")) == list(second.known("look")) == list(Journal(kept, ABOUT).known("look"))
+
+
+def test_a_journal_that_goes_while_it_is_used_is_told(kept: Path) -> None:
+    journal = Journal(kept, ABOUT)
+    (kept / "journal.jsonl").unlink()
+    with pytest.raises(ModelError, match=f"has 0 of the 5 lines that were written; {REMEDY}"):
+        journal.of("next", lambda: 1)
+    (kept / "journal.end").unlink()
+    with pytest.raises(ModelError, match=f"journal.jsonl is gone; {REMEDY}"):
+        looks.number(journal, {})
 
 
 def test_another_search_is_told_and_its_folder_left_as_it_is(kept: Path) -> None:

@@ -69,7 +69,8 @@ class Journal:
         return self._known[question]
 
     def known(self, beginning: str) -> dict[str, Any]:
-        """The answers to all questions that begin so, in the order in which they were asked."""
+        """The answers to all questions that begin so, in the order in which they were asked; by others, too."""
+        self._refresh()
         return {question: answer for question, answer in self._known.items() if question.startswith(beginning)}
 
     def under_way(self, question: str) -> Path | None:
@@ -102,21 +103,31 @@ class Journal:
         return {"file": name, "crc": _sum(self._folder / name)}
 
     def _begin(self, file: Path, identity: dict[str, Any]) -> None:
-        whole = file.read_bytes() if file.exists() else b""
-        whole = whole[: whole.rfind(b"\n") + 1]  # a line that was broken off is asked for again
-        lines = self._read(file, whole)
+        lines = self._read(file)
         if lines and lines[0] != identity:
             other = [name for name in identity if lines[0].get(name) != identity[name]]
             raise ModelError(f"{file.parent} holds another search, which differs in its {', '.join(other)}: choose "
                              "another folder, or remove that one")  # fmt: skip
-        self._known = {line["question"]: line["answer"] for line in lines[1:]}
+        self._known = _answers(lines)
         with file.open("r+b" if file.exists() else "xb") as out:
-            out.truncate(len(whole))
+            out.truncate(self._bytes)
         if not lines:
             self._add(identity)
 
-    def _read(self, file: Path, whole: bytes) -> list[dict[str, Any]]:
+    def _refresh(self) -> None:
+        """Take in what another has written since, as who chooses from what a search has found so far."""
+        if self._folder is None or _size(self._folder / _FILE) == self._bytes:
+            return
+        lines = self._read(self._folder / _FILE)
+        if not lines:
+            raise self._refused(f"{self._folder / _FILE} is gone")
+        self._known |= _answers(lines)
+
+    def _read(self, file: Path) -> list[dict[str, Any]]:
         """The lines of the journal, none of them damaged and none missing."""
+        whole = file.read_bytes() if file.exists() else b""
+        whole = whole[: whole.rfind(b"\n") + 1]  # a line that was broken off is asked for again
+        self._crc = 0
         try:
             ended = _ended(file.with_name(_END))
         except (ValueError, KeyError, TypeError) as error:
@@ -149,17 +160,25 @@ class Journal:
     def _add(self, line: dict[str, Any]) -> None:
         if self._folder is None:
             return
-        file, crc = self._folder / _FILE, zlib.crc32(_text(line), self._crc)
-        with file.open("ab") as out:
-            if out.tell() != self._bytes:
-                raise ModelError(f"{file}: another process has written to it; one search at a time, or each in a "
-                                 "folder of its own")  # fmt: skip
+        self._refresh()
+        crc = zlib.crc32(_text(line), self._crc)
+        with (self._folder / _FILE).open("r+b") as out:
+            out.truncate(self._bytes)  # what another left of a line that it was killed at
+            out.seek(self._bytes)
             out.write(_text({"crc": f"{crc:08x}", **line}) + b"\n")
             out.flush()
             os.fsync(out.fileno())
             self._bytes, self._lines, self._crc = out.tell(), self._lines + 1, crc
         with replacing(self._folder / _END) as end:
             end.write(_text({"lines": self._lines, "crc": f"{crc:08x}"}))
+
+
+def _answers(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    return {line["question"]: line["answer"] for line in lines[1:]}
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
 
 
 def _text(line: dict[str, Any]) -> bytes:
