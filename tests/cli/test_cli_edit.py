@@ -228,11 +228,15 @@ def test_wrong_use_writes_nothing(steelyard, model, tmp_path, verb):
         ("convert", ["--dtype", "int8"], "round fractions with quantize"),
         ("convert", ["--dtype", "bf16", "--where", "*.steps"], "there are none"),
         *(
-            ("quantize", ["--bits", bits], f"{bits} bits are not a whole number from 1 to 8, which the method nearest")
+            ("quantize", ["--bits", bits], f"{bits} is not a whole number from 1 to 8, which the method nearest needs")
             for bits in ("0", "9", "3.5", "-1")
         ),
         *(
-            ("quantize", ["--bits", bits, "--method", "entropy"], f"{bits} bits are not above 0 and at most 24, which")
+            (
+                "quantize",
+                ["--bits", bits, "--method", "entropy"],
+                f"{bits} is not a number above 0 and at most 24, which",
+            )
             for bits in ("0", "25")
         ),
         ("lowrank", [], "give one of --rank, --keep and --error, how much of each matrix stays: got none of them"),

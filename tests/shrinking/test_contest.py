@@ -98,6 +98,7 @@ def test_the_file_gains_and_keeps_the_promise(task: Task, model: nn.Module, by_b
         asked = row["note"] in ("chosen", "holds", "fails")
         assert asked == (row["loss"] is not None), "and else there is a reason"
         assert row["note"]
+        assert row["note"] != "gains nothing" or row["faster"] <= 1
         if row["note"] == "another one gains more and loses no more":
             assert any(r["faster"] and r["faster"] >= row["faster"] and r["valid loss"] <= row["valid loss"]
                        for r in found.curve.rows if r is not row)  # fmt: skip

@@ -150,14 +150,12 @@ def _step(
             raise click.UsageError(text, click.get_current_context())
     if grid is not None:
         return _floats(grid, group, codes, given)
-    whole = method != "entropy"
-    if bits not in range(1, 9) if whole else not 0 < bits <= 24:
-        text = (
-            f"{bits:g} bits are not {'a whole number from 1 to 8' if whole else 'above 0 and at most 24'}, which the "
-        )
-        text += f"method {method} needs"
+    mean = method == "entropy"
+    if not (0 < bits <= 24 if mean else bits in range(1, 9)):
+        needed = "a number above 0 and at most 24" if mean else "a whole number from 1 to 8"
+        text = f"{bits:g} is not {needed}, which the method {method} needs"
         raise click.BadParameter(text, click.get_current_context(), param_hint="--bits")
-    if not whole:
+    if mean:
         factors = dict(map(_factor, importance))
         chosen = {"by": by, "fisher": fisher, "damping": damping}
         return RateDistortion(bits, states=int(states or 8), importance=factors, **chosen)  # type: ignore[arg-type]

@@ -90,7 +90,7 @@ def _note(contest: Contest, made: Contender, found: Contender) -> str:
     if made.costs is None:
         return "likelier to fail, by validation data"
     if made.gain_at_least <= 1:
-        return "gains nothing that could not be chance"
+        return "gains nothing" if made.gain <= 1 else "gains so little that it may be chance"
     if made.name not in (c.name for c in contest.front):
         return "another one gains more and loses no more"
     return "the proof ended with another one"
