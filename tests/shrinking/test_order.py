@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 import pytest
 
-from steelyard.shrinking.order import Step, chances, evidence, foreseen, middle, ordered, scaled
+from steelyard.shrinking.order import (
+    Chain,
+    Step,
+    accepted,
+    chances,
+    evidence,
+    foreseen,
+    middle,
+    ordered,
+    planned,
+    scaled,
+)
 from steelyard.shrinking.promise import Promise
 
 SIZES = [8 * 0.93**i for i in range(48)]
@@ -173,4 +185,83 @@ def test_a_large_rounded_step_is_left_out_where_a_trained_one_is_smaller_and_as_
     rounded = Step(800.0, 0.9, 10, False)
     trained = [Step(500.0, 0.95, 0, True), Step(300.0, 0.6, 1, True)]
     whole = Step(2000.0, 1.0, 0, False)
-    assert ordered([whole, rounded, *trained], [whole], 4, 4000.0) == [whole, *trained]
+    assert ordered([whole, rounded, *trained], [whole], 4, 4000.0) == (whole, *trained)
+
+
+def trained(chance: float, size: float, index: int) -> Step:
+    return Step(size, chance, index, True)
+
+
+WHOLE = [Step(800.0, 1.0, 0, False, False), Step(500.0, 0.9, 9, False), Step(200.0, 0.0, 40, False, False)]
+
+
+def test_with_something_trained_the_proof_may_begin_with_what_is_not_sure() -> None:
+    steps = [*WHOLE, trained(0.9, 150.0, 0), trained(0.4, 90.0, 1)]
+    asked: list[float] = []
+
+    def told(share: float) -> list[Step]:
+        asked.append(share)
+        return steps
+
+    first, second = planned(told, 3, 3200.0)
+    assert [step.bytes for step in first.steps] == [150.0, 90.0]
+    assert [step.bytes for step in second.steps] == [800.0, 500.0]
+    assert first.share + second.share == pytest.approx(1)
+    assert set(asked) == {1.0, first.share, second.share}
+    assert planned(told, 1, 3200.0) == [Chain((WHOLE[0],), 1.0)]
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        WHOLE,
+        [replace(WHOLE[0], chance=0.9), *WHOLE[1:], trained(0.9, 150.0, 0)],
+        [WHOLE[0], trained(0.9, 850.0, 0)],
+    ],
+    ids=["nothing trained", "the largest not sure", "nothing smaller"],
+)
+def test_otherwise_the_proof_begins_with_what_is_sure(steps: list[Step]) -> None:
+    (chain,) = planned(lambda _share: steps, 3, 3200.0)
+    assert chain.share == 1
+    assert chain.steps[0] == steps[0]
+
+
+def test_the_second_chain_is_asked_only_if_the_first_begins_with_a_failure() -> None:
+    steps = [*WHOLE, trained(0.9, 150.0, 0), trained(0.4, 90.0, 1)]
+    chains = planned(lambda _share: steps, 3, 3200.0)
+    for failing, found, most in ((90.0, [150.0], 2), (150.0, [800.0, 500.0], 3), (800.0, [150.0, 90.0], 2)):
+        asked: list[float] = []
+
+        def holds(step: Step, _share: float, failing: float = failing, asked: list[float] = asked) -> bool:
+            asked.append(step.bytes)
+            return step.bytes != failing
+
+        assert [step.bytes for step in accepted(chains, holds)] == found
+        assert len(asked) == most
+    assert accepted(chains, lambda _step, _share: False) == []
+
+
+def test_two_chains_break_the_promise_no_more_often_than_it_says() -> None:
+    """Every candidate loses as much as the tolerance, or a little more, and each apart from the others: the worst."""
+    steps = [*WHOLE, trained(0.9, 150.0, 0), trained(0.4, 90.0, 1)]
+    chains = planned(lambda _share: steps, 3, 3200.0)
+    rng, promise, times = np.random.default_rng(0), Promise(0.02), 4000
+    outcomes = rng.multinomial(1000, [0.0251, 0.005, 0.9699], (times, len(steps)))
+    bounds: dict[tuple[int, int, float], bool] = {}
+
+    def kept(lost: int, gained: int, share: float) -> bool:
+        worse = np.repeat([1.0, -1.0, 0.0], [lost, gained, 1000 - lost - gained])
+        key = lost, gained, share
+        if key not in bounds:
+            bounds[key] = replace(promise, share=share).kept(worse)
+        return bounds[key]
+
+    def broken(shares: list[float]) -> float:
+        given = [replace(chain, share=share) for chain, share in zip(chains, shares, strict=True)]
+        count = 0
+        for drawn in outcomes:
+            count += bool(accepted(given, lambda step, share: kept(*drawn[steps.index(step)][:2].tolist(), share)))  # noqa: B023
+        return count / times
+
+    assert broken([chain.share for chain in chains]) <= 0.05
+    assert broken([1.0, 1.0]) > 0.07

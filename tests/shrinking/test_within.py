@@ -26,8 +26,11 @@ from steelyard.learn.imitation import imitation
 from steelyard.learn.measures import accuracy
 from steelyard.learn.run import train
 from steelyard.learn.task import SPLITS, Task, build_seeded
+from steelyard.shrinking import account, within
 from steelyard.shrinking import search as searching
-from steelyard.shrinking import within
+from steelyard.shrinking.journal import Journal
+from steelyard.shrinking.order import Chain
+from steelyard.shrinking.promise import Promise
 from steelyard.shrinking.within import Shrunk
 from steelyard.shrinking.within import shrink as shrinking
 
@@ -215,6 +218,34 @@ def test_the_proof_ends_at_the_first_that_fails(
     assert len(asked) == 4  # three candidates, and the finished file once more
     assert [row["loss"] for row in found.curve.rows if row["loss"] is not None][-1] == 1
     assert found.proof.rows[0]["loss"] < 0.02
+
+
+def test_a_second_chain_is_asked_with_the_error_that_is_left(
+    task: Task, model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = shrink(model, task, tolerance=0.02).search
+    assert search is not None
+    assert not search.reserved
+    worse, asked = searching.Search.worse, []
+
+    def planted(self: searching.Search, weights: Weights, split: str) -> np.ndarray:
+        asked.append(split)
+        found = worse(self, weights, split)
+        return np.ones_like(found) if len(asked) == 1 else found
+
+    monkeypatch.setattr(searching.Search, "worse", planted)
+    search.tried, search.journal = [], Journal(None, {})
+    steps = search.steps()
+    found = search.proven([Chain((steps[12], steps[14]), 0.95), Chain((steps[0], steps[6]), 0.05)])
+    assert asked == ["test"] * 3
+    assert found.name == searching.sized(6)
+    assert [tried.asked.level for tried in search.tried if tried.asked] == pytest.approx([0.9525, 0.9975, 0.9975])
+    assert found.test is not None
+    assert found.most == pytest.approx(Promise(0.02, 0.9975).bound(found.test))
+    assert found.most > Promise(0.02).bound(found.test)
+    told = account.curve(search, found, ".safetensors")
+    assert "goes from the largest of all once more" in told.columns[-1].about
+    assert {row["outcome"]: row["loss at most"] for row in told.rows}["chosen"] == found.most
 
 
 def test_weights_that_are_too_few_to_be_packed_are_told() -> None:

@@ -17,20 +17,27 @@ from steelyard.shrinking.deep import MATRICES
 from steelyard.shrinking.promise import Promise
 from steelyard.shrinking.search import USED, Candidate, Search, held_bytes
 
+OUTCOME = (
+    "of the proof, which goes from the largest to the smallest and ends where one fails{again}; and "
+    "why it was not asked about others"
+)
+AGAIN = " (if already the first does, it goes from the largest of all once more)"
 MOVED = (
     "of training and rounding together: more than 100 % where that moved the tensor further than leaving it out would; "
     "no error, because what it does to the outputs is what the promise says"
 )
 
 
-def proof(search: Search, found: Candidate, sizes: tuple[int, int], seconds: float, said: dict[str, str]) -> Table:
+def proof(
+    search: Search, worse: np.ndarray, promise: Promise, sizes: tuple[int, int], seconds: float, said: dict[str, str]
+) -> Table:
     """One row: the metric before and after on the proof examples, its bound, and the bytes of both files.
 
-    said: what else there is to say; "before" is the kind of file whose bytes are those before.
+    worse: how much worse each proof example came out; promise: which these were to prove. said: what else there is to
+    say; "before" is the kind of file whose bytes are those before.
     """
-    before, promise, headline = search.before["test"], search.promise, search.task.headline
+    before, headline = search.before["test"], search.task.headline
     sign = -1 if headline in search.task.lower_is_better else 1
-    assert found.test is not None
     unit = "%" if headline == "accuracy" else ""
     columns = [
         Column("bytes before", "B", f"of the original as {said['before']}, which a file of yours may not be"),
@@ -50,12 +57,12 @@ def proof(search: Search, found: Candidate, sizes: tuple[int, int], seconds: flo
         "bytes": sizes[1],
         "smaller": sizes[0] / sizes[1],
         f"{headline} before": before.mean(),
-        headline: (before - sign * found.test).mean(),
-        "loss": found.test.mean(),
-        "loss at most": promise.bound(found.test),
+        headline: (before - sign * worse).mean(),
+        "loss": worse.mean(),
+        "loss at most": promise.bound(worse),
         "tolerance": promise.tolerance,
-        "examples": len(found.test),
-        "examples changed": int(np.count_nonzero(found.test)),
+        "examples": len(worse),
+        "examples changed": int(np.count_nonzero(worse)),
         "seconds": seconds,
     }
     meta = {
@@ -147,12 +154,7 @@ def curve(search: Search, found: Candidate, suffix: str) -> Table:
         Column("valid loss", unit, f"how much worse {headline} is on validation data; none where it was not asked"),
         Column("loss", unit, "the same on the proof examples; none where it was not tried"),
         Column("loss at most", unit, "in truth, at the confidence of the promise"),
-        Column(
-            "outcome",
-            "",
-            "of the proof, which goes from the safest to the smallest and ends where one fails; and "
-            "why it was not asked about others",
-        ),
+        Column("outcome", "", OUTCOME.format(again=AGAIN if search.reserved else "")),
     ]
     tried = {candidate.name: candidate for candidate in search.tried}
     every = [*search.made.values(), *search.measured.values(), *search.others]
@@ -164,7 +166,7 @@ def curve(search: Search, found: Candidate, suffix: str) -> Table:
         row |= {} if candidate.valid is None else {"valid loss": candidate.valid.mean()}
         row["outcome"] = _outcome(search, candidate, found)
         if candidate.test is not None:
-            row |= {"loss": candidate.test.mean(), "loss at most": search.promise.bound(candidate.test)}
+            row |= {"loss": candidate.test.mean(), "loss at most": candidate.most}
         rows.append(row)
     rows.sort(key=lambda row: -row["bytes"])
     return Table.of(f"{search.task.name}: sizes to choose from", columns, rows)
@@ -172,8 +174,7 @@ def curve(search: Search, found: Candidate, suffix: str) -> Table:
 
 def _outcome(search: Search, candidate: Candidate, found: Candidate) -> str:
     if candidate.test is not None:
-        holds = "holds" if search.promise.kept(candidate.test) else "fails"
-        return "chosen" if candidate.name == found.name else holds
+        return "chosen" if candidate.name == found.name else "holds" if candidate.holds else "fails"
     if candidate.bytes > found.bytes:
         return "not asked: larger than the chosen one"
     if candidate.valid is not None and not search.hopeful(candidate.valid):

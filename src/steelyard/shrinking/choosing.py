@@ -24,7 +24,7 @@ from steelyard.shrinking.budget import Budget
 from steelyard.shrinking.deep import MATRICES
 from steelyard.shrinking.finishing import finished
 from steelyard.shrinking.journal import Journal, fingerprint
-from steelyard.shrinking.order import Step, ordered
+from steelyard.shrinking.order import Chain, Step, ordered
 from steelyard.shrinking.precondition import provable, writable
 from steelyard.shrinking.promise import Promise
 from steelyard.shrinking.search import Candidate, Search, held_bytes
@@ -117,7 +117,7 @@ def _chosen(search: Search, target: str | Path | None, tolerance: float | None, 
     provable(len(again.before["test"]), again.promise, shares=again.learned.shares)
     order = _by_tolerance(again) if bytes is None else _by_bytes(again, bytes, account.kind(place))
     looks.taken(search.journal, asked)
-    return told(again, again.proven(order), place, began)
+    return told(again, again.proven([Chain(order, 1.0)]), place, began)
 
 
 def _known(search: Search) -> list[Step]:
@@ -126,13 +126,13 @@ def _known(search: Search) -> list[Step]:
     return [replace(step, bytes=float(search.candidate(step).bytes)) for step in steps]
 
 
-def _by_tolerance(search: Search) -> list[Step]:
+def _by_tolerance(search: Search) -> tuple[Step, ...]:
     steps = _known(search)
     first = [step for step in steps if step.chance >= search.promise.level] or [max(steps, key=lambda s: s.chance)]
     return ordered(steps, first, search.budget.proofs, sum(held_bytes(w) for w in search.original.values()))
 
 
-def _by_bytes(search: Search, most: int, suffix: str) -> list[Step]:
+def _by_bytes(search: Search, most: int, suffix: str) -> tuple[Step, ...]:
     """The one of at most so many bytes that is likeliest to be proven."""
     files = {step: account.file_bytes(search, search.candidate(step), suffix) for step in _known(search)}
     within = [step for step, size in files.items() if size <= most]
@@ -141,7 +141,7 @@ def _by_bytes(search: Search, most: int, suffix: str) -> list[Step]:
             f"the smallest of the {len(files)} candidates takes {min(files.values()):,} bytes, and none {most:,} or "
             "less: search with more tolerance, which makes smaller ones; nothing is written"
         )
-    return [max(within, key=lambda step: (step.chance, -step.bytes))]
+    return (max(within, key=lambda step: (step.chance, -step.bytes)),)
 
 
 def told(search: Search, found: Candidate, target: Path | None, began: float) -> Shrunk:
@@ -150,7 +150,9 @@ def told(search: Search, found: Candidate, target: Path | None, began: float) ->
     kept, sizes = finished(search, found, target)
     search.say("done", 1.0)
     meta = {"before": PLAIN, "splits": account.splits(search), "aim": AIM}
-    proof = account.proof(search, found, sizes, time.perf_counter() - began, meta)
+    assert found.asked is not None
+    assert found.test is not None
+    proof = account.proof(search, found.test, found.asked, sizes, time.perf_counter() - began, meta)
     curve = account.curve(search, found, account.kind(target))
     return Shrunk(kept, proof, account.why(search, found), curve, search=search)
 

@@ -1,8 +1,11 @@
 """Which sizes are looked at, and which candidates the proof is asked about: by validation data alone.
 
-Decides where a look says most, and the steps of the proof: from the safest to the smallest, as far apart as saves most
-in the mean, because the first that fails ends it. What sizes that were not measured would lose lies between those that
-were.
+Decides where a look says most, and the steps of the proof: from the largest to the smallest, as far apart as saves most
+in the mean, because the first that fails ends a sequence; and which part of the error a second sequence keeps, so that
+the first may begin with what is not sure. What sizes that were not measured would lose lies between those that were.
+
+Source: sequences that share the error are section 3.2 of A. N. Angelopoulos et al., Learn then Test, 2021 (arXiv
+2110.01052).
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ USUAL = NormalDist(21, 8)  # the index of the smallest size that a tolerance of 
 ANYWHERE = 0.01  # and as much of a chance at each other one
 SURE = 0.98  # of a proof at which it may begin
 LEAST = 0.003  # below that a proof is not tried
+RESERVE = 0.05  # of the error that the proof may spend: kept for the safest, if the first step fails
 OFF = 0.25  # by how much the logarithm of what is foreseen is off, for each bit from the nearest that was measured
 NEGLIGIBLE = 1e-3  # of log bytes: a step that saves less is not worth a proof
 
@@ -34,8 +38,17 @@ class Step:
 
     bytes: float  # foreseen, where it was not made yet
     chance: float
-    index: int  # of the size, or of the one that was trained
+    index: int  # of the size, or of the one that was trained; the size 0 is the largest
     trained: bool
+    measured: bool = True  # on validation data
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Steps of the proof in their order, of which the first that fails ends it."""
+
+    steps: tuple[Step, ...]
+    share: float  # of the error that may be spent, at each of the steps
 
 
 def evidence(worse: np.ndarray, *, shares: bool) -> Evidence:
@@ -94,7 +107,68 @@ def _between(place: float, places: Sequence[float], means: np.ndarray, variances
     return mean, variance
 
 
-def ordered(steps: Sequence[Step], first: Collection[Step], most: int, whole: float) -> list[Step]:
+def planned(steps: Callable[[float], Sequence[Step]], most: int, whole: float) -> list[Chain]:
+    """What the proof is asked, in at most so many steps: the second chain only if not one step of the first holds.
+
+    The first spends nearly all of the error, and begins with whatever saves most in the mean. The second starts with
+    the largest size, which holds nearly always, also by the little that it may spend. Fixed sequences whose shares add
+    up to one err no more often than one test (Bonferroni). There is one chain, which starts with what is sure, where
+    the largest size is not sure to hold by so little; where nothing saves more; and where nothing was trained, because
+    then there are steps enough for a sure one, and two chains save nothing (bench/shrink_peers).
+
+    steps: every candidate, with its chance where a chain may spend that share of the error. whole: the bytes of the
+    original.
+    """
+    every = _worth(steps(1.0))
+    single = Chain(ordered(every, [step for step in every if _sure(step)], most, whole), 1.0)
+    rounded = [step for step in _worth(steps(RESERVE)) if not step.trained]
+    safest = next(step for step in rounded if not step.index)
+    if most < 2 or safest.chance < SURE or not any(step.trained for step in every):
+        return [single]
+    left = _left(ordered(rounded, [safest], most - 1, whole), whole)
+    bold = [step for step in _worth(steps(1 - RESERVE)) if step.bytes < left]
+    if not bold:
+        return [single]
+    chain = ordered(bold, bold, most, left)
+    if _left(chain, left) >= _left(single.steps, whole):
+        return [single]
+    larger = [step for step in rounded if step.bytes > chain[0].bytes or step is safest]
+    return [Chain(chain, 1 - RESERVE), Chain(ordered(larger, [safest], most - 1, whole), RESERVE)]
+
+
+def accepted(chains: Sequence[Chain], holds: Callable[[Step, float], bool]) -> list[Step]:
+    """The steps that hold: those of the first chain of which one does, before the first that fails.
+
+    holds: asks the proof of a step, which may spend a share of the error.
+    """
+    for chain in chains:
+        found: list[Step] = []
+        for step in chain.steps:
+            if not holds(step, chain.share):
+                break
+            found.append(step)
+        if found:
+            return found
+    return []
+
+
+def _worth(steps: Sequence[Step]) -> list[Step]:
+    """Of rounded ones those that may hold, and the largest."""
+    return [step for step in steps if step.trained or step.chance >= LEAST or not step.index]
+
+
+def _sure(step: Step) -> bool:
+    """What was not measured may lose all at once, and would then end the proof before anything is proven."""
+    return (not step.trained and not step.index) or (step.measured and step.chance >= SURE)
+
+
+def _left(chain: Sequence[Step], whole: float) -> float:
+    """The bytes that a proof leaves, as the mean of their logarithm."""
+    sizes = [whole, *(step.bytes for step in chain)]
+    return whole * math.exp(sum(s.chance * math.log(b / a) for a, b, s in zip(sizes, sizes[1:], chain, strict=False)))
+
+
+def ordered(steps: Sequence[Step], first: Collection[Step], most: int, whole: float) -> tuple[Step, ...]:
     """At most so many of the steps, the largest first: those that save most, as the mean of log bytes.
 
     Two kinds of steps, those of sizes and those that were trained, hold or fail apart from each other; of one kind it
@@ -129,7 +203,7 @@ def ordered(steps: Sequence[Step], first: Collection[Step], most: int, whole: fl
     while last is not None:
         chain.append(steps[max(last)])
         last, count = best[last][count][1], count - 1
-    return chain[::-1]
+    return tuple(chain[::-1])
 
 
 def _after(ends: Ends, step: Step, place: int) -> Ends:

@@ -17,8 +17,12 @@ from steelyard.shrinking.places import REST, area, before_and_after
 
 LOSSES = ("loss at most", "loss", "tolerance")  # of what the proof was asked about
 TRIED = (
-    "The proof goes from {first}, and ends at the first whose loss, at most, is above the tolerance. What came of each "
-    "candidate, and why the proof was not asked about it, is in its last column."
+    "The proof goes from {first}, and ends at the first whose loss, at most, is above the tolerance.{again} What came "
+    "of each candidate, and why the proof was not asked about it, is in its last column."
+)
+AGAIN = (
+    " If already that of the first is, it goes from the largest of all once more, with the part of the error that was "
+    "kept for that."
 )
 WHY = (
     "Tensors are given bits so that one more of them would help the outputs as much in each. What the outputs mind is "
@@ -93,6 +97,7 @@ def _of_weights(found: Shrunk, file: str) -> list[Section]:
         area(found.why, "tensor", "bytes", found.proof.rows[0]["bytes"]),
         before_and_after(found.why, "tensor", ("bytes before", "bytes")),
     ]
+    again = AGAIN if found.search is not None and found.search.reserved else ""
     moved = MOVED if "change" in (column.name for column in found.why.columns) else ERROR
     alt = "what each candidate of the proof loses against its bytes, and the tolerance"
     against = Line(
@@ -100,7 +105,7 @@ def _of_weights(found: Shrunk, file: str) -> list[Section]:
     )
     return [
         Section("Where the bytes went", f"{REST}\n\n{WHY}{moved}", [found.why], pictures),
-        Section("What was tried", TRIED.format(first="the largest of these candidates to the smallest"),
+        Section("What was tried", TRIED.format(first="the largest of these candidates to the smallest", again=again),
                 [found.curve], [against]),
         Section("How to load it", load),
     ]  # fmt: skip
@@ -125,7 +130,8 @@ def _that_runs(found: Shrunk, running: Table, file: str) -> list[Section]:
     return [
         Section("How fast it is", speed, [running]),
         Section("What is left of each tensor", "", [found.why], [left]),
-        Section("What was tried", TRIED.format(first="the safest of the files that gain to the one that gains most"),
+        Section("What was tried",
+                TRIED.format(first="the safest of the files that gain to the one that gains most", again=""),
                 [found.curve], [against]),
         Section("How to load it", load),
     ]  # fmt: skip

@@ -41,6 +41,7 @@ class Promise:
     confidence: float = 0.95
     ordered: bool = False  # examples follow one another: neighbours are alike, and count together
     look: int = 1  # how often, with this time, the proof examples have been asked for a promise
+    share: float = 1.0  # of the error that this look may make: the rest is kept for other candidates
 
     def __post_init__(self) -> None:
         if not (isinstance(self.tolerance, Real) and math.isfinite(self.tolerance) and self.tolerance > 0):
@@ -59,8 +60,8 @@ class Promise:
         >>> [round(Promise(0.02, look=look).level, 4) for look in (1, 2, 3, 4)]
         [0.95, 0.975, 0.9917, 0.9958]
         """
-        share = 1 if self.look == 1 else 1 / (self.look * (self.look - 1))
-        return 1 - (1 - self.confidence) * share
+        part = 1 if self.look == 1 else 1 / (self.look * (self.look - 1))
+        return 1 - (1 - self.confidence) * part * self.share
 
     def bound(self, worse: np.ndarray) -> float:
         """The most that the metric may have fallen in truth, at the confidence.

@@ -10,7 +10,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from torch import nn
@@ -27,7 +27,7 @@ from steelyard.shrinking.budget import ANYHOW, USUAL, Budget
 from steelyard.shrinking.deep import lost, vectors_lighter
 from steelyard.shrinking.foresight import reachable, unseen
 from steelyard.shrinking.journal import Journal
-from steelyard.shrinking.order import LEAST, SURE, Evidence, Step, chances, evidence, middle, ordered
+from steelyard.shrinking.order import Chain, Evidence, Step, accepted, chances, evidence, middle, planned
 from steelyard.shrinking.precondition import Learned, finite, of_original, provable, repeatable
 from steelyard.shrinking.promise import Promise
 from steelyard.shrinking.sensitivity import draws, has_classes, repeated, sensitivity
@@ -52,12 +52,25 @@ class Candidate:
     weights: Weights  # packed as a file would hold them
     valid: np.ndarray | None  # how much worse each validation example came out; None: not asked
     test: np.ndarray | None = None  # the same of the proof
+    asked: Promise | None = None  # which these were to prove
     trained: bool = False  # by which its weights moved, beside being rounded
 
     @property
     def bytes(self) -> int:
         """What the tensors take in a file, without its header."""
         return sum(held_bytes(weight) for weight in self.weights.values())
+
+    @property
+    def most(self) -> float:
+        """That the metric may have fallen in truth, by what the proof was asked."""
+        assert self.asked is not None
+        assert self.test is not None
+        return self.asked.bound(self.test)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the proof accepted it."""
+        return self.asked is not None and self.test is not None and self.asked.kept(self.test)
 
 
 class Search:
@@ -216,10 +229,11 @@ class Search:
         """What validation examples say."""
         return evidence(worse, shares=self.learned.shares)
 
-    def chance(self, mean: float, variance: float) -> float:
-        """That of the proof, by a mean and variance of validation examples."""
+    def chance(self, mean: float, variance: float, share: float = 1.0) -> float:
+        """That of a proof which may spend a share of the error, by a mean and variance of validation examples."""
         seen, examples = len(self.before["valid"]), len(self.before["test"])
-        return self.promise.chance(mean, variance, seen, examples, shares=self.learned.shares)
+        promise = replace(self.promise, share=share)
+        return promise.chance(mean, variance, seen, examples, shares=self.learned.shares)
 
     def trained(self, epochs: int) -> None:
         """Candidates that were trained to be small, from the original as their teacher; each of them is measured.
@@ -269,46 +283,53 @@ class Search:
             elif sized(index) in self.journal.known(sized(index)):
                 self.size(index)
 
-    def proven(self, order: list[Step] | None = None) -> Candidate:
-        """The smallest candidate that the proof accepts: from the safest on, until one fails.
+    def proven(self, chains: list[Chain] | None = None) -> Candidate:
+        """The smallest candidate that the proof accepts.
 
-        order: of the candidates, by validation data alone (None: the order that saves most in the mean). Raises
-        VerdictError if the first one fails.
+        chains: what it is asked, by validation data alone (None: what saves most in the mean). Raises VerdictError if
+        not one step holds.
         """
-        if order is None:
-            order = self.order(self.budget.evaluations - ANYHOW - len(self.measured) - len(self.others))
-        accepted: list[Candidate] = []
-        for i, step in enumerate(order):
-            self._expect(0, 0, 1 + sum(step.chance for step in order[i:-1]))
-            found = self.candidate(step)
-            self.work.tell(f"proving {found.called}")
-            worse = self.journal.of(f"{found.name}, proof", lambda f=found: self.worse(f.weights, "test").tolist())
-            found = replace(found, test=np.array(worse))
-            self.tried.append(found)
-            if not self.promise.kept(found.test):
-                break
-            accepted.append(found)
-        if not accepted:
-            raise VerdictError(self.alternative(self.tried[0].bytes, self.tried[0].test))
-        return min(accepted, key=lambda found: found.bytes)  # the last one, unless sizes were foreseen wrongly
+        if chains is None:
+            most = self.budget.evaluations - ANYHOW - len(self.measured) - len(self.others)
+            chains = planned(self.steps, most, sum(held_bytes(weight) for weight in self.original.values()))
+        left = {
+            step: sum(s.chance for s in chain.steps[i:-1]) for chain in chains for i, step in enumerate(chain.steps)
+        }
 
-    def order(self, most: int) -> list[Step]:
-        """The candidates of the proof, at most so many, in their order."""
-        steps = [step for step in self.steps() if step.trained or step.chance >= LEAST or not step.index]
-        # what was not measured may lose all at once, and would then end the proof before anything is proven
-        first = [s for s in steps if not s.trained and (not s.index or (s.index in self.measured and s.chance >= SURE))]
-        first += [step for step in steps if step.trained and step.chance >= SURE]
-        return ordered(steps, first, most, sum(held_bytes(weight) for weight in self.original.values()))
+        def holds(step: Step, share: float) -> bool:
+            self._expect(0, 0, 1 + left[step])
+            self.tried.append(self._asked(self.candidate(step), share))
+            return self.tried[-1].holds
 
-    def steps(self) -> list[Step]:
-        """Each size, and what was trained, as the proof would meet it."""
+        if not accepted(chains, holds):
+            last = self.tried[-1]
+            assert last.test is not None
+            assert last.asked is not None
+            raise VerdictError(self.alternative(last.bytes, last.test, last.asked))
+        held = [candidate for candidate in self.tried if candidate.holds]
+        return min(held, key=lambda found: found.bytes)  # the last one, unless sizes were foreseen wrongly
+
+    def _asked(self, found: Candidate, share: float) -> Candidate:
+        """A candidate and what the proof says of it, which may spend a share of the error."""
+        self.work.tell(f"proving {found.called}")
+        worse = self.journal.of(f"{found.name}, proof", lambda: self.worse(found.weights, "test").tolist())
+        return replace(found, test=np.array(worse), asked=replace(self.promise, share=share))
+
+    def steps(self, share: float = 1.0) -> list[Step]:
+        """Each size, and what was trained, as a proof would meet it that may spend a share of the error."""
+        chance = partial(self.chance, share=share)
         seen = {index: self.evidence(self._measured(index)) for index in self.measured}
-        sizes, found = self._foreseen_bytes(), chances(SIZES, seen, self.chance)
-        steps = [Step(sizes[i], chance, i, False) for i, chance in enumerate(found)]
+        sizes, found = self._foreseen_bytes(), chances(SIZES, seen, chance)
+        steps = [Step(sizes[i], held, i, False, i in seen) for i, held in enumerate(found)]
         for i, candidate in enumerate(self.others):
             assert candidate.valid is not None
-            steps.append(Step(float(candidate.bytes), self.chance(*self.evidence(candidate.valid)), i, True))
+            steps.append(Step(float(candidate.bytes), chance(*self.evidence(candidate.valid)), i, True))
         return steps
+
+    @property
+    def reserved(self) -> bool:
+        """Whether the proof kept a part of the error for a second chain."""
+        return any(found.asked is not None and found.asked.share < 1 for found in self.tried)
 
     def candidate(self, step: Step) -> Candidate:
         """That of a step."""
@@ -321,14 +342,14 @@ class Search:
         rest = float(np.mean([b - slope * a for a, b in zip(bits, found, strict=True)]))
         return [max(slope * size + rest, 1.0) for size in SIZES]
 
-    def alternative(self, size: int, worse: np.ndarray) -> str:
+    def alternative(self, size: int, worse: np.ndarray, promise: Promise) -> str:
         """What could be promised of the safest candidate, of so many bytes, which failed on the proof examples."""
-        needed, bound = self.promise.needed(worse), self.promise.bound(worse)
-        more = f"{needed:,} examples like these would prove {self.promise.tolerance:g}" if needed else \
-               f"no number of examples like these would prove {self.promise.tolerance:g}"  # fmt: skip
+        needed, bound = promise.needed(worse), promise.bound(worse)
+        more = f"{needed:,} examples like these would prove {promise.tolerance:g}" if needed else \
+               f"no number of examples like these would prove {promise.tolerance:g}"  # fmt: skip
         return (
             f"the safest candidate ({size:,} bytes) may lose {bound:.4g} of {self.task.headline} on the {len(worse)} "
-            f"proof examples (measured: {worse.mean():.4g}), the tolerance is {self.promise.tolerance:g}: {more}; "
+            f"proof examples (measured: {worse.mean():.4g}), the tolerance is {promise.tolerance:g}: {more}; "
             f"a tolerance of {bound:.2g} would have been kept. Nothing is written"
         )
 

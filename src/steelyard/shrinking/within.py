@@ -3,9 +3,9 @@
 Decides the order of the work, and which file gets the name. What sizes are tried is `search`, what a promise is
 `promise`.
 
-Source: candidates are tested from the safest to the smallest on the same proof examples, and the first that fails ends
+Source: candidates are tested from the largest to the smallest on the same proof examples, and the first that fails ends
 it: fixed sequence testing keeps the error of the whole at that of one test (A. N. Angelopoulos et al., Learn then Test,
-2021, arXiv 2110.01052, section 3.2).
+2021, arXiv 2110.01052, section 3.2). Of two such sequences each spends its share of the error.
 """
 
 from __future__ import annotations
@@ -126,6 +126,7 @@ def _won(search: Search, asked: looks.Asked, target: Path | None, began: float) 
         sizes = (contest.original.stat().st_size, found.bytes)
         search.say("done", 1.0)
         meta = {"before": "ONNX in float32", "splits": SPLITS, "aim": aim}
-        proof = account.proof(search, found, sizes, time.perf_counter() - began, meta)
+        assert found.test is not None
+        proof = account.proof(search, found.test, search.promise, sizes, time.perf_counter() - began, meta)
         tables = (proof, running.left(contest, found), running.entries(contest, found))
         return Shrunk(formats.open(found.file).settle(), *tables, speed)
