@@ -54,7 +54,8 @@ _GRIDS: dict[str, tuple[Any, int | None, Any]] = {  # levels, elements that shar
 @source_and_target
 @click.option("--method", type=click.Choice(["nearest", "gptq", "awq", "adaround", "hqq", "entropy"]),
               default="nearest", show_default=True, help="nearest, hqq and entropy need no data; gptq, awq and "
-              "adaround need --by, a file of score --kind hessian, by which entropy is best, too.")  # fmt: skip
+              "adaround need --by, a file of score --kind hessian, by which entropy is best, too. awq rounds matrices "
+              "alone: convolutions stay as they are.")  # fmt: skip
 @click.option("--bits", type=Number(), default=8, show_default=True,
               help="Bits for each weight, 1 to 8; entropy: the mean over all, up to 24, such as 3.5.")  # fmt: skip
 @click.option("--grid", type=click.Choice(list(_GRIDS)), help="nearest: levels of a small float in place of --bits "

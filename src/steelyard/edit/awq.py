@@ -21,6 +21,7 @@ from steelyard.edit._levels import Levels, finite, plans_of, short
 from steelyard.edit.evidence import About, Rows, check_same, hessian_of
 from steelyard.edit.prune import scoped
 from steelyard.edit.quantize import held_so
+from steelyard.errors import RecipeError, WeightsError, quoted
 
 TRIED = 20  # exponents between 0 and 1
 ROWS = 256  # outputs, spread over all, on which exponents are tried
@@ -36,8 +37,12 @@ class Awq(Step):
     it stays in the file (the codec `scaled`, around the affine one), so that no other tensor changes and every
     architecture will do. Without `by` all inputs count alike, and s is 1.
 
-    Only floating-point matrices (two axes) take part, whose inputs are the last axis; the others pass untouched, and
-    so do those that are held in this way already.
+    An input that was zero in all examples, or nearly, is not believed to stay so: `damping`, a share of the mean of
+    the diagonal of H, is added to the whole diagonal, as in GPTQ. Without that, the weights of such an input would be
+    rounded to steps that are thousands of times as wide as the others', and ruin the first output that sees it.
+
+    Only floating-point matrices (two axes) take part, whose inputs are the last axis; the others pass untouched,
+    convolutions among them (`Gptq` and `AdaRound` round those), and so do those that are held in this way already.
 
     Raises RecipeError for settings out of range, WeightsError if no tensor takes part and for evidence that is
     missing, of another kind or of other weights, CodecError for NaN or infinite weights.
@@ -55,11 +60,14 @@ class Awq(Step):
     symmetric: bool = False
     group: int | None = 128
     by: Weights | None = None
+    damping: float = 0.01
     codes: Plan = None
     scale: Plan = None
 
     def __post_init__(self) -> None:
         Levels(self.bits, self.symmetric, self.group)
+        if not 0 < self.damping < 1e6:
+            raise RecipeError(f"damping is a share of the mean of the diagonal, above 0, not {self.damping}")
 
     def __call__(self, weights: Weights) -> Weights:
         plans = plans_of(self.codes, self.scale, self.symmetric)
@@ -88,13 +96,16 @@ class Awq(Step):
         w, group = rows.matrix(x), levels.grouped(rows)
         factor = np.ones(w.shape[1], np.float32)
         moments = np.ones(w.shape[1])
-        if h is not None:
+        if h is not None and h.any():
             mean = h.mean(axis=0)  # the same inputs, of whichever outputs
-            factor, moments = _best(w, mean, levels, group), np.diag(mean)
+            if mean.diagonal().min() < 0:
+                raise WeightsError(f"{weight.origin}: the Hessian of {quoted(weight.name)} is not positive definite")
+            mean[np.diag_indices(len(mean))] += self.damping * mean.diagonal().mean()
+            factor, moments = _best(w, mean, levels, group), mean.diagonal()
         wide = factor.astype(np.float64)
         scaled = w / wide
         starts = range(0, w.shape[1], group)
-        mass = moments * wide * wide + 1e-12 * (float((moments * wide * wide).mean()) or 1.0)
+        mass = moments * wide * wide
         found = [levels.search(scaled[:, a : a + group], mass[None, a : a + group], 2) for a in starts]
         scale, zero = (np.stack([f[i] for f in found], axis=1) for i in (0, 1))
         codes = levels.round(scaled, _wide(scale, group, w.shape[1]), _wide(zero, group, w.shape[1]))
@@ -103,9 +114,8 @@ class Awq(Step):
 
 
 def _best(w: np.ndarray, h: np.ndarray, levels: Levels, group: int) -> np.ndarray:
-    """1 / s for the exponent that changes the outputs least, float32 with a few significant bits."""
+    """1 / s for the exponent that changes the outputs least, float32 with a few significant bits; h: damped."""
     norms = np.sqrt(np.diag(h))
-    norms = np.maximum(norms, 1e-4 * (norms.max() or 1.0))
     best, kept = np.inf, np.ones(len(h), np.float32)
     w = w[:: max(1, len(w) // ROWS)]
     for exponent in np.linspace(0, 1, TRIED + 1):

@@ -20,6 +20,7 @@ from steelyard.edit.nm import check_divides, numbers
 from steelyard.edit.prune import scoped
 from steelyard.errors import RecipeError, WeightsError
 
+FAINT = 1e-9  # of the mean second moment: what an input counts that was always zero, without damping
 SHARES = (1.0, 0.75, 0.5)  # the spans of levels that are tried, of one that reaches the greatest weight that stays
 
 
@@ -118,13 +119,7 @@ class SparseGPT(Step):
 
 def surgery(w: np.ndarray, h: np.ndarray, how: SparseGPT) -> np.ndarray:
     """The pruned matrix. w: (outputs, inputs); h: (inputs, inputs), the second moments of the inputs."""
-    w = w.copy()
-    h = h.copy()
-    dead = np.diag(h) <= 0  # inputs that are always zero: their weights do nothing
-    h[dead, dead] = 1
-    w[:, dead] = 0
-    h[np.diag_indices(len(h))] += how.damping * np.diag(h).mean()
-    upper = _inverse_factor(h)
+    upper = _inverse_factor(_damped(h, how.damping))
     pruned, _, _ = _passed(w, upper, how)
     return pruned if how.bits is None else _rounded_too(w, pruned, upper, how)
 
@@ -175,12 +170,26 @@ def _passed(
 
 def optimum(w: np.ndarray, kept: np.ndarray, h: np.ndarray, damping: float) -> np.ndarray:
     """The best weights where `kept` says, (outputs, inputs) bool, and zeros elsewhere."""
-    h = h + damping * np.diag(h).mean() * np.eye(len(h))
+    h = _damped(h, damping)
     found = np.zeros_like(w)
     for row, here, target in zip(found, kept, w @ h, strict=True):
         if here.any():
             row[here] = np.linalg.lstsq(h[np.ix_(here, here)], target[here], rcond=None)[0]
     return found
+
+
+def _damped(h: np.ndarray, damping: float) -> np.ndarray:
+    """The moments, with a share of their mean on the diagonal.
+
+    Inputs that were always zero count as much as that share says: examples to come may have them. The published code
+    sets all of their weights to zero, however many are to go.
+    """
+    h = h.copy()
+    mean = float(np.diag(h).mean()) or 1.0
+    h[np.diag_indices(len(h))] += damping * mean
+    dead = np.diag(h) <= 0
+    h[dead, dead] = FAINT * mean
+    return h
 
 
 def _inverse_factor(h: np.ndarray) -> np.ndarray:
