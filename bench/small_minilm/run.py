@@ -151,7 +151,7 @@ def attention(bench: Bench) -> None:
 
 def pairs(bench: Bench) -> None:
     began = time.process_time()
-    by = what_errors_cost(bench.original, random_tokens(bench.original, 16, 16, 16))
+    by = what_errors_cost(bench.original, random_tokens(bench.original, 4, 32, 16))
     spent = time.process_time() - began
     bench.ours("3.8 bits by pairs, with random tokens", RateDistortion(bits=3.8, by=by, damping=1), evidence=spent)
 

@@ -55,3 +55,30 @@ def test_with_feedback_it_loses_a_sixth_less_than_one_state_at_as_fine_a_grid(si
         many.append(found(2 * line, mix, 8, 0.0)[1] / size / 4)  # quantizers of twice the distance, of a union as fine
     assert np.mean(ones) == pytest.approx(1 / 12, rel=0.1)
     assert np.mean(many) < 0.84 / 12
+
+
+def test_all_states_at_once_find_what_each_finds_alone() -> None:
+    random, states = np.random.default_rng(0), 8
+    prices = np.cumsum(random.exponential(size=(2, trellis.KNOWN)), axis=1)[None]
+    _, second = trellis.tables(states)
+    best, least, errors = (np.empty((2, states)) for _ in range(3))
+    near = [0.0, 0.5, 1 - 1e-9, 1.0, 1.5, 2.0, 3.0, feedback.FAR - 1e-9]
+    for sizes in [np.full(states, x) for x in near] + list(random.random((200, states)) ** 4 * feedback.FAR):
+        feedback.options(sizes, second, prices[0].reshape(-1), 0.4, best, least, errors)
+        for state in range(states):
+            for odd in range(2):
+                alone = feedback.option(sizes[state], second[state], odd, 0, prices, 0.4)
+                assert alone == (best[odd, state], least[odd, state], errors[odd, state])
+
+
+def test_far_from_zero_it_goes_on_as_near_it() -> None:
+    line = np.random.default_rng(1).normal(size=40) * 4
+    line[::5] *= 90
+    assert (np.abs(line) > feedback.FAR).sum() > 3
+    mix = np.zeros((line.size, line.size), np.float32)
+    whole, _ = found(line, mix, 8, 0.4)
+    levels, other = np.empty(line.size, np.int32), np.empty(line.size, np.int32)
+    kinds, prices = prices_of(line[None], 8)
+    trellis.choose(line.astype(np.float32).astype(np.float64), np.ones(1), kinds[0], prices, 0.4, *trellis.tables(8), 0, levels)  # fmt: skip
+    trellis.placed(levels, *trellis.tables(8), 0, other)
+    assert whole.tolist() == other.tolist()

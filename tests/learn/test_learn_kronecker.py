@@ -52,6 +52,14 @@ def test_rows_of_a_large_table_that_no_example_reached_count(monkeypatch: pytest
     assert unseen
     assert (rows[unseen] > 0).all()
     assert rows[:3].mean() > 3 * rows[unseen].max()
+    factor = torch.randn(20, 4)
+    found = kronecker(net, tokens, lambda model, batch: (model(batch) * factor).sum())
+    whole = [torch.zeros(50, 4).index_add_(0, batch, factor).double().numpy() for batch in tokens]
+    inputs = sum(g.T @ g for g in whole)
+    np.testing.assert_allclose(found["weight|inputs"].array(), inputs / np.trace(inputs), rtol=1e-5, atol=1e-6)
+    factor[7] = torch.nan
+    with pytest.raises(ModelError, match="not finite"):
+        kronecker(net, tokens, lambda model, batch: (model(batch) * factor).sum())
 
 
 def test_what_cannot_be_measured_is_said() -> None:

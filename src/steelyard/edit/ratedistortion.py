@@ -374,8 +374,8 @@ class _Together:
         def bits(factor: float) -> float:
             return sum(each(name, factor) for name in self._looks) / count
 
-        least = bits(start * NOTHING)
-        if self.settings.bits < least and self.settings.kind not in PAIRS:  # with grades of their own, rows may go on
+        graded = self.settings.kind in PAIRS  # with grades of their own, rows may go on
+        if not graded and self.settings.bits < (least := bits(start * NOTHING)):
             text = f"{self.settings.bits:g} bits for each weight are too few: with every weight 0 these tensors take"
             raise RecipeError(f"{text} {least:.2g}; ask for more, or leave tensors of few weights as they are")
         return self._coarse(solved(bits, self.settings.bits, start))

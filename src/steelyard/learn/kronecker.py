@@ -99,10 +99,12 @@ class _Sums:
 
     def add(self, g: Tensor, half: int) -> None:
         if self.paired:
-            self.outputs += g @ g.T
+            self.outputs += _moments(g)
         else:
-            self.outputs[half] += g.square().sum(1)
-        self.inputs += g.T @ g if self.inputs.ndim > 1 else g.square().sum(0)
+            norms = torch.linalg.vector_norm(g, dim=1)
+            self.outputs[half] += norms.square()
+            g = g[norms != 0]  # of a large table, a batch reaches few rows
+        self.inputs += _moments(g.T) if self.inputs.ndim > 1 else g.square().sum(0)
 
     def factors(self, parameter: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
         """A and B."""
@@ -112,4 +114,14 @@ class _Sums:
             return np.full(parameter.numel(), each, np.float32), np.ones(1, np.float32)
         outputs = (outputs if self.paired else foretold(*outputs, to_array(parameter.detach()))) / count
         whole = float(inputs.trace() if inputs.ndim > 1 else inputs.sum())
-        return outputs.astype(np.float32), (inputs / (whole or 1.0)).astype(np.float32)
+        with np.errstate(invalid="ignore", over="ignore"):
+            return outputs.astype(np.float32), (inputs / (whole or 1.0)).astype(np.float32)
+
+
+def _moments(g: Tensor) -> Tensor:
+    """g gᵀ; NumPy knows that this is symmetric, and takes half the time."""
+    if g.device.type != "cpu" or g.dtype not in (torch.float32, torch.float64):
+        return g @ g.T
+    rows = g.numpy()
+    with np.errstate(invalid="ignore", over="ignore"):  # of gradients that are not finite, which is told later
+        return torch.from_numpy(rows @ rows.T)

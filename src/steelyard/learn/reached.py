@@ -114,8 +114,8 @@ def _moments(features: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """The sum of weight * f fᵀ over the rows f, in pieces, so that no second table is in memory."""
     found = np.zeros((features.shape[1], features.shape[1]))
     for at in range(0, len(features), CHUNK):
-        some = features[at : at + CHUNK]
-        found += (some * weight[at : at + CHUNK, None].astype(np.float32)).T @ some
+        some = features[at : at + CHUNK] * np.sqrt(weight[at : at + CHUNK, None]).astype(np.float32)
+        found += some.T @ some  # which NumPy knows to be symmetric
     return found
 
 
