@@ -88,7 +88,7 @@ def test_entropy_takes_two_kinds_of_evidence_and_fractions_of_a_bit(weights: Pat
         "fisher says what outputs matter beside evidence of the kind hessian": ["--method", "entropy", *by[4:]],
         "--fisher is for the method entropy, not gptq": ["--method", "gptq", "--fisher", str(fisher)],
         "expected evidence of the kind kronecker, hessian or fisher, got 'norms'": [*by[:3], str(norms)],
-        "25.0 is not in the range 0<x<=24": [*by, "--bits", "25"],
+        "25 is not a number above 0 and at most 24": [*by, "--bits", "25"],
     }
     for says, options in wrong.items():
         assert main(["quantize", str(weights), str(target), *options]) == 2
@@ -113,7 +113,7 @@ def test_wrong_options_and_wrong_evidence_write_nothing(weights: Path, capsys) -
         "was measured on other weights": ["--method", "gptq", "--bits", "4", "--by", str(evidence)],
         "bits of symmetric levels are 2 to 8, not 1": ["--method", "gptq", "--bits", "1", "--by", str(evidence)],
         "--method gptq needs --by FILE": ["--method", "gptq", "--bits", "4"],
-        "9 is no whole number from 1 to 8": ["--bits", "9"],
+        "9 is not a whole number from 1 to 8": ["--bits", "9"],
         "there is no codec 'entropi'": ["--codes", "entropi"],
         "no such file": ["--by", str(weights.with_name("none.safetensors"))],
         "none of the": ["--where", "nothing*"],
