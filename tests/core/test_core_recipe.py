@@ -202,3 +202,9 @@ def test_calls(text, data):
 def test_a_call_that_is_anything_else(text):
     with pytest.raises(RecipeError, match="cannot read"):
         parse_call(text)
+
+
+def test_types_of_settings_are_worked_out_once_for_each_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Reader({}, {}).build(Everything, {"rate": 1})
+    monkeypatch.setattr("typing.get_type_hints", lambda _: pytest.fail("worked out again"))
+    assert Reader({}, {}).build(Everything, {"rate": 1}) == first

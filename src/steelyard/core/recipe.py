@@ -12,6 +12,7 @@ import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, TypeVar, Union
 
 from steelyard.core.packed import Codec, Plan, Scheme, Smallest
@@ -59,6 +60,12 @@ def _settings(value: Any) -> dict[str, Any]:
     chosen = {f.name: getattr(value, f.name) for f in fields(value)}
     keep = {f.name for f in fields(value) if f.default is MISSING or chosen[f.name] != f.default or f.name == "pattern"}
     return {name: to_data(chosen[name]) for name in chosen if name in keep}
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of fields by name: a file may hold a hundred thousand codecs of a few classes."""
+    return typing.get_type_hints(cls)
 
 
 def _named(name: str, settings: dict[str, Any]) -> Any:
@@ -137,7 +144,7 @@ class Reader:
         ]
         if missing:
             raise RecipeError(f"the setting {missing[0]!r} is missing", at=at)
-        hints = typing.get_type_hints(cls)
+        hints = _hints(cls)  # type: ignore[arg-type]
         values = {k: self.value(hints[k], v, f"{at}.{k}") for k, v in settings.items()}
         try:
             return cls(**values)
