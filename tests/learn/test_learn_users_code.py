@@ -153,6 +153,17 @@ def test_users_factories_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         find_task("own_failing:made")
 
 
+def test_a_factory_may_take_an_option_called_name_or_interface(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_named.py").write_text(
+        "from dataclasses import replace\nimport steelyard as sy\nfrom torch import nn\n"
+        "def made(name='mine'): return replace(sy.task('digits'), name=name)\n"
+        "def net(given, name='', interface=3): return nn.Linear(64, interface)\n"
+    )
+    assert find_task("own_named:made", name="other").name == "other"
+    assert model("own_named:net", find_task("digits").interface, name="x", interface=5).out_features == 5
+
+
 def test_names_of_a_huge_module_are_not_all_listed() -> None:
     with pytest.raises(ModelError, match=r"no 'zzzz' in it; known are (\w+, ){12}\.\.\.$"):
         find_task("torch:zzzz")

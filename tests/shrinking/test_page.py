@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
 from steelyard.core.table import Column, Table
 from steelyard.core.weights import Weights
 from steelyard.report.html import render
 from steelyard.report.plots import Bars, Line, Picture, Treemap
+from steelyard.shrinking import account
 from steelyard.shrinking.alone import NOTHING, Alone
 from steelyard.shrinking.page import page
 from steelyard.shrinking.page_alone import page_alone
+from steelyard.shrinking.precondition import Learned
+from steelyard.shrinking.promise import Promise
 from steelyard.shrinking.within import Shrunk
 
 PROOF = {"bytes before": 4000, "bytes": 1000, "smaller": 4.0, "accuracy before": 0.97, "accuracy": 0.96, "loss": 0.01,
@@ -54,6 +61,24 @@ def runs() -> Shrunk:
     running = Table.of("ONNX Runtime", names, [dict(zip(names, (1, 2e-5, 1e-5, 2.0, 1.9, 10_000_000, 5_000_000), strict=True))],
                        {"onnxruntime": "1", "processor": "one", "rounds": 31})  # fmt: skip
     return shrunk(curve, why, running)
+
+
+@pytest.mark.parametrize("metric", ["loss", "loss at most", "bytes", "examples", "seconds", "smaller", "a loss"])
+def test_a_metric_may_be_called_as_a_column_of_the_promise(weights: Shrunk, metric: str) -> None:
+    task = SimpleNamespace(name="mine", headline=metric, lower_is_better=(metric,))
+    search = SimpleNamespace(before={"test": np.full(90, 0.5)}, task=task, learned=Learned("it"), evaluations=9,
+                             seen_before="")  # fmt: skip
+    worse = np.repeat([0.0, 0.03], 45)
+    told = account.proof(search, worse, Promise(0.1), (4000, 1000), 2.0, {"before": "plain safetensors"})
+    names, row = [column.name for column in told.columns], told.rows[0]
+    assert len(set(names)) == len(names) == len(row)
+    called = metric if metric == "a loss" else f"{metric} (metric)"
+    assert (row[f"{called} before"], row[called]) == pytest.approx((0.5, 0.515))
+    assert row["loss"] == pytest.approx(0.015)
+    own = [row[name] for name in ("bytes before", "bytes", "smaller", "examples", "seconds")]
+    assert own == [4000, 1000, 4, 90, 2]
+    text = " ".join(render(page(replace(weights, proof=told), "small.file")).split())
+    assert f"{called} is 0.515; before it was 0.5." in text
 
 
 def pictures(found: Shrunk, kind: type[Picture]) -> list[Picture]:

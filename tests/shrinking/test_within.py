@@ -292,6 +292,8 @@ WRONG: dict[str, tuple[Callable[[Task], Task], dict[str, Any], str]] = {
         lambda t: t, {"tolerance": 0.002},
         r"1200 proof examples cannot prove a tolerance of 0\.002.*at least 0\.0025, or 1497 examples",
     ),
+    "more examples than there are": (lambda t: t, {"tolerance": 1e-9}, "2.*, or more than 1,000,000,000 examples"),
+    "true": (lambda t: t, {"tolerance": True}, "tolerance=True: expected a number above 0"),
     "not a number": (
         lambda t: replace(t, metrics={"nothing": nothing}), {}, "'nothing' of the original is nan for 1200 of 1200 valid"
     ),

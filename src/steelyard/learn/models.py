@@ -26,7 +26,7 @@ Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 __all__ = ["MODELS", "cnn", "lenet_5", "lenet_300_100", "linear", "mlp", "model"]
 
 
-def model(name: str, interface: Interface, **options: Any) -> nn.Module:
+def model(name: str, interface: Interface, /, **options: Any) -> nn.Module:
     """The model of that name for that interface: a built-in one, or ``package.module:factory`` in the user's code.
 
     A factory is called with the interface if it takes an argument without a default, and with the options.

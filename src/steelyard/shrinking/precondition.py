@@ -25,6 +25,7 @@ from steelyard.learn.options import check_kind
 from steelyard.learn.seeding import generator
 from steelyard.learn.task import Task, apply, first_batch, per_example
 from steelyard.shrinking.deep import lost
+from steelyard.shrinking.promise import MOST as MOST_EXAMPLES
 from steelyard.shrinking.promise import Promise
 from steelyard.shrinking.settings import Aim
 
@@ -149,14 +150,13 @@ def provable(examples: int, promise: Promise, *, shares: bool) -> None:
             again = f" at their look {promise.look}" if promise.look > 1 else ""
             raise ModelError(
                 f"{examples} proof examples cannot prove a tolerance of {tolerance:g}{again}, even if none of them "
-                f"changes: take at least {promise.least(examples):.2g}, or {_enough(promise)} examples"
+                f"changes: take at least {promise.least(examples):.2g}, or {_enough(promise)}"
             )
     elif examples < 2:
         raise ModelError(f"{examples} proof example cannot prove anything: give at least two")
 
 
-def _enough(promise: Promise) -> int:
+def _enough(promise: Promise) -> str:
     """The examples that would prove the tolerance if none of them changed."""
     needed = promise.needed(np.zeros(2))
-    assert needed is not None  # nothing is lost
-    return needed
+    return f"{needed} examples" if needed else f"more than {MOST_EXAMPLES:,} examples"

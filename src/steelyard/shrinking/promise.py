@@ -44,7 +44,8 @@ class Promise:
     share: float = 1.0  # of the error that this look may make: the rest is kept for other candidates
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.tolerance, Real) and math.isfinite(self.tolerance) and self.tolerance > 0):
+        number = isinstance(self.tolerance, Real) and not isinstance(self.tolerance, bool)
+        if not (number and math.isfinite(self.tolerance) and self.tolerance > 0):
             raise ModelError(f"tolerance={self.tolerance!r}: expected a number above 0, in the unit of the metric")
         if not (isinstance(self.confidence, Real) and 0.5 <= self.confidence < 1):
             raise ModelError(f"confidence={self.confidence!r}: expected 0.5 or more and less than 1, such as 0.95")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["TASKS", "task"]
 
 
-def task(name: str, **options: Any) -> Task:
+def task(name: str, /, **options: Any) -> Task:
     """The task of that name; the options are those of its factory.
 
     Raises UnknownNameError for a name that is not there, RecipeError for an option that the factory does not
