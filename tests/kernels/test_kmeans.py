@@ -87,6 +87,17 @@ def test_a_value_without_weight_has_no_say():
     assert kmeans_1d(np.array([1.0, 5.0]), 1, np.zeros(2)).tolist() == [3.0]
 
 
+@pytest.mark.parametrize("least", [1e-30, 1e-300, 5e-324])
+def test_weights_that_sums_do_not_know_count_as_none(least):
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=500), rng.random(500)
+    w[::3] = least
+    found = cluster_1d(x, 16, w)
+    alone = cluster_1d(x[w > 1e-9], 16, w[w > 1e-9])
+    assert found.centres.tolist() == alone.centres.tolist()
+    assert found.loss == alone.loss
+
+
 def test_a_far_outlier_does_not_blur_the_others():
     near = np.random.default_rng(0).normal(size=2000) * 1e-3
     alone, beside = cluster_1d(near, 7), cluster_1d(np.append(near, [-1e6, 1e6]), 9)

@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from steelyard.errors import ModelError
+from steelyard.edit.quantize import Quantize
+from steelyard.edit.ratedistortion import RateDistortion
+from steelyard.errors import ModelError, WeightsError
+from steelyard.formats.module import from_module
 from steelyard.learn.kronecker import kronecker
 
 
@@ -37,6 +40,18 @@ def test_factors_are_the_moments_of_gradients() -> None:
         )
         assert found[f"{name}|inputs"].array().tolist() == [1.0]
     assert all(bool((p == q).all()) and p.grad is None for p, q in zip(net.parameters(), before, strict=True))
+
+
+def test_evidence_of_other_weights_is_refused() -> None:
+    torch.manual_seed(3)
+    net, other = (nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 3)) for _ in range(2))
+    found = kronecker(net, [torch.randn(6, 64) for _ in range(4)], squared)
+    rounding = RateDistortion(bits=3, by=found)
+    assert rounding(from_module(net))["0.weight"].array().any()
+    rounded = Quantize(6)(from_module(net).settle())
+    assert rounding(rounded.settle())["0.weight"].array().any(), "rounded since then"
+    with pytest.raises(WeightsError, match=r"'0.weight' was measured on other weights; measure it on these"):
+        rounding(from_module(other))["0.weight"].array()
 
 
 def test_rows_of_a_large_table_that_no_example_reached_count(monkeypatch: pytest.MonkeyPatch) -> None:

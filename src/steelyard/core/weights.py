@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, ValuesView
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from os import PathLike
 from types import MappingProxyType
@@ -29,12 +29,12 @@ class Weight:
 
     name: str
     spec: Spec
-    read: Callable[[], np.ndarray | Packed]  # the only place where bytes move
+    read: Callable[[], np.ndarray | Packed] = field(repr=False)  # the only place where bytes move
     stored: int | None = None  # bytes in the file it was opened from; None until written
     origin: str = "memory"  # for errors: "model-00002.safetensors @81920"
     scheme: Plan = None  # how read() holds it, as far as that is known before: None = a plain array
-    fill: Callable[[int, np.ndarray], None] | None = None  # puts the elements from an index on, in C order, into a
-    # flat array: a part of a tensor that is larger than memory; None where only the whole can be read
+    fill: Callable[[int, np.ndarray], None] | None = field(default=None, repr=False)  # puts the elements from an index
+    # on, in C order, into a flat array: a part of a tensor that is larger than memory; None: only the whole can be read
 
     @staticmethod
     def of(name: str, value: np.ndarray | Packed, origin: str = "memory") -> Weight:

@@ -94,7 +94,7 @@ class Gptq(Step):
         except np.linalg.LinAlgError:
             raise WeightsError(
                 f"{weight.origin}: the Hessian of {quoted(weight.name)} is not positive definite even with "
-                f"damping={self.damping}; measure it on more examples, or raise the damping"
+                f"damping={self.damping}; measure it on more examples (score), or raise damping= in Python"
             ) from None
 
 

@@ -62,6 +62,7 @@ class Kronecker:
     @staticmethod
     def by(by: Weights, fisher: Weights | None, weight: Weight, x: np.ndarray) -> Kronecker:
         """By evidence of either kind, for a weight of values `x`; raises WeightsError for what is no evidence of it."""
+        check_same(About.of(by), weight, x)
         return Kronecker.of(by, weight) if About.of(by).kind == KIND else Kronecker.of_inputs(by, fisher, weight, x)
 
     @staticmethod
@@ -70,7 +71,6 @@ class Kronecker:
 
         Raises WeightsError for evidence that is missing, does not fit, or was measured on other values than `x`.
         """
-        check_same(About.of(by), weight, x)
         rows, moments = hessian_of(by, weight)
         inputs = moments.mean(axis=0)  # the same inputs, of whichever outputs
         outputs = np.ones(weight.spec.size // max(rows.inputs, 1))

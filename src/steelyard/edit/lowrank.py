@@ -117,7 +117,9 @@ class Factorize(Step):
             try:
                 root = self._root(h.mean(axis=0))
             except np.linalg.LinAlgError:
-                raise WeightsError(f"the Hessian of {quoted(weight.name)} is not positive; raise the damping") from None
+                raise WeightsError(
+                    f"the Hessian of {quoted(weight.name)} is not positive; measure it on more examples (score)"
+                ) from None
         w = rows.matrix(finite(weight, x))  # (outputs, inputs)
         weighed = w if root is None else w @ root
         u, s, v = np.linalg.svd(weighed, full_matrices=False)

@@ -198,7 +198,7 @@ def _inverse_factor(h: np.ndarray) -> np.ndarray:
         upper = np.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1]  # V with V V^T = H: U is its inverse
         return np.ascontiguousarray(np.linalg.inv(upper))
     except np.linalg.LinAlgError:
-        raise WeightsError("the Hessian is not positive definite: raise the damping") from None
+        raise WeightsError("the Hessian is not positive definite: measure it on more examples (score)") from None
 
 
 def _least(w: np.ndarray, inverse: np.ndarray, how: SparseGPT) -> np.ndarray:

@@ -18,6 +18,7 @@ CELLS = 1 << 25  # distinct values x clusters that the exact search takes on: 13
 BINS = 1 << 16  # above that, the values are gathered into so many bins,
 FINE_BINS = 1 << 20  # or into so many where there are too many clusters for the back pointers
 LLOYD_STEPS = 100
+LIGHTEST = 1e-15  # of the weight of all values: what a running sum of float64 would lose
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +55,8 @@ def cluster_1d(values: np.ndarray, k: int, weights: np.ndarray | None = None) ->
     Lloyd's iteration over all values; `lower` is then a proven bound.
 
     Args: `values` (n,) finite; `k` from 1 to 65,536; `weights` (n,) finite, >= 0 (all zero counts as
-    all one). Raises CodecError for anything else.
+    all one; less than 1e-15 of all together counts as zero, since sums of float64 do not know it).
+    Raises CodecError for anything else.
 
     >>> found = cluster_1d(np.array([0.0, 1.0, 10.0]), 2)
     >>> found.centres.tolist(), found.loss, found.exact
@@ -104,7 +106,10 @@ def _distinct(values: np.ndarray, k: int, weights: np.ndarray | None) -> tuple[n
     if not w.any():
         return _distinct(x, k, None)
     found, where = np.unique(x[w > 0], return_inverse=True)
-    return found, np.bincount(where.ravel(), w[w > 0])
+    mass = np.bincount(where.ravel(), w[w > 0])
+    share = mass / mass.max()
+    counted = share > LIGHTEST * share.sum()
+    return found[counted], mass[counted]
 
 
 def gather(values: np.ndarray, weights: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

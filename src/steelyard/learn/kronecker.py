@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from steelyard.core.weights import Weights
+from steelyard.edit.evidence import sample
 from steelyard.edit.kronecker import INPUTS, KIND, OUTPUTS
 from steelyard.errors import ModelError
 from steelyard.formats.module import to_array
@@ -81,7 +82,9 @@ def _told(model: nn.Module, chosen: list[Named], sums: list[_Sums], count: int) 
         outputs, inputs = total.factors(n.parameter, count)
         found |= {n.name + OUTPUTS: outputs, n.name + INPUTS: inputs}
     ties = {alias: n.name for n in chosen for alias in list(n.names)[1:]}
-    made = collected(model, found, {}, {"kind": KIND, "model": type(model).__name__, "inputs first": [], "samples": {}})
+    samples = {n.name: sample(to_array(n.parameter)) for n in chosen}
+    about = {"kind": KIND, "model": type(model).__name__, "inputs first": [], "samples": samples}
+    made = collected(model, found, {}, about)
     both = {alias + part: name + part for alias, name in ties.items() for part in (OUTPUTS, INPUTS)}
     return Weights(made.values(), both, made.meta)
 
