@@ -63,7 +63,7 @@ def test_an_importance_by_glob_multiplies() -> None:
 def test_of_no_importance_is_zero_and_zeros_stay() -> None:
     before = Weights.of({"a": np.ones((4, 4), np.float32), "b": np.ones((4, 4), np.float32), "c": np.zeros((3, 2))})
     by = Weights.of({"a": np.zeros((4, 4)), "b": np.ones((4, 4)), "c": np.ones((3, 2))})
-    after = RateDistortion(bits=4, by=by)(before).arrays()
+    after = RateDistortion(bits=10, by=by)(before).arrays()
     assert not after["a"].any()
     assert not after["c"].any()
     assert after["b"] == pytest.approx(1, abs=0.3)
@@ -102,12 +102,24 @@ def test_an_error_finer_than_levels_is_told_with_the_least_that_works(error: flo
         cost(RateDistortion(error=least / 1.2), weights())
 
 
-def test_bits_finer_than_levels_are_told_in_bits() -> None:
+def test_bits_finer_than_levels_are_as_many_as_can_be_held() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(64, 64)).astype(np.float32)
     x[0, 0] = 1e7
-    with pytest.raises(
-        RecipeError, match=r"'far': bits=20 would need more than 2\^28 levels .*: ask for fewer of them"
-    ):
-        cost(RateDistortion(bits=20), Weights.of({"far": x}))
+    before = Weights.of({"far": x, "near": rng.normal(size=(64, 64)).astype(np.float32), "two": np.float32([1, 2])})
+    bits, _ = cost(RateDistortion(bits=24), before)
+    assert 14 < bits < 24
+    after = RateDistortion(bits=24)(before)
+    assert np.abs(after["far"].array() - x).max() <= 1e7 / 2**27
+    assert np.abs(after["two"].array() - before["two"].array()).max() <= 2.0**-22
     assert cost(RateDistortion(bits=5), Weights.of({"far": x}))[0] == pytest.approx(5, rel=0.06)
+
+
+def test_tensors_that_nothing_minds_leave_their_bits_to_nobody() -> None:
+    before = weights()
+    by = Weights.of({n: np.full(i.spec.shape, 0.0 if n == "wide" else 1.0) for n, i in before.items()})
+    after = RateDistortion(bits=4, by=by)(before)
+    assert not after["wide"].array().any()
+    others = [n for n in before if n != "wide"]
+    bits = 8 * sum(after[n].read().nbytes for n in others) / sum(before[n].spec.size for n in others)
+    assert bits == pytest.approx(4, rel=0.06)

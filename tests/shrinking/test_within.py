@@ -248,6 +248,30 @@ def test_a_second_chain_is_asked_with_the_error_that_is_left(
     assert {row["outcome"]: row["loss at most"] for row in told.rows}["chosen"] == found.most
 
 
+class _Aside(nn.Module):
+    """With most of its weights in a layer of which the outputs know nothing."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.a, self.h = nn.Linear(8, 32), nn.Linear(32, 4)
+        if width:
+            self.unused = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.h(self.a(x).relu())
+
+
+def test_an_unused_layer_takes_next_to_nothing_whatever_its_size(tmp_path: Path) -> None:
+    g, files = torch.Generator().manual_seed(0), {}
+    batches = [torch.randn(32, 8, generator=g) for _ in range(12)]
+    for width in (0, 200):
+        torch.manual_seed(0)
+        model = _Aside(width).eval()
+        alike = imitation(model, batches, "cosine")
+        files[width] = shrink(model, alike, tmp_path / f"{width}.safetensors", tolerance=0.03).proof.rows[0]["bytes"]
+    assert files[200] < files[0] + 300
+
+
 def test_weights_that_are_too_few_to_be_packed_are_told() -> None:
     """Of eight bits for each of them most go into the heads of two tensors."""
     task = replace(blobs(), build=lambda: nn.Sequential(nn.AvgPool1d(5), nn.Linear(4, 4)))

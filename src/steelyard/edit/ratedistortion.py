@@ -29,6 +29,7 @@ from steelyard.edit.prune import scoped
 from steelyard.errors import CodecError, RecipeError, WeightsError, quoted
 
 FEW = 1.2  # bits of a weight, below which a trellis loses more than one quantizer, where errors are made up for
+FLOAT = LIMIT / 2**24  # errors are made up for in float32, in which fewer levels differ
 NOTHING = 2.0**40  # times a usual step: of that size, a step leaves zeros alone
 ONCE = 1 << 27  # bytes of what evidence says that are kept from choosing the steps until the tensors are rounded
 SAMPLE = 1 << 15  # elements by which the bits of a tensor are foreseen
@@ -63,8 +64,9 @@ class RateDistortion(Step):
     of other inputs than those of use, does not know which errors cost nothing. Without it 0.03, for Hessians 0.01; 1
     for what a model makes of random inputs, where there are no data.
 
-    Give either `bits`, the mean number of bits a weight (foreseen by coding samples: a few per cent may be missing),
-    or `error`, the root of the mean over all weights of their tensor's relative squared error. The tensors are read
+    Give either `bits`, the mean number of bits a weight (foreseen by coding samples: a few per cent may be missing; of
+    tensors in which errors cost something, others become zeros; less where none can be held finer), or `error`, the
+    root of the mean over all weights of their tensor's relative squared error. The tensors are read
     once before the first is written, one at a time. They are held by the `trellis` codec with `states` states, but for
     one state below 1.2 bits where rows and columns have steps of their own: there a trellis loses more.
 
@@ -238,11 +240,17 @@ class _Part:
             importance /= whole if whole > 0 else math.inf
         if (parts := apart.components) is not None:
             some = parts.some(matrix, spaced(by_row, max(1, 2 * SAMPLE // len(across))))
-            return _Look(x.size, found.cost(x), importance, some, told=apart.told, within=within)
+            most = math.sqrt((squares.sum(axis=1) * down**-2.0).max()) * float(np.linalg.norm(parts.analysis, 2))
+            return _Look(x.size, found.cost(x), importance, some, told=apart.told, within=within, most=most)
+        squares *= across**-2.0
+        squares *= down[:, None] ** -2.0
+        most = FLOAT * math.sqrt(squares.max())
         rows, columns = places = sampled(by_row, by_column)
         some = matrix[np.ix_(*places)] / down[rows, None] / across[columns]
         noise = np.random.default_rng(0).normal(size=some.shape) * apart.spread(*places)
-        return _Look(x.size, float(by_row.sum()), importance, some, noise=noise, told=apart.told, within=within)
+        return _Look(
+            x.size, float(by_row.sum()), importance, some, noise=noise, told=apart.told, within=within, most=most
+        )
 
     def kronecker(self, x: np.ndarray) -> Kronecker:
         """What errors of pairs cost, for the values `x` of the weight."""
@@ -290,7 +298,7 @@ class _Look:
     noise: np.ndarray | None = None  # what other elements' errors add to the sample, as a share of an element's error
     told: int = 0  # bytes besides the levels
     within: float = 1.0  # the squared error of an element in squared steps, which depends on the states
-    most: float = 0.0  # the greatest value, where levels count from 0 in steps of the tensor
+    most: float = 0.0  # the greatest value in the unit of the step, at most
 
     @property
     def nbytes(self) -> int:
@@ -302,11 +310,20 @@ class _Look:
         """The step of the grid, up to a factor that all tensors share; 0 where every element may become 0."""
         return (self.importance * self.within) ** -0.5 if self.importance > 0 and self.squares > 0 else 0.0
 
+    @property
+    def finest(self) -> float:
+        """The least factor for which there are levels enough."""
+        return 1.001 * self.most / (LIMIT * self.step) if self.step else 0.0
+
+    def at(self, factor: float) -> float:
+        """The step for a factor, or the finest that can be held."""
+        return max(factor, self.finest) * self.step
+
     def bits(self, factor: float, codec: Trellis) -> float:
         """Foreseen for the whole tensor."""
         if not self.step:
             return 0.0
-        step, sample = factor * self.step, self.sample
+        step, sample = self.at(factor), self.sample
         if self.told:  # the sample is in components already
             codec = replace(codec, turn=False)
         if self.noise is not None:  # nothing loses more than itself
@@ -334,16 +351,13 @@ class _Together:
         with self.lock:
             looks, factor = self._looks, self._factor
         part, look = self.parts[name], looks[name]
-        step, important = factor * look.step, None
+        step, important = look.at(factor), None
         if step and not part.kind and (important := part.important(x)) is not None:
             important *= part.factor / look.importance
-        try:
-            if step and part.kind:
-                held = part.apart(x, self.kept).held(x, step, part.codec)
-            else:  # zeros, where nothing is of importance
-                held = part.codec.held(x if step else np.zeros_like(x), step or None, important)
-        except CodecError as error:
-            raise self._too_fine(name, "fewer of them") from error
+        if step and part.kind:
+            held = part.apart(x, self.kept).held(x, step, part.codec)
+        else:  # zeros, where nothing is of importance
+            held = part.codec.held(x if step else np.zeros_like(x), step or None, important)
         return Packed(part.weight.spec, part.codec, held)
 
     @cached_property
@@ -356,45 +370,31 @@ class _Together:
     @cached_property
     def _factor(self) -> float:
         looks = [look for look in self._looks.values() if look.step]
-        count = sum(look.size for look in self._looks.values())
         if not looks:
             return 1.0
         if self.settings.bits is None:
-            error = self.settings.error or 0.0
+            error, count = self.settings.error or 0.0, sum(look.size for look in self._looks.values())
             noise = sum(look.size * look.size * look.step**2 / look.squares for look in looks)
-            return self._coarse(error * math.sqrt(count / (WITHIN[self.settings.states] * noise)))
+            return self._coarse(error * math.sqrt(count / (WITHIN[self.settings.states] * noise)), error)
+        # Those that become zeros are no part of the mean: others would get the bits that no output minds them to have.
+        count = sum(look.size for look in looks)
         start = math.sqrt(sum(look.squares for look in looks) / sum(look.size * look.step**2 for look in looks))
 
-        def each(name: str, factor: float) -> float:
-            try:
-                return self._looks[name].bits(factor, self.parts[name].codec)
-            except CodecError as error:
-                raise self._too_fine(name, "fewer of them") from error
-
         def bits(factor: float) -> float:
-            return sum(each(name, factor) for name in self._looks) / count
+            return sum(look.bits(factor, self.parts[name].codec) for name, look in self._looks.items()) / count
 
         graded = self.settings.kind in PAIRS  # with grades of their own, rows may go on
         if not graded and self.settings.bits < (least := bits(start * NOTHING)):
             text = f"{self.settings.bits:g} bits for each weight are too few: with every weight 0 these tensors take"
             raise RecipeError(f"{text} {least:.2g}; ask for more, or leave tensors of few weights as they are")
-        return self._coarse(solved(bits, self.settings.bits, start))
+        # At the least of all factors each tensor has the finest levels that can be held: no more bits can be bought.
+        return solved(bits, self.settings.bits, start, min(look.finest for look in looks))
 
-    def _coarse(self, factor: float) -> float:
+    def _coarse(self, factor: float, error: float) -> float:
         """The factor; raises RecipeError where a tensor would need more levels than there are."""
-        finer = {
-            name: 1.001 * look.most / (LIMIT * factor * look.step) for name, look in self._looks.items() if look.step
-        }
-        name, times = max(finer.items(), key=lambda found: found[1])
-        if times >= 1:
-            error = self.settings.error
-            raise self._too_fine(name, "fewer of them" if error is None else f"{1.05 * error * times:.2g} or more")
+        name, look = max(self._looks.items(), key=lambda found: found[1].finest)
+        if look.finest >= factor:
+            where, enough = f"{self.parts[name].weight.origin}: {quoted(name)}", 1.05 * error * look.finest / factor
+            raise RecipeError(f"{where}: error={error:g} would need more than 2^28 levels on either side of 0: ask for "
+                              f"{enough:.2g} or more, or pack without any loss (the codec entropy)")  # fmt: skip
         return factor
-
-    def _too_fine(self, name: str, what: str) -> RecipeError:
-        """What to ask for instead."""
-        asked = "bits" if self.settings.error is None else "error"
-        return RecipeError(
-            f"{self.parts[name].weight.origin}: {quoted(name)}: {asked}={getattr(self.settings, asked):g} would need "
-            f"more than 2^28 levels on either side of 0: ask for {what}, or pack without any loss (the codec entropy)"
-        )
