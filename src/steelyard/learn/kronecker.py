@@ -24,6 +24,7 @@ from steelyard.learn.parameters import Named, named_parameters
 from steelyard.learn.reached import foretold
 from steelyard.learn.unharmed import unfrozen, unmoved
 
+CONSTRAINED = ".parametrizations."
 WIDEST = 2048  # rows or columns of which pairs are kept: 16 MB for a factor of float32
 
 
@@ -81,7 +82,10 @@ def _told(model: nn.Module, chosen: list[Named], sums: list[_Sums], count: int) 
     for n, total in zip(chosen, sums, strict=True):
         outputs, inputs = total.factors(n.parameter, count)
         found |= {n.name + OUTPUTS: outputs, n.name + INPUTS: inputs}
+    plain = {id(n.parameter): n.name for n in chosen}
     ties = {alias: n.name for n in chosen for alias in list(n.names)[1:]}
+    # What a constraint is computed from has its whole name in `from_module`: layer.parametrizations.weight.original0.
+    ties |= {name: plain[id(p)] for name, p in model.named_parameters() if CONSTRAINED in f".{name}" and id(p) in plain}
     samples = {n.name: sample(to_array(n.parameter)) for n in chosen}
     about = {"kind": KIND, "model": type(model).__name__, "inputs first": [], "samples": samples}
     made = collected(model, found, {}, about)

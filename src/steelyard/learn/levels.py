@@ -261,11 +261,28 @@ def _chosen(model: nn.Module, where: Where | str | None, what: str, biases: bool
     if asked is not None:
         found = [p for p in trainable if p.fits(asked)]
     else:
-        found = [p for p in trainable if p.decays or (biases and _is_bias(p))]
+        theirs = _parametrized(model)
+        found = [p for p in trainable if id(p.parameter) not in theirs and (p.decays or (biases and _is_bias(p)))]
     if not found:
         known = ", ".join(p.name for p in trainable[:3]) or "none"
+        if asked is None and theirs:
+            known += "; what parametrizations compute is left out: remove them (torch.nn.utils.parametrize)"
         raise ModelError(f"{what} chooses no trainable parameter of {type(model).__name__}: it has {known}")
     return iter(found)
+
+
+def _parametrized(model: nn.Module) -> set[int]:
+    """The parameters, by id, of layers of which somebody else's parametrization computes one, as `weight_norm` does.
+
+    Copies of such a layer share a class of its own: a constraint on one of them would take the tensor from all.
+    """
+    found: set[int] = set()
+    for module in model.modules():
+        if parametrize.is_parametrized(module):
+            lists = module.parametrizations.values()  # type: ignore[union-attr, operator]
+            if not any(isinstance(step, Constraint) for steps in lists for step in steps):
+                found |= {id(w) for w in module.parameters()}
+    return found
 
 
 def _is_bias(p: Named) -> bool:

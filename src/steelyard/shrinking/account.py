@@ -12,7 +12,7 @@ import numpy as np
 from steelyard import formats
 from steelyard.core.table import Column, Table
 from steelyard.core.weights import Weight, Weights
-from steelyard.edit.kronecker import Kronecker
+from steelyard.edit.kronecker import OUTPUTS, Kronecker
 from steelyard.shrinking.deep import MATRICES
 from steelyard.shrinking.promise import Promise
 from steelyard.shrinking.search import USED, Candidate, Search, held_bytes
@@ -129,7 +129,7 @@ def _row(search: Search, weight: Weight, held: Weight, off: str) -> dict[str, An
     size, spec = held_bytes(held), weight.spec
     row = {"tensor": weight.name, "shape": str(list(spec.shape)), "bytes before": spec.nbytes, "bytes": size}
     row |= {"bits": 8 * size / spec.size if spec.size else None, "note": _note(weight, held)}
-    if not MATRICES(weight) or not spec.size:
+    if not MATRICES(weight) or not spec.size or weight.name + OUTPUTS not in search.minds:
         return row
     before, after = (w.array().astype(np.float64) for w in (weight, held))
     minds, wrong = Kronecker.of(search.minds, weight), after - before

@@ -15,9 +15,11 @@ from functools import cached_property, partial
 import numpy as np
 from torch import nn
 
+from steelyard.core.transform import on
 from steelyard.core.weights import Weight, Weights
-from steelyard.core.where import where
+from steelyard.core.where import Where, where
 from steelyard.edit._kept import Kept
+from steelyard.edit.kronecker import OUTPUTS
 from steelyard.edit.ratedistortion import RateDistortion
 from steelyard.errors import ModelError, VerdictError
 from steelyard.formats.module import into_module
@@ -209,8 +211,8 @@ class Search:
 
     def _held(self, bits: float) -> Weights:
         """The original's weights, packed at so many bits for each weight."""
-        rounding = RateDistortion(bits=bits, by=self.minds)
-        return vectors_lighter(rounding.rounded(self.original, self.kept), self.original)
+        rounded = partial(RateDistortion(bits=bits, by=self.minds).rounded, kept=self.kept)
+        return vectors_lighter(on(_Minded(self.minds), rounded)(self.original), self.original)
 
     def worse(self, weights: Weights, split: Split) -> np.ndarray:
         """How much worse each example of a split comes out with these weights, in the unit of the metric."""
@@ -362,6 +364,19 @@ def sized(index: int) -> str:
 def held_bytes(weight: Weight) -> int:
     """The bytes of a weight as it is held."""
     return int(weight.read().nbytes)
+
+
+@dataclass(frozen=True)
+class _Minded(Where):
+    """Of which the outputs are known to mind errors; of tables that are buffers no gradient tells: they stay."""
+
+    minds: Weights
+
+    def __call__(self, weight: Weight) -> bool:
+        return weight.name + OUTPUTS in self.minds
+
+    def under(self, weight: Weight, alias: str) -> bool:
+        return self(weight) or alias + OUTPUTS in self.minds
 
 
 def _epochs(told: Tight, stage: int | None = None) -> int:
