@@ -20,7 +20,7 @@ def test_the_share_follows_what_parts_have_taken() -> None:
     clock, said = Clock(), []
     work = Work(lambda what, share: said.append((what, share)), clock)
     work.left |= {"sizes": 3, "examples": 100, "files": 1}
-    work.guesses["examples"] = "sizes", 0.02
+    work.guesses["examples"] = {"sizes": 0.02}
     work.priors["files"] = 4.0
     with work.on("sizes", "first"):
         clock.now += 2
@@ -31,6 +31,10 @@ def test_the_share_follows_what_parts_have_taken() -> None:
     work.tell("third")  # 12 s gone; 4 s, 50 examples of 0.2 s, 4 s
     assert said[-1][1] == pytest.approx(12 / 30)
     assert work.left["sizes"] == 2
+    work.guesses["turns"] = {"sizes": 0.5, "examples": 10.0}
+    assert work.each("turns") == 2.0, "the most that what is like it says: half of a size, ten examples of 0.2 s"
+    work.guesses["turns"]["sizes"] = 1.5
+    assert work.each("turns") == 3.0
 
 
 def test_epochs_of_several_runs_are_counted_and_those_of_another_process_have_no_seconds() -> None:

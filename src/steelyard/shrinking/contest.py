@@ -93,7 +93,7 @@ class Contest:
         """Make the files: of the original, and of students as long as validation bears them."""
         self.work.priors |= {"exports": 1.0, "forms": FORM, "checks": CHECK}
         self.work.priors["turns"] = TURN if self.aim == "latency" else PEAK * PEAKS
-        self.work.guesses["epochs"] = EXAMPLES, 4.0 * len(self.search.before["valid"])
+        self.work.guesses["epochs"] = {EXAMPLES: 4.0 * len(self.search.before["valid"])}
         self._expect(2 * USUAL if epochs else 0, epochs, 1)
         with self.work.on("exports", "making the original in ONNX"):
             self._write(self.search.model, self.original)

@@ -131,11 +131,13 @@ class Search:
         work, told = self.work, self._told(epochs) if epochs else None
         first = first_batch(self.task, "train" if epochs else "valid")
         work.left |= {"sensitivities": 1, "files": 1}
-        work.guesses["sensitivities"] = EXAMPLES, 4.0 * draws(self.original.size) * len(first)
+        drawn = draws(self.original.size) * len(first)
+        work.guesses["sensitivities"] = {EXAMPLES: 4.0 * drawn}
         work.priors |= {"sizes": 3e-7 * self.original.size + 0.01, "files": 1e-8 * self.original.size + 1.0}
         if told is not None:
             work.left["epochs"] = _epochs(told)
-            work.guesses["epochs"] = EXAMPLES, 5.0 * self._training_examples
+            trained = self._training_examples
+            work.guesses["epochs"] = {EXAMPLES: 5.0 * trained, "sensitivities": 1.1 * trained / max(drawn, 1)}
         self._expect(self.budget.looks, self.budget.prices, self.budget.proofs)
 
     def _expect(self, looks: int, stages: int, proofs: float) -> None:

@@ -35,7 +35,7 @@ class Work:
     def __init__(self, say: Say, clock: Callable[[], float] = time.perf_counter):
         self.say, self.clock = say, clock
         self.left: dict[str, float] = defaultdict(float)  # of each kind, in its own unit
-        self.guesses: dict[str, tuple[str, float]] = {}  # kind: takes so many times what another kind takes
+        self.guesses: dict[str, dict[str, float]] = {}  # kind: takes so many times what others take, the most of these
         self.priors: dict[str, float] = {}  # kind: seconds of one, where nothing like it was measured
         self._taken: dict[str, tuple[float, float]] = {}  # count and seconds
         self._began = clock()
@@ -62,12 +62,13 @@ class Work:
         self.say(what, gone / (gone + to_come) if self.left and gone + to_come else 0.0)
 
     def each(self, kind: str) -> float:
-        """The seconds of one of a kind: measured, or by one that is like it."""
+        """The seconds of one of a kind: measured, or by those that are like it."""
         count, seconds = self._taken.get(kind, (0.0, 0.0))
         if count:
             return seconds / count
-        like, times = self.guesses.get(kind, (None, 0.0))
-        return self.each(like) * times if like is not None else self.priors.get(kind, 0.0)
+        if kind in self.guesses:
+            return max(self.each(like) * times for like, times in self.guesses[kind].items())
+        return self.priors.get(kind, 0.0)
 
 
 class Meter:
