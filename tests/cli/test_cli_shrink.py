@@ -20,6 +20,7 @@ from steelyard.shrinking import within
     ("more", "said"),
     [
         (["--checkpoint", "kept"], "interrupted; the same command goes on from what kept has"),
+        (["--checkpoint", "none"], "interrupted before anything was kept in none: the same command starts anew"),
         ([], "nothing is kept: with --checkpoint FOLDER the same command would go on from there"),
     ],
 )
@@ -27,6 +28,9 @@ def test_what_is_interrupted_says_how_to_go_on(steelyard, tmp_path, monkeypatch,
     def shrink(*_given, **_options):
         raise KeyboardInterrupt
 
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "journal.jsonl").touch()
     weights, target = tmp_path / "weights.safetensors", tmp_path / "small.safetensors"
     steelyard("train", "breast-cancer", weights, "--model", "mlp", "--epochs", "1")
     monkeypatch.setattr(within, "shrink", shrink)
@@ -44,7 +48,8 @@ def test_an_interrupt_before_the_search_says_it_as_well(steelyard, tmp_path, mon
     steelyard("train", "breast-cancer", weights, "--model", "mlp", "--epochs", "1")
     monkeypatch.setattr("steelyard.cli.shrink.loaded", loaded)
     result = steelyard("shrink", "breast-cancer", weights, tmp_path / "small.safetensors", "--checkpoint", "kept")
-    assert (result.status, result.err) == (130, "steelyard: interrupted; the same command goes on from what kept has\n")
+    said = "steelyard: interrupted before anything was kept in kept: the same command starts anew\n"
+    assert (result.status, result.err) == (130, said)
 
 
 def test_every_further_interrupt_says_it_as_well(steelyard, tmp_path, monkeypatch):

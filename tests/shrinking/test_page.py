@@ -112,6 +112,9 @@ def test_the_page_names_the_promise_and_how_to_load_it(kind: str, request: pytes
     assert "ordinary" not in text
     assert "4,000 bytes as plain safetensors to 1,000" in text
     assert "<script" not in text
+    assert ("goes from larger to smaller candidates, those that are worth asking, and" in " ".join(text.split())) == (
+        kind == "weights"
+    )
     assert len(text) < 100_000
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -287,10 +289,39 @@ def test_nothing_is_written_where_the_safest_fails(
                         if split == "test" else np.zeros(1200))  # fmt: skip
     target = tmp_path / "small.safetensors"
     target.write_bytes(b"what was there")
-    with pytest.raises(VerdictError, match=r"may lose 0\.02\d+ of accuracy .*a tolerance of 0\.024 would have"):
+    with pytest.raises(
+        VerdictError, match=r"bytes without its header\) may lose 0\.02\d+ of accuracy .*would have"
+    ) as said:
         shrink(model, task, target, tolerance=0.02)
+    found = re.search(r"a tolerance of (\S+) would have been kept\. Nothing is", str(said.value))
+    assert found
+    worse = np.repeat([0.0, 1.0], [1180, 20])
+    assert Promise(float(found[1])).kept(worse), "what is named is rounded up"
+    assert not Promise(float(found[1]) - 1e-4).kept(worse)
     assert target.read_bytes() == b"what was there"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_with_a_folder_the_tolerance_of_the_next_look_is_named(
+    task: Task, model: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    worse = np.repeat([0.0, 1.0], [1180, 20])
+    monkeypatch.setattr(
+        searching.Search, "worse", lambda self, _weights, split: worse if split == "test" else 0 * worse
+    )
+    with pytest.raises(VerdictError, match=r"from now on .*: that would be look 2, .* 0\.975 instead of 0\.95") as said:
+        shrink(model, task, tolerance=0.02, checkpoint=tmp_path)
+    found = re.search(r"from now on (\S+):", str(said.value))
+    assert found
+    assert Promise(float(found[1]), look=2).kept(worse)
+    assert not Promise(float(found[1]) - 1e-4, look=2).kept(worse)
+
+
+def test_a_frozen_model_is_shrunk_without_training(task: Task, model: nn.Module) -> None:
+    frozen = copy.deepcopy(model).requires_grad_(False)
+    with pytest.raises(ModelError, match=r"no parameter of Sequential is trainable.*epochs=0"):
+        shrink(frozen, task, tolerance=0.02, epochs=2)
+    assert shrink(frozen, task, tolerance=0.02).proof.rows[0]["smaller"] > 2
 
 
 def nothing(outputs: Tensor, targets: Tensor) -> Tensor:

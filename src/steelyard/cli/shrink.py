@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Literal
 
@@ -31,8 +32,9 @@ _OF_SEARCHES = ("aim", "confidence", "epochs", "evaluations")
 @click.option("--confidence", type=Number(), default=0.95, show_default=True, help="Of the promise that it is so.")
 @click.option("--epochs", type=click.IntRange(min=0), default=30, show_default=True,
               help="Of training for size, after rounding; a third as many after each narrowing; 0: none.")  # fmt: skip
-@click.option("--evaluations", type=click.IntRange(min=1), default=12, show_default=True,
-              help="Passes over validation or test examples at most, with those of original and file.")  # fmt: skip
+@click.option("--evaluations", type=click.IntRange(min=6), default=12, show_default=True,
+              help="Passes over validation or test examples at most, with those of original and file; with training at "
+                   "least 7.")  # fmt: skip
 @click.option("--checkpoint", metavar="FOLDER",
               help="Keep what is found here, for a search that was broken off or has another tolerance.")  # fmt: skip
 @click.option("--choose", is_flag=True,
@@ -137,6 +139,8 @@ def _given(words: Sequence[str], error: bool, aim: str) -> list[str]:
 
 
 def _interrupted(checkpoint: str | None) -> str:
+    if checkpoint is not None and not (os.path.isdir(checkpoint) and os.listdir(checkpoint)):
+        return f"interrupted before anything was kept in {checkpoint}: the same command starts anew"
     if checkpoint is None:
         return "interrupted, and nothing is kept: with --checkpoint FOLDER the same command would go on from there"
     return f"interrupted; the same command goes on from what {checkpoint} has"

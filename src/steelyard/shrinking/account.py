@@ -18,8 +18,8 @@ from steelyard.shrinking.promise import Promise
 from steelyard.shrinking.search import USED, Candidate, Search, held_bytes
 
 OUTCOME = (
-    "of the proof, which goes from the largest to the smallest and ends where one fails{again}; and "
-    "why it was not asked about others"
+    "of the proof, which goes from larger to smaller, those that are worth asking, and ends where one fails{again}; "
+    "and why it was not asked about others"
 )
 AGAIN = " (if already the first does, it goes from the largest of all once more)"
 MOVED = (

@@ -234,7 +234,7 @@ class Contest:
             accepted = self.tried[-1]
         self.work.left[EXAMPLES] = 0
         if accepted is None:
-            raise VerdictError(self.search.alternative(self.tried[0].bytes, worse, self.promise))
+            raise VerdictError(self.search.alternative(f"{self.tried[0].bytes:,} bytes", worse, self.promise))
         return accepted
 
     def finished(self, found: Contender, target: Path | None) -> Contender:

@@ -21,7 +21,7 @@ from steelyard.formats.module import into_module
 from steelyard.learn.evaluate import evaluating
 from steelyard.learn.task import Batch, Split, Task, apply, device_of, per_example
 from steelyard.shrinking.deep import MATRICES, lost
-from steelyard.shrinking.promise import Promise
+from steelyard.shrinking.promise import Promise, rounded
 
 PROBE = 256  # validation examples at most, and half of them: not an evaluation
 STEP = math.sqrt(2 * math.pi * math.e) / 2**9  # root mean squares of a tensor: nine bits of Gaussian weights, coded
@@ -87,8 +87,9 @@ def reachable(
     needed, bound = promise.needed(worse), promise.foreseen(worse, examples)
     raise ModelError(
         f"{examples:,} proof examples cannot prove a tolerance of {promise.tolerance:g}: by {len(worse)} validation "
-        f"examples, {task.headline} may fall by {bound:.2g} in truth where weights are rounded to nine bits, which is "
-        f"finer than any file that shrink makes; take more than that{f', or {needed:,} examples' if needed else ''}"
+        f"examples, {task.headline} may fall by {rounded(bound, 2)} in truth where weights are rounded to nine bits, "
+        "which is finer than any file that shrink makes; take more than that"
+        f"{f', or {needed:,} examples' if needed else ''}"
     )
 
 

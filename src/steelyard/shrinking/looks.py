@@ -23,7 +23,12 @@ def number(journal: Journal, asked: Asked) -> int:
     (1, 2)
     """
     known = journal.known(_LOOK)
-    return int(known.get(_question(asked), {"look": len(known) + 1})["look"])
+    return int(known.get(_question(asked), {"look": following(journal)})["look"])
+
+
+def following(journal: Journal) -> int:
+    """Which look another question would be."""
+    return len(journal.known(_LOOK)) + 1
 
 
 def taken(journal: Journal, asked: Asked) -> None:

@@ -38,6 +38,7 @@ MOVED = (
     "the original mind it: 100 % is what leaving the tensor out would do. Training may move a tensor further than "
     "that, and it is no error: what it does to the outputs is what the promise says."
 )
+WORTH = "larger to smaller candidates, those that are worth asking"
 GAINED = {"latency": "Faster", "memory": "In less memory"}
 
 
@@ -105,8 +106,7 @@ def _of_weights(found: Shrunk, file: str) -> list[Section]:
     )
     return [
         Section("Where the bytes went", f"{REST}\n\n{WHY}{moved}", [found.why], pictures),
-        Section("What was tried", TRIED.format(first="the largest of these candidates to the smallest", again=again),
-                [found.curve], [against]),
+        Section("What was tried", TRIED.format(first=WORTH, again=again), [found.curve], [against]),
         Section("How to load it", load),
     ]  # fmt: skip
 

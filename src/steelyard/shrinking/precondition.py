@@ -26,7 +26,7 @@ from steelyard.learn.seeding import generator
 from steelyard.learn.task import Task, apply, first_batch, per_example
 from steelyard.shrinking.deep import lost
 from steelyard.shrinking.promise import MOST as MOST_EXAMPLES
-from steelyard.shrinking.promise import Promise
+from steelyard.shrinking.promise import Promise, rounded
 from steelyard.shrinking.settings import Aim
 
 CROSSED = "on other examples' targets"  # the name of the metric
@@ -60,6 +60,13 @@ def finite(original: Weights) -> None:
         if not np.isfinite(weight.array()).all():
             raise ModelError(f"{quoted(weight.name)} holds values that are not finite: no file of these weights could "
                              "be promised anything; mend them, or train the model again")  # fmt: skip
+
+
+def trainable(model: nn.Module) -> None:
+    """Raise ModelError for a model of which nothing can be trained."""
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ModelError(f"no parameter of {type(model).__name__} is trainable, all are frozen: shrink it without "
+                         "training, epochs=0, or set requires_grad")  # fmt: skip
 
 
 def repeatable(model: nn.Module, task: Task) -> None:
@@ -120,8 +127,8 @@ class Learned:
         if self.least <= tolerance:
             raise ModelError(
                 f"the original has {self.told}: within a tolerance of {tolerance:g} a file that has forgotten "
-                f"everything may do; it is in the unit of the metric: take less than {self.least:.2g}, or train the "
-                "model further"
+                f"everything may do; it is in the unit of the metric: take less than "
+                f"{rounded(self.least, 2, up=False)}, or train the model further"
             )
 
 
@@ -150,7 +157,7 @@ def provable(examples: int, promise: Promise, *, shares: bool) -> None:
             again = f" at their look {promise.look}" if promise.look > 1 else ""
             raise ModelError(
                 f"{examples} proof examples cannot prove a tolerance of {tolerance:g}{again}, even if none of them "
-                f"changes: take at least {promise.least(examples):.2g}, or {_enough(promise)}"
+                f"changes: take at least {rounded(promise.least(examples), 2)}, or {_enough(promise)}"
             )
     elif examples < 2:
         raise ModelError(f"{examples} proof example cannot prove anything: give at least two")

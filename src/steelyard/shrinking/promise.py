@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from numbers import Real
 from statistics import NormalDist
 
@@ -167,6 +168,16 @@ class Promise:
             return 1.0
         exact = 0.0 if gained else float(betaincinv(lost + 1, examples - lost, self.level))
         return max(exact, _score_limit(lost, gained, examples, 1 - _SHARE * (1 - self.level)))
+
+
+def rounded(x: float, digits: int, *, up: bool = True) -> str:
+    """x to so many significant digits, never below what it is (up=False: never above it).
+
+    >>> rounded(0.02137, 2), rounded(0.02137, 2, up=False), rounded(0.25, 3)
+    ('0.022', '0.021', '0.25')
+    """
+    found = Context(prec=digits, rounding=ROUND_CEILING if up else ROUND_FLOOR).create_decimal(Decimal(x))
+    return f"{float(found):.{digits}g}"
 
 
 def _ratios(mean: float, changed: float, seen: int) -> tuple[np.ndarray, np.ndarray]:

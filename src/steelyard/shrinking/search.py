@@ -25,13 +25,14 @@ from steelyard.errors import ModelError, VerdictError
 from steelyard.formats.module import into_module
 from steelyard.learn.evaluate import outcomes
 from steelyard.learn.task import Split, Task, first_batch
+from steelyard.shrinking import looks
 from steelyard.shrinking.budget import ANYHOW, USUAL, Budget
 from steelyard.shrinking.deep import lost, vectors_lighter
 from steelyard.shrinking.foresight import reachable, unseen
 from steelyard.shrinking.journal import Journal
 from steelyard.shrinking.order import Chain, Evidence, Step, accepted, chances, evidence, middle, planned
-from steelyard.shrinking.precondition import Learned, finite, of_original, provable, repeatable
-from steelyard.shrinking.promise import Promise
+from steelyard.shrinking.precondition import Learned, finite, of_original, provable, repeatable, trainable
+from steelyard.shrinking.promise import Promise, rounded
 from steelyard.shrinking.sensitivity import draws, has_classes, repeated, sensitivity
 from steelyard.shrinking.tight import Tight, tighten
 from steelyard.shrinking.work import Meter, Say, Work
@@ -107,6 +108,8 @@ class Search:
 
     def precondition(self, *, training: bool = False) -> None:
         """Raise ModelError for what no search could end well with. training: what is made is trained, too."""
+        if training:
+            trainable(self.model)
         finite(self.original)
         repeatable(self.model, self.task)  # first, because what runs for the first time takes longer
         self.work.tell("comparing the splits")
@@ -309,7 +312,7 @@ class Search:
             last = self.tried[-1]
             assert last.test is not None
             assert last.asked is not None
-            raise VerdictError(self.alternative(last.bytes, last.test, last.asked))
+            raise VerdictError(self.alternative(f"{last.bytes:,} bytes without its header", last.test, last.asked))
         held = [candidate for candidate in self.tried if candidate.holds]
         return min(held, key=lambda found: found.bytes)  # the last one, unless sizes were foreseen wrongly
 
@@ -346,15 +349,21 @@ class Search:
         rest = float(np.mean([b - slope * a for a, b in zip(bits, found, strict=True)]))
         return [max(slope * size + rest, 1.0) for size in SIZES]
 
-    def alternative(self, size: int, worse: np.ndarray, promise: Promise) -> str:
-        """What could be promised of the safest candidate, of so many bytes, which failed on the proof examples."""
+    def alternative(self, size: str, worse: np.ndarray, promise: Promise) -> str:
+        """What could be promised of the safest candidate, of that size, which failed on the proof examples."""
         needed, bound = promise.needed(worse), promise.bound(worse)
         more = f"{needed:,} examples like these would prove {promise.tolerance:g}" if needed else \
                f"no number of examples like these would prove {promise.tolerance:g}"  # fmt: skip
+        again = replace(promise, look=looks.following(self.journal))
+        stricter = (
+            f" (from now on {rounded(again.bound(worse), 3)}: that would be look {again.look}, which is at "
+            f"{again.level:.4g} instead of {promise.level:.4g})"
+        )
+        counted = promise.look > 1 or self.journal.place("") is not None
         return (
-            f"the safest candidate ({size:,} bytes) may lose {bound:.4g} of {self.task.headline} on the {len(worse)} "
+            f"the safest candidate ({size}) may lose {rounded(bound, 4)} of {self.task.headline} on the {len(worse)} "
             f"proof examples (measured: {worse.mean():.4g}), the tolerance is {promise.tolerance:g}: {more}; "
-            f"a tolerance of {bound:.2g} would have been kept. Nothing is written"
+            f"a tolerance of {rounded(bound, 3)} would have been kept{stricter if counted else ''}. Nothing is written"
         )
 
 
