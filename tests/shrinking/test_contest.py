@@ -18,6 +18,7 @@ from steelyard.errors import FormatError, ModelError, UnknownNameError, VerdictE
 from steelyard.formats.module import from_module
 from steelyard.learn.data import Examples
 from steelyard.learn.evaluate import outcomes
+from steelyard.learn.imitation import imitation
 from steelyard.learn.measures import accuracy, cross_entropy
 from steelyard.learn.run import train
 from steelyard.learn.task import SPLITS, Task
@@ -247,6 +248,16 @@ def test_memory(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(apart, "peak", lambda *_: None)
     with pytest.raises(ModelError, match="which this system does not have"):
         shrink(made, wide, aim="memory", tolerance=0.03, epochs=0)
+
+
+def test_a_block_of_which_more_is_read_than_its_outputs_stays(by_bytes: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(narrower, "KEPT", ())
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    net = nn.Sequential(nn.Embedding(50, 16), nn.TransformerEncoder(layer, 2), nn.Flatten(), nn.Linear(16 * 8, 4))
+    alike = imitation(net.eval(), [torch.randint(50, (16, 8)) for _ in range(12)], "cosine")
+    found = shrink(net, alike, aim="latency", tolerance=0.5, epochs=1)
+    assert any(str(name).startswith("1 of 1 blocks gone") for name in found.curve.column("candidate"))
 
 
 def test_errors(task: Task, model: nn.Module, tmp_path: Path) -> None:

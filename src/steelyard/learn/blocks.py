@@ -17,7 +17,7 @@ from steelyard.errors import ModelError
 from steelyard.graph.skip import Skip, drop_, residual
 from steelyard.learn.evaluate import evaluating, mean_outcomes
 from steelyard.learn.options import check_whole
-from steelyard.learn.task import Split, Task, first_batch
+from steelyard.learn.task import Split, Task, apply, first_batch
 from steelyard.learn.unharmed import unmoved
 
 
@@ -25,8 +25,9 @@ def prune_blocks_(model: nn.Module, task: Task, count: int = 1, *, split: Split 
     """Take out the `count` residual blocks that are missed least, one after the other, in place.
 
     A block is a module with weights that is called once in a pass, gives a tensor of the shape of its first argument
-    and adds to it on the way; of blocks within each other the inner ones count. In each round all that are left are
-    tried: the one without which the mean loss on `split` is least goes. The others stay as they are: train on
+    and adds to it on the way, and without which the model runs; of blocks within each other the inner ones count. In
+    each round all that are left are tried: the one without which the mean loss on `split` is least goes. The others
+    stay as they are: train on
     afterwards. ``from_module`` notes what is gone in the metadata, and ``into_module(..., resize=True)`` takes the
     same blocks out of the original model.
 
@@ -56,7 +57,10 @@ def prune_blocks_(model: nn.Module, task: Task, count: int = 1, *, split: Split 
 
 
 def blocks(model: nn.Module, task: Task) -> list[str]:
-    """The names of the residual blocks of a model, in the order in which a batch of the task meets them."""
+    """The names of the residual blocks that a model runs without, in the order in which a batch of the task meets them.
+
+    Not all do: torch's `nn.TransformerEncoder` reads attributes of its first layer.
+    """
     calls: dict[str, list[tuple[Any, ...]]] = {}
 
     def note(name: str) -> Any:
@@ -77,7 +81,16 @@ def blocks(model: nn.Module, task: Task) -> list[str]:
         inner = any(other.startswith(f"{name}.") for other in chosen)
         if not inner and len(calls.get(name, [])) == 1 and _may_go(module, *calls[name][0]):
             chosen.append(name)
-    return [name for name in calls if name in chosen]
+    return [name for name in calls if name in chosen and _runs_without(model, name, task)]
+
+
+def _runs_without(model: nn.Module, name: str, task: Task) -> bool:
+    with _without(model, [name]):
+        try:
+            apply(model, first_batch(task, "train"))
+        except ModelError:  # who calls the block wants more of it than its outputs
+            return False
+    return True
 
 
 def _may_go(module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> bool:
