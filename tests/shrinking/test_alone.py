@@ -88,6 +88,11 @@ def test_a_folder_comes_with_all_but_other_weights(weights: Weights, tmp_path: P
     assert max(errors(weights, opened).values()) < 0.2
     with pytest.raises(FormatError, match="exists already; name a new folder"):
         shrink_weights(source, target)
+    there = sorted(source.rglob("*"))
+    for inside in (source / "small", source / "1_Pooling" / "small", tmp_path / "small" / ".." / "model" / "small"):
+        with pytest.raises(FormatError, match="lies in the source, which would be copied into itself; name a folder"):
+            shrink_weights(source, inside)
+    assert sorted(source.rglob("*")) == there
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "small"]
 
 

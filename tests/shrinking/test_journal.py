@@ -113,6 +113,17 @@ def test_an_end_that_is_damaged_is_told(kept: Path, text: bytes) -> None:
         Journal(kept, ABOUT)
 
 
+def test_an_end_that_is_gone_is_told_but_for_a_first_line_that_was_alone(kept: Path) -> None:
+    (kept / "journal.end").unlink()
+    with pytest.raises(ModelError, match=f"journal.end is gone; {REMEDY}"):
+        Journal(kept, ABOUT)
+    assert not (kept / "journal.end").exists()
+    first, _, _ = (kept / "journal.jsonl").read_bytes().partition(b"\n")
+    (kept / "journal.jsonl").write_bytes(first + b"\n")  # killed between the two
+    Journal(kept, ABOUT).of("next", lambda: 1)
+    assert Journal(kept, ABOUT).of("next", unasked) == 1
+
+
 def test_files_of_weights_that_are_gone_or_damaged_are_named(kept: Path) -> None:
     file = kept / "8-bits.safetensors"
     whole = file.read_bytes()

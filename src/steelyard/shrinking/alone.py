@@ -130,6 +130,9 @@ def _whole(source: str, target: Path) -> bool:
     if os.path.isdir(source) and not target.suffix:
         if target.exists():
             raise FormatError("exists already; name a new folder", path=target)
+        if Path(source).resolve() in target.resolve().parents:
+            raise FormatError("lies in the source, which would be copied into itself; name a folder beside it",
+                              path=target)  # fmt: skip
         return True
     if target.suffix == ".onnx":
         found = formats.detect(source)

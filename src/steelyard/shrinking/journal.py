@@ -146,6 +146,9 @@ class Journal:
             lines.append(found)
             if len(lines) == ended[0] and told != ended[1]:
                 raise self._refused(f"{file}, line {len(lines)} is not the one that was written last")
+        # A first line may be alone: its process was killed before it wrote the first end. No second line comes before.
+        if len(lines) > 1 and not ended[0]:
+            raise self._refused(f"{file.with_name(_END)} is gone")
         if len(lines) < ended[0]:
             raise self._refused(f"{file} has {len(lines)} of the {ended[0]} lines that were written")
         self._bytes, self._lines = len(whole), len(lines)
