@@ -113,6 +113,26 @@ def test_further_looks_are_asked_for_more_and_the_same_one_is_no_further(counted
         assert row["loss at most"] >= Promise(row["tolerance"], look=look).least(1200) > alone.least(1200)
 
 
+def test_a_question_that_was_answered_gets_the_same_answer_without_a_look(
+    counted: Counted, model: nn.Module, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+    first = shrink(model, counted.task, tmp_path / "first.safetensors", tolerance=0.02, epochs=0, checkpoint=kept)
+    row, once = first.proof.rows[0], (tmp_path / "first.safetensors").read_bytes()
+    counted.passes.clear()
+    for given in ({"tolerance": 0.02}, {"bytes": row["bytes"]}):
+        again = first.choose(tmp_path / "again.safetensors", **given)
+        assert (tmp_path / "again.safetensors").read_bytes() == once
+        assert "look" not in again.proof.meta
+        assert again.proof.rows[0]["loss at most"] == row["loss at most"]
+    assert counted.passes == ["test"] * 2, "the finished files"
+    choose(model, counted.task, tmp_path / "third.safetensors", checkpoint=kept, tolerance=0.02)
+    assert (tmp_path / "third.safetensors").read_bytes() == once
+    second = first.choose(tolerance=0.03)
+    assert second.proof.meta["look"].startswith("2 "), "those were none"
+    assert first.choose(tolerance=0.03).proof.rows[0]["bytes"] == second.proof.rows[0]["bytes"]
+
+
 def test_all_later_looks_together_are_as_sure_as_the_first() -> None:
     spent = sum(1 - Promise(0.02, look=look).level for look in range(2, 2000))
     assert spent == pytest.approx(0.05, rel=1e-3)

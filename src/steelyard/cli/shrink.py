@@ -72,7 +72,7 @@ def verb(
     no faster; for that there is --aim.
 
     With --choose or --bytes another point of the curve is taken from what searches with the same --checkpoint have
-    found. The test examples are asked once more then, at a higher confidence.
+    found. The test examples are asked once more then, at a higher confidence, unless they have answered it already.
 
     Without TASK the weights are shrunk alone, to the --error that they may have, and nothing is said of a metric.
     WEIGHTS may be any file of weights (TARGET: a .safetensors file with packed tensors), a folder of the Hugging

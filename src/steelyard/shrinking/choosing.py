@@ -55,7 +55,8 @@ class Shrunk:
 
         Candidates are taken from the curve by validation data, and the test split is asked once more, at a higher
         confidence (`Promise.level`), because whoever looks at several points finds one that passes by luck: all that
-        is chosen later is as sure together as the first result is alone.
+        is chosen later is as sure together as the first result is alone. What was proven within the same tolerance
+        before is told once more, and asked about no more.
 
         Args:
             target: the file to write, or to replace (None: none).
@@ -113,11 +114,29 @@ def _chosen(search: Search, target: str | Path | None, tolerance: float | None, 
     again = copy.copy(search)
     again.promise = replace(promise, look=looks.number(search.journal, asked))
     again.tried, again.evaluations = [], 0
+    known = _answered(again)
+    if bytes is None and known:
+        return told(again, min(known, key=lambda found: found.bytes), place, began)
     again.learned.bear(promise.tolerance)
     provable(len(again.before["test"]), again.promise, shares=again.learned.shares)
     order = _by_tolerance(again) if bytes is None else _by_bytes(again, bytes, account.kind(place))
+    same = [found for found in known if found.name == again.candidate(order[0]).name]
+    if bytes is not None and same:
+        return told(again, same[0], place, began)
     looks.taken(search.journal, asked)
-    return told(again, again.proven([Chain(order, 1.0)]), place, began)
+    return told(again, again.proven([Chain(order, 1.0)]), place, began, asked)
+
+
+def _answered(search: Search) -> list[Candidate]:
+    """What was proven already within the same tolerance: it is told once more, and asked about no more."""
+    every = [*search.made.values(), *search.measured.values(), *search.others]
+    named, found = {candidate.name: candidate for candidate in every}, []
+    for answer in looks.answers(search.journal, search.promise.tolerance, search.promise.confidence):
+        if answer["candidate"] in named:
+            then = copy.copy(search)
+            then.promise = replace(search.promise, look=answer["look"])
+            found.append(then.asked(named[answer["candidate"]], answer["share"]))
+    return found
 
 
 def _known(search: Search) -> list[Step]:
@@ -144,14 +163,20 @@ def _by_bytes(search: Search, most: int, suffix: str) -> tuple[Step, ...]:
     return (max(within, key=lambda step: (step.chance, -step.bytes)),)
 
 
-def told(search: Search, found: Candidate, target: Path | None, began: float) -> Shrunk:
-    """The finished file of what was proven, and its tables."""
+def told(
+    search: Search, found: Candidate, target: Path | None, began: float, asked: looks.Asked | None = None
+) -> Shrunk:
+    """The finished file of what was proven, and its tables. asked: what it answers; None: it did so before."""
+    assert found.asked is not None
+    assert found.test is not None
+    if asked is None:
+        search.tried = [found]
+    else:
+        looks.answer(search.journal, asked, found.name, found.asked.share)
     search.kept = Kept(0)  # no further size is made
     kept, sizes = finished(search, found, target)
     search.say("done", 1.0)
     meta = {"before": PLAIN, "splits": account.splits(search), "aim": AIM}
-    assert found.asked is not None
-    assert found.test is not None
     proof = account.proof(search, found.test, found.asked, sizes, time.perf_counter() - began, meta)
     curve = account.curve(search, found, account.kind(target))
     return Shrunk(kept, proof, account.why(search, found), curve, search=search)

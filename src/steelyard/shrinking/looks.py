@@ -10,7 +10,7 @@ from typing import Any
 
 from steelyard.shrinking.journal import Journal
 
-_LOOK = "look: "
+_LOOK, _ANSWER = "look: ", "answer: "
 Asked = dict[str, Any]  # what a promise was asked for: the settings of a search, or of a choice
 
 
@@ -35,6 +35,22 @@ def taken(journal: Journal, asked: Asked) -> None:
     """Write down that the proof examples are asked."""
     found = number(journal, asked)
     journal.of(_question(asked), lambda: {**asked, "look": found})
+
+
+def answer(journal: Journal, asked: Asked, candidate: str, share: float) -> None:
+    """Write down what the proof accepted, and the share of the error that it was asked at."""
+    found = {**asked, "look": number(journal, asked), "candidate": candidate, "share": share}
+    journal.of(_ANSWER + _question(asked), lambda: found)
+
+
+def answers(journal: Journal, tolerance: float, confidence: float) -> list[Asked]:
+    """What the proof accepted of files of any size, for this promise."""
+    return [
+        found
+        for found in journal.known(_ANSWER).values()
+        if (found["tolerance"], found["confidence"], found.get("bytes")) == (tolerance, confidence, None)
+        and found["aim"] in ("file", "chosen")
+    ]
 
 
 def searches(journal: Journal) -> list[Asked]:

@@ -305,7 +305,7 @@ class Search:
 
         def holds(step: Step, share: float) -> bool:
             self._expect(0, 0, 1 + left[step])
-            self.tried.append(self._asked(self.candidate(step), share))
+            self.tried.append(self.asked(self.candidate(step), share))
             return self.tried[-1].holds
 
         if not accepted(chains, holds):
@@ -316,7 +316,7 @@ class Search:
         held = [candidate for candidate in self.tried if candidate.holds]
         return min(held, key=lambda found: found.bytes)  # the last one, unless sizes were foreseen wrongly
 
-    def _asked(self, found: Candidate, share: float) -> Candidate:
+    def asked(self, found: Candidate, share: float) -> Candidate:
         """A candidate and what the proof says of it, which may spend a share of the error."""
         self.work.tell(f"proving {found.called}")
         worse = self.journal.of(f"{found.name}, proof", lambda: self.worse(found.weights, "test").tolist())

@@ -108,7 +108,8 @@ def shrink(
     if epochs:
         search.trained(epochs)
     looks.taken(journal, asked)
-    return told(search, search.proven(), place, began)
+    found = search.proven()
+    return told(search, found, place, began, asked)
 
 
 def _won(search: Search, asked: looks.Asked, target: Path | None, began: float) -> Shrunk:
