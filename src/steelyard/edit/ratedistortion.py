@@ -213,7 +213,7 @@ class _Part:
         if self.kind:
             return self._graded(x, kept)
         important = self.important(x)
-        importance = (1 / squares if squares else 0.0) if important is None else float(important.mean())
+        importance = (1 / squares if squares else 1.0) if important is None else float(important.mean())
         rows = x.reshape(x.shape[0] if x.ndim > 1 else 1, -1)
         few = max(1, SAMPLE // rows.shape[1])
         step = max(1, -(-len(rows) // few))
@@ -376,8 +376,8 @@ class _Together:
             error, count = self.settings.error or 0.0, sum(look.size for look in self._looks.values())
             noise = sum(look.size * look.size * look.step**2 / look.squares for look in looks)
             return self._coarse(error * math.sqrt(count / (WITHIN[self.settings.states] * noise)), error)
-        # Those that become zeros are no part of the mean: others would get the bits that no output minds them to have.
-        count = sum(look.size for look in looks)
+        # What nothing minds becomes zeros and is no part of the mean: others would get the bits that it does without.
+        count = sum(look.size for look in self._looks.values() if look.importance > 0)
         start = math.sqrt(sum(look.squares for look in looks) / sum(look.size * look.step**2 for look in looks))
 
         def bits(factor: float) -> float:
