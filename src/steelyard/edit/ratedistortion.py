@@ -66,9 +66,9 @@ class RateDistortion(Step):
 
     Give either `bits`, the mean number of bits a weight (foreseen by coding samples: a few per cent may be missing; of
     tensors in which errors cost something, others become zeros; less where none can be held finer), or `error`, the
-    root of the mean over all weights of their tensor's relative squared error. The tensors are read
-    once before the first is written, one at a time. They are held by the `trellis` codec with `states` states, but for
-    one state below 1.2 bits where rows and columns have steps of their own: there a trellis loses more.
+    root of the mean over all weights of their tensor's relative squared error. The tensors are read once before the
+    first is written, one at a time. They are held by the `trellis` codec with `states` states, but for one state below
+    1.2 bits where rows and columns have steps of their own: there a trellis loses more.
 
     Only floating-point tensors of at least `min_ndim` axes take part; the others pass untouched.
 

@@ -27,9 +27,8 @@ def prune_blocks_(model: nn.Module, task: Task, count: int = 1, *, split: Split 
     A block is a module with weights that is called once in a pass, gives a tensor of the shape of its first argument
     and adds to it on the way, and without which the model runs; of blocks within each other the inner ones count. In
     each round all that are left are tried: the one without which the mean loss on `split` is least goes. The others
-    stay as they are: train on
-    afterwards. ``from_module`` notes what is gone in the metadata, and ``into_module(..., resize=True)`` takes the
-    same blocks out of the original model.
+    stay as they are: train on afterwards. ``from_module`` notes what is gone in the metadata, and
+    ``into_module(..., resize=True)`` takes the same blocks out of the original model.
 
     Returns a table of the blocks in the order in which they went, with the loss before and after. Raises ModelError,
     with the model untouched, if there are fewer blocks.
