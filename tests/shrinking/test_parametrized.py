@@ -52,5 +52,13 @@ def test_it_is_shrunk_within_the_tolerance(name: str, epochs: int, tmp_path: Pat
 
 
 def test_who_has_nothing_but_parametrizations_is_told() -> None:
+    layer = weight_norm(nn.Linear(8, 32))
     with pytest.raises(ModelError, match="parametrizations compute is left out: remove them"):
-        levelled(weight_norm(nn.Linear(8, 32)))
+        levelled(layer)
+    task = imitation(layer, [torch.randn(32, 8) for _ in range(12)], "cosine")
+    with pytest.raises(ModelError, match=r"remove them.*; or shrink it without training, epochs=0"):
+        shrink(layer, task, tolerance=0.03, epochs=1, say=_unsaid)
+
+
+def _unsaid(what: str, _share: float) -> None:
+    assert "making" not in what, "before the search"

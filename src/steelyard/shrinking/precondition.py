@@ -5,6 +5,7 @@ Decides when a target, weights, a metric, a model or a tolerance is refused; wha
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -21,6 +22,7 @@ from steelyard.errors import FormatError, ModelError, quoted
 from steelyard.formats.base import check_target, staging
 from steelyard.learn.evaluate import binary, evaluating, outcomes
 from steelyard.learn.intervals import student
+from steelyard.learn.levels import levelled
 from steelyard.learn.options import check_kind
 from steelyard.learn.seeding import generator
 from steelyard.learn.task import Task, apply, first_batch, per_example
@@ -63,10 +65,14 @@ def finite(original: Weights) -> None:
 
 
 def trainable(model: nn.Module) -> None:
-    """Raise ModelError for a model of which nothing can be trained."""
+    """Raise ModelError for a model of which nothing can be trained to be small."""
     if not any(p.requires_grad for p in model.parameters()):
         raise ModelError(f"no parameter of {type(model).__name__} is trainable, all are frozen: shrink it without "
                          "training, epochs=0, or set requires_grad")  # fmt: skip
+    try:
+        levelled(copy.deepcopy(model))
+    except ModelError as error:
+        raise ModelError(f"{error}; or shrink it without training, epochs=0") from error
 
 
 def repeatable(model: nn.Module, task: Task) -> None:
