@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import date
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -116,6 +118,19 @@ def test_the_page_names_the_promise_and_how_to_load_it(kind: str, request: pytes
         kind == "weights"
     )
     assert len(text) < 100_000
+    assert str(request.getfixturevalue(kind)).startswith("blobs: the promise\nbytes before")
+
+
+def test_the_page_says_of_which_file_it_speaks(weights: Shrunk, tmp_path: Path) -> None:
+    file = tmp_path / "small.safetensors"
+    file.write_bytes(b"weights")
+    made = page(weights, str(file), "net.pt", "mlp(widths=(64,))")
+    digest = "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"
+    assert made.meta["of"] == "net.pt"
+    assert made.meta["sha256"] == digest
+    assert date.fromisoformat(made.meta["date"]) <= date.today()
+    assert "--model mlp(widths=(64,))" in render(made)
+    assert "sha256" not in page(weights, str(tmp_path)).meta  # a folder has none
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import click
 from steelyard.core.recipe import parse_call
 from steelyard.errors import FormatError, ModelError, RecipeError, SteelyardError, quoted
 from steelyard.formats.base import check_target
-from steelyard.life.recipe import Named
+from steelyard.life.recipe import Named, split_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -120,6 +120,17 @@ def named(text: str) -> Named:
     if not isinstance(options, dict) or not isinstance(options.get("options"), dict):
         raise _unreadable(text)
     return {name: options["options"]}
+
+
+def spelled(given: Named) -> str:
+    """What `named` reads as this.
+
+    >>> spelled("mlp"), spelled(named("mlp(widths=(64, 32))"))
+    ('mlp', 'mlp(widths=(64, 32))')
+    """
+    name, options = split_name(given)
+    told = ", ".join(f"{key}={value!r}" for key, value in options.items())
+    return f"{name}({told})" if told else name
 
 
 def _unreadable(text: str) -> RecipeError:

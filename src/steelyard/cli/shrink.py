@@ -9,7 +9,7 @@ from typing import Literal
 import click
 from click.core import ParameterSource
 
-from steelyard.cli.models import check_new, loaded, model_option, named
+from steelyard.cli.models import check_new, loaded, model_option, named, spelled
 from steelyard.cli.options import Number, Output, output, show
 from steelyard.cli.progress import stating, warning, watching
 from steelyard.life.recipe import Named
@@ -113,7 +113,7 @@ def verb(
     tables = [found.proof, found.why, found.curve]
     if found.running is not None:
         tables.insert(1, found.running)
-    show(tables, output, page(found, target))
+    show(tables, output, page(found, target, weights, None if model is None else spelled(model)))
 
 
 def _given(words: Sequence[str], error: bool, aim: str) -> list[str]:
@@ -156,4 +156,4 @@ def _alone(weights: str, target: str, error: float, force: bool, output: Output)
     except KeyboardInterrupt as interrupt:
         again = "interrupted; the same command goes on from the tensors that are done"
         raise KeyboardInterrupt(again) from interrupt
-    show([found.summary, found.why], output, page_alone(found, target))
+    show([found.summary, found.why], output, page_alone(found, target, weights))

@@ -41,6 +41,12 @@ class Table:
     >>> t = Table.of("sizes", {"file": "", "bytes": "B"}, [{"file": "a", "bytes": 12}])
     >>> t.column("bytes")
     [12]
+    >>> t
+    Table('sizes', 1 row of file, bytes)
+    >>> print(t)
+    sizes
+    file   a
+    bytes  12 B
     """
 
     title: str
@@ -91,6 +97,16 @@ class Table:
         if all(c.name != name for c in self.columns):
             raise UnknownNameError("column", name, [c.name for c in self.columns])
         return [row[name] for row in self.rows]
+
+    def __str__(self) -> str:
+        """The table as it stands in a terminal that is wide enough."""
+        from steelyard.report.text import text  # how it looks is decided there, once it is to be looked at
+
+        return text(self).rstrip("\n")
+
+    def __repr__(self) -> str:
+        names = ", ".join(column.name for column in self.columns)
+        return f"Table({self.title!r}, {len(self.rows)} row{'s' * (len(self.rows) != 1)} of {names})"
 
     def to_data(self) -> dict[str, Any]:
         """Plain data, valid JSON: a number that JSON lacks becomes 'NaN', 'Infinity' or '-Infinity'."""

@@ -57,6 +57,10 @@ class Alone:
     summary: Table  # one row: bytes before and after, the error of the whole and of the worst matrix
     why: Table  # a row for each tensor
 
+    def __str__(self) -> str:
+        """What is promised."""
+        return str(self.summary)
+
 
 def shrink_weights(
     source: str | Path,

@@ -48,6 +48,10 @@ class Shrunk:
     running: Table | None = None  # time and memory before and after, of a file that runs; None: it holds weights alone
     search: Search | None = field(default=None, repr=False, compare=False)  # None: there is nothing to choose from
 
+    def __str__(self) -> str:
+        """The promise."""
+        return str(self.proof)
+
     def choose(
         self, target: str | Path | None = None, *, tolerance: float | None = None, bytes: int | None = None
     ) -> Shrunk:

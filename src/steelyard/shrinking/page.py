@@ -13,7 +13,7 @@ from steelyard.report.html import KeyFigure, Page, Section
 from steelyard.report.plots import Line
 from steelyard.report.units import written
 from steelyard.shrinking.choosing import Shrunk
-from steelyard.shrinking.places import REST, area, before_and_after
+from steelyard.shrinking.places import REST, area, before_and_after, known_by
 
 LOSSES = ("loss at most", "loss", "tolerance")  # of what the proof was asked about
 TRIED = (
@@ -42,8 +42,8 @@ WORTH = "larger to smaller candidates, those that are worth asking"
 GAINED = {"latency": "Faster", "memory": "In less memory"}
 
 
-def page(found: Shrunk, file: str) -> Page:
-    """The report of a finished file."""
+def page(found: Shrunk, file: str, source: str | None = None, model: str | None = None) -> Page:
+    """The report of a finished file. source: what the weights came from; model: what builds it; None: is not said."""
     row, columns = found.proof.rows[0], {c.name: c.unit for c in found.proof.columns}
     before = next(name for name in columns if name.endswith(" before") and name != "bytes before")
     metric = before.removesuffix(" before")
@@ -72,7 +72,7 @@ def page(found: Shrunk, file: str) -> Page:
         f"These are the figures of the finished file as another process read it, bit for bit what was measured."
     )
     if found.running is None:
-        sections, kind = _of_weights(found, file), "Smaller"
+        sections, kind = _of_weights(found, file, model), "Smaller"
     else:
         figures, kind = [*_gains(found.running), *figures], GAINED[found.proof.meta["aim"]]
         sections = _that_runs(found, found.running, file)
@@ -81,18 +81,20 @@ def page(found: Shrunk, file: str) -> Page:
     if "but" in found.proof.meta:
         promise += f" But {found.proof.meta['but']}: it may be too good."
     sections = [Section("The promise", promise, [found.proof]), *sections]
-    meta = {key: str(value) for key, value in found.proof.meta.items() if key in ("task", "steelyard", "python")}
+    meta = known_by(file, source)
+    meta |= {key: str(value) for key, value in found.proof.meta.items() if key in ("task", "steelyard", "python")}
     title = f"{kind} within {tolerance}: {Path(file).name}"
     return Page(title, sections, meta, figures, light=True)
 
 
-def _of_weights(found: Shrunk, file: str) -> list[Section]:
+def _of_weights(found: Shrunk, file: str, model: str | None) -> list[Section]:
     """The sections of a file of weights."""
+    built = "built as the original was" if model is None else f"the one of `--model {model}`"
     load = (
-        f"In Python, `steelyard.into_module(steelyard.open('{file}'), model)`. Other readers see what the tensors are "
-        f"packed in; for them `steelyard convert {file} plain.safetensors --codec plain` writes them plain. The file "
-        "is smaller; it is not faster: a model computes with the same plain weights as before. What runs faster, or "
-        "in less memory, is made by `steelyard shrink ... --aim latency` or `--aim memory`."
+        f"In Python, `steelyard.into_module(steelyard.open('{file}'), model)`, where `model` is {built}. Other readers "
+        f"see what the tensors are packed in; for them `steelyard convert {file} plain.safetensors --codec plain` "
+        "writes them plain. The file is smaller; it is not faster: a model computes with the same plain weights as "
+        "before. What runs faster or in less memory is made by `steelyard shrink ... --aim latency` or `--aim memory`."
     )
     pictures = [
         area(found.why, "tensor", "bytes", found.proof.rows[0]["bytes"]),
@@ -116,7 +118,9 @@ def _that_runs(found: Shrunk, running: Table, file: str) -> list[Section]:
     speed = (
         f"Measured in ONNX Runtime {running.meta['onnxruntime']}, on one thread of this processor "
         f"({running.meta['processor']}), against the model in float32 there, in {running.meta['rounds']} rounds in "
-        "which both took turns. On another processor it has to be measured again."
+        "which both took turns. On another processor it has to be measured again. The file was chosen by an earlier "
+        "race, of all candidates, whose figures are in the table of what was tried: that it won there is partly luck, "
+        "and so these here, measured afterwards, are the ones to go by."
     )
     load = (
         f"Any program that runs ONNX: `onnxruntime.InferenceSession('{file}')`. In Python with PyTorch, "

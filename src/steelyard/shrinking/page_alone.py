@@ -11,11 +11,11 @@ from steelyard.report.html import KeyFigure, Page, Section
 from steelyard.report.plots import Picture
 from steelyard.report.units import written
 from steelyard.shrinking.alone import PACKED, Alone
-from steelyard.shrinking.places import REST, area, before_and_after
+from steelyard.shrinking.places import REST, area, before_and_after, known_by
 
 
-def page_alone(found: Alone, file: str) -> Page:
-    """The report of a finished file or folder."""
+def page_alone(found: Alone, file: str, source: str | None = None) -> Page:
+    """The report of a finished file or folder. source: what the weights came from; None: is not said."""
     row = found.summary.rows[0]
     most = written(row["error at most"], "%")
     before = "bytes in other places" if row["bytes before"] is None else f"{row['bytes before']:,}"
@@ -37,7 +37,7 @@ def page_alone(found: Alone, file: str) -> Page:
         pictures.append(before_and_after(found.why, "name", ("before", "after")))
         sections.append(Section("Where the bytes went", REST, [found.why], pictures))
     sections.append(Section("How to load it", _loading(file)))
-    return Page(f"Smaller by weights alone: {Path(file).name}", sections, {}, figures, light=True)
+    return Page(f"Smaller by weights alone: {Path(file).name}", sections, known_by(file, source), figures, light=True)
 
 
 def _loading(file: str) -> str:

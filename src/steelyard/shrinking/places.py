@@ -1,8 +1,11 @@
-"""Where the bytes of a file lie, as pictures. Knows no torch."""
+"""Where the bytes of a finished file lie, as pictures, and by what to know it again. Knows no torch."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
+from datetime import date
+from pathlib import Path
 
 from steelyard.core.table import Column, Table
 from steelyard.report.plots import Bars, Treemap
@@ -12,6 +15,13 @@ REST = (
     "Areas are bytes of the finished file. What is left beside the tensors, its header, says what they are called, "
     "what shapes they have and how they are held."
 )
+
+
+def known_by(file: str, source: str | None) -> dict[str, str]:
+    """What a page says of a finished file beside its promise: of what, when, and the digest if it is one file."""
+    path = Path(file)
+    digest = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()} if path.is_file() else {}
+    return ({} if source is None else {"of": source}) | {"date": date.today().isoformat()} | digest
 
 
 def area(tensors: Table, name: str, size: str, whole: int) -> Treemap:
