@@ -16,7 +16,7 @@ from steelyard.deploy.onnx import require
 from steelyard.learn.calling import calling
 
 
-class OnnxModule(nn.Module):
+class OnnxModule(nn.Module):  # type: ignore[misc]  # torch is not followed
     """What the first output of an ONNX file is for the inputs of a batch, in their order; without parameters.
 
     Raises MissingExtraError without ONNX Runtime, ModelError for a file that it cannot run.

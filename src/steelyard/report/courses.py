@@ -83,7 +83,13 @@ class Field(Picture):
         shown = [[None if v is None else round(v - zero, 4) for v in row] for row in rows]
         shape = "%{customdata:.2~%}" if unit_of(self.table, self.value) == "%" else "%{customdata:.3~g}"
         hover = f"step %{{x}}<br>%{{y}}<br>{label_of(self.value)} {shape}<extra></extra>"
-        field = {"type": "heatmap", "x": across, "y": list(map(label_of, down)), "z": shown, "customdata": raw}
+        field: dict[str, Any] = {
+            "type": "heatmap",
+            "x": across,
+            "y": list(map(label_of, down)),
+            "z": shown,
+            "customdata": raw,
+        }
         field |= {"coloraxis": "coloraxis", "hovertemplate": hover, "hoverongaps": False}
         layout = {
             "xaxis": axis_of(self.table, self.x) | {"showgrid": False},

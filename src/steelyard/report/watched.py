@@ -78,7 +78,7 @@ def _noted(course: Course, faults: Table) -> list[Picture]:
 def _wide(table: Table, name: str) -> bool:
     """Whether all values are positive and span more than two decades."""
     found = table.column(name)
-    return min(found) > 0 and max(found) > 100 * min(found)
+    return bool(min(found) > 0 and max(found) > 100 * min(found))
 
 
 def _updates(course: Course, faults: Table) -> list[Picture]:

@@ -137,9 +137,8 @@ def _answered(search: Search) -> list[Candidate]:
     named, found = {candidate.name: candidate for candidate in every}, []
     for answer in looks.answers(search.journal, search.promise.tolerance, search.promise.confidence):
         if answer["candidate"] in named:
-            then = copy.copy(search)
-            then.promise = replace(search.promise, look=answer["look"])
-            found.append(then.asked(named[answer["candidate"]], answer["share"]))
+            then = replace(search.promise, look=answer["look"], share=answer["share"])
+            found.append(search.asked(named[answer["candidate"]], then))
     return found
 
 

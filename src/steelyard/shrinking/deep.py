@@ -87,7 +87,8 @@ def deep_compression(model: nn.Module, task: Task, settings: Settings, seed: int
 
 def lost(task: Task, before: Number, after: Number) -> Number:
     """How much worse the headline metric is, or is on each example: positive when `after` is worse than `before`."""
-    return after - before if task.headline in task.lower_is_better else before - after
+    found: Number = after - before if task.headline in task.lower_is_better else before - after
+    return found
 
 
 def bears(loss: float, tolerance: float) -> bool:
@@ -211,7 +212,7 @@ def _prune(student: nn.Module, lesson: Task, bearable: Bearable, settings: Setti
     """
     reached = [(0.0, copy.deepcopy(student.state_dict()))]
     for stage in range(1, settings.prune_stages + 1):
-        fraction = settings.sparsity * (1 - (1 - stage / settings.prune_stages) ** 3)
+        fraction: float = settings.sparsity * (1 - (1 - stage / settings.prune_stages) ** 3)
         last = stage == settings.prune_stages
         for attempt in range(1 + last):
             weights = on(MATRICES, Prune(fraction))(from_module(student)).settle()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from torch import nn
 
@@ -75,7 +76,7 @@ class Ladder:
         for share in KEPT:
             name = f"{start}, " * bool(start) + f"{share:.0%} of the multiplications"
             try:
-                student = self._trained(name, student, lambda s, part=share / before: self._narrow(s, part))
+                student = self._trained(name, student, partial(self._narrow, share=share / before))
             except _Ended:
                 return
             before = share

@@ -157,5 +157,5 @@ def _known(found: Shrunk, column: str, order: str) -> Table:
     """The candidates of which a column is known, in the order of another, each with the tolerance."""
     tolerance, unit = found.proof.rows[0]["tolerance"], next(c.unit for c in found.curve.columns if c.name == "loss")
     known = [{**row, "tolerance": tolerance} for row in found.curve.rows if row[column] is not None]
-    known.sort(key=lambda row: row[order])
+    known.sort(key=lambda row: row[order])  # type: ignore[arg-type,return-value]
     return replace(found.curve, columns=(*found.curve.columns, Column("tolerance", unit)), rows=tuple(known))

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from steelyard.core.table import Column, Table
 from steelyard.report.plots import Bars, Treemap
@@ -24,7 +25,7 @@ def known_by(file: str, source: str | None) -> dict[str, str]:
     return ({} if source is None else {"of": source}) | {"date": date.today().isoformat()} | digest
 
 
-def area(tensors: Table, name: str, size: str, whole: int) -> Treemap:
+def area(tensors: Table, name: str, size: str, whole: Any) -> Treemap:
     """The bytes of each tensor, the column `size`, and what is left of `whole`, those of the file.
 
     >>> table = Table.of("held", {"name": "", "after": "B"}, [{"name": "a", "after": 7}])
@@ -40,5 +41,5 @@ def area(tensors: Table, name: str, size: str, whole: int) -> Treemap:
 
 def before_and_after(tensors: Table, name: str, columns: tuple[str, str], count: int = 30) -> Bars:
     """Two bars for each of the largest tensors: of more, none could be read."""
-    rows = sorted(tensors.rows, key=lambda row: -int(row[columns[0]]))  # type: ignore[call-overload]
+    rows = sorted(tensors.rows, key=lambda row: -int(row[columns[0]]))  # type: ignore[arg-type]
     return Bars(replace(tensors, rows=tuple(rows[:count])), name, columns, title="before and after", log=True)

@@ -59,7 +59,7 @@ def left(contest: Contest, found: Contender) -> Table:
 
 def entries(contest: Contest, found: Contender) -> Table:
     """A row for each file that was made, in the order in which they were, and for each that could not be."""
-    headline, tried = contest.task.headline, {c.name: c for c in contest.tried}
+    headline, tried = contest.task.headline, {c.name: c.test for c in contest.tried if c.test is not None}
     unit = "pp" if headline == "accuracy" else ""
     gain = "faster" if contest.aim == "latency" else "less memory"
     columns = [
@@ -75,18 +75,18 @@ def entries(contest: Contest, found: Contender) -> Table:
     for made in contest.made:
         row = {"candidate": made.name, "bytes": made.bytes, "valid loss": made.valid.mean()}
         row |= {} if made.costs is None else {gain: made.gain}
-        row |= {"note": _note(contest, made, found)}
-        test = tried[made.name].test if made.name in tried else None
-        rows.append(row if test is None else row | {"loss": test.mean(), "loss at most": contest.promise.bound(test)})
+        if (test := tried.get(made.name)) is None:
+            row["note"] = _why_not(contest, made)
+        else:
+            row |= {"loss": test.mean(), "loss at most": contest.promise.bound(test)}
+            row["note"] = "holds" if contest.promise.kept(test) else "fails"
+        rows.append(row | {"note": "chosen"} if made.name == found.name else row)
     rows += [{"candidate": name, "note": why} for name, why in contest.failed.items()]
     return Table.of(f"{contest.task.name}: files that run", columns, rows)
 
 
-def _note(contest: Contest, made: Contender, found: Contender) -> str:
-    tried = {c.name: c.test for c in contest.tried}
-    if (test := tried.get(made.name)) is not None:
-        holds = "holds" if contest.promise.kept(test) else "fails"
-        return "chosen" if made.name == found.name else holds
+def _why_not(contest: Contest, made: Contender) -> str:
+    """Why the proof was not asked about it."""
     if made.costs is None:
         return "likelier to fail, by validation data"
     if made.gain_at_least <= 1:

@@ -256,6 +256,7 @@ class Search:
                          progress=meter, before=self.before["valid"])  # fmt: skip
         for i, stage in enumerate(stages):
             self.evaluations += 1
+            assert stage.examples is not None
             worse = lost(self.task, self.before["valid"], stage.examples)
             called = _called(stage.name, told)
             self.others.append(Candidate(f"{key}, {stage.name}", called, stage.weights, worse, trained=True))
@@ -305,7 +306,7 @@ class Search:
 
         def holds(step: Step, share: float) -> bool:
             self._expect(0, 0, 1 + left[step])
-            self.tried.append(self.asked(self.candidate(step), share))
+            self.tried.append(self.asked(self.candidate(step), replace(self.promise, share=share)))
             return self.tried[-1].holds
 
         if not accepted(chains, holds):
@@ -316,11 +317,11 @@ class Search:
         held = [candidate for candidate in self.tried if candidate.holds]
         return min(held, key=lambda found: found.bytes)  # the last one, unless sizes were foreseen wrongly
 
-    def asked(self, found: Candidate, share: float) -> Candidate:
-        """A candidate and what the proof says of it, which may spend a share of the error."""
+    def asked(self, found: Candidate, promise: Promise) -> Candidate:
+        """A candidate and what the proof says of it."""
         self.work.tell(f"proving {found.called}")
         worse = self.journal.of(f"{found.name}, proof", lambda: self.worse(found.weights, "test").tolist())
-        return replace(found, test=np.array(worse), asked=replace(self.promise, share=share))
+        return replace(found, test=np.array(worse), asked=promise)
 
     def steps(self, share: float = 1.0) -> list[Step]:
         """Each size, and what was trained, as a proof would meet it that may spend a share of the error."""
