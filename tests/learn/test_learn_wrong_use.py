@@ -104,6 +104,14 @@ WRONG: dict[str, tuple[Callable[[Task, nn.Module], Any], str]] = {
     "a model for an optimizer": (lambda t, m: sy.penalize(sgd(m), m, sy.L1(1.0)), rf"model: {MODULE} a SGD"),
     "no optimizer to penalize": (lambda t, m: sy.penalize(m, m, sy.L1(1.0)), "optimizer: expected a torch optimizer"),
     "evaluate swapped": (evaluate, "task: expected a Task; the model comes after it, found a Seq"),
+    "less of no metric is better": (
+        lambda t, m: evaluate(m, replace(t, lower_is_better=("acuracy",))),
+        "no metric of the task .*, in lower_is_better, 'acuracy'; did you mean 'accuracy'",
+    ),
+    "less of a text is better": (
+        lambda t, m: evaluate(m, replace(t, lower_is_better="accuracy")),
+        "lower_is_better: expected the names of metrics, such as .'accuracy',., found 'accuracy'",
+    ),
     "groups of no task": (lambda t, m: sy.group_dro(m), "task: expected a Task"),
 }
 

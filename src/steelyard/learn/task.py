@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from steelyard.errors import ModelError, quoted
+from steelyard.errors import ModelError, UnknownNameError, quoted
 from steelyard.learn.calling import calling
 from steelyard.learn.examples import ExampleLoss, weighted_ratio
 from steelyard.learn.labels import wrong_labels
@@ -209,10 +209,16 @@ class Task:
 
 
 def check_task(task: object) -> None:
-    """Raise ModelError for what is no Task."""
+    """Raise ModelError for what is no Task, UnknownNameError for one of which less of no metric is better."""
     named = f", such as sy.task({task!r})" if isinstance(task, str) else ""
     swapped = "; the model comes after it" if isinstance(task, nn.Module) else ""
     check_kind("task", task, Task, f"a Task{named}{swapped}")
+    assert isinstance(task, Task)
+    lower = task.lower_is_better
+    check_kind("lower_is_better", lower, (tuple, list, set, frozenset), f"the names of metrics, such as ({lower!r},)")
+    for name in lower:
+        if name not in task.metrics:
+            raise UnknownNameError(f"metric of the task {task.name!r}, in lower_is_better,", name, task.metrics)
 
 
 def check_model(model: object) -> None:
