@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from functools import partial
+from typing import Any
+
 import numpy as np
 import pytest
 
 from steelyard.codecs.affine import Affine
+from steelyard.codecs.floatgrid import FloatGrid
 from steelyard.codecs.palette import Palette
 from steelyard.core.packed import pack
 from steelyard.core.spec import DTYPES, Spec
@@ -13,6 +18,20 @@ from steelyard.errors import CodecError
 
 RNG = np.random.default_rng(3)
 X = (RNG.standard_normal((12, 50)) * np.geomspace(0.01, 10, 12)[:, None]).astype(np.float32)
+
+
+@pytest.mark.parametrize("long", [10**6, 10**30])
+@pytest.mark.parametrize("kind", [Affine, partial(Affine, symmetric=False), FloatGrid])
+def test_a_group_far_longer_than_the_axis_takes_no_more_memory(kind: Any, long: int) -> None:
+    option = "block" if kind is FloatGrid else "group"
+    codec, usual = kind(**{option: long}), kind(**{option: X.shape[1]})
+    tracemalloc.start()
+    parts = codec.encode(X)
+    again = codec.decode(parts, Spec.like(X))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert again.tobytes() == usual.decode(usual.encode(X), Spec.like(X)).tobytes()
+    assert peak < 100 * X.nbytes
 
 
 @pytest.mark.parametrize("bits", range(2, 9))

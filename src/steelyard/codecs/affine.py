@@ -179,22 +179,26 @@ class _Sharing:
         return self.codec.axis is None and (self.codec.group is None or not self.spec.shape)
 
     @property
+    def group(self) -> int:
+        """How long a group is in this tensor; a file may say of one that it is far longer than the axis."""
+        return min(self.codec.group or 1, max(1, self.spec.shape[-1]))
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The shape of scale."""
         if self.one:
             return ()
         if self.codec.axis is not None:
             return (self.spec.shape[self.codec.axis],)
-        group = self.codec.group or 1
-        return (*self.spec.shape[:-1], -(-self.spec.shape[-1] // group))
+        return (*self.spec.shape[:-1], -(-self.spec.shape[-1] // self.group))
 
     @property
     def count(self) -> np.ndarray:
         """How many elements share each scale; broadcasts against it."""
         if self.codec.group is None or self.one:
             return np.array(self.spec.size / max(1, int(np.prod(self.shape))))
-        starts = np.arange(self.shape[-1]) * self.codec.group
-        return np.minimum(self.codec.group, self.spec.shape[-1] - starts)
+        starts = np.arange(self.shape[-1]) * self.group
+        return np.minimum(self.group, self.spec.shape[-1] - starts)
 
     def reduce(self, by: np.ufunc, x: np.ndarray) -> np.ndarray:
         """`x` of the tensor's shape to one number for each scale."""
@@ -203,7 +207,7 @@ class _Sharing:
         if self.codec.axis is not None:
             rows = np.moveaxis(x, self.codec.axis, 0).reshape(x.shape[self.codec.axis], -1)
             return np.asarray(by.reduce(rows, axis=1))
-        return np.asarray(by.reduceat(x, np.arange(self.shape[-1]) * (self.codec.group or 1), axis=-1))
+        return np.asarray(by.reduceat(x, np.arange(self.shape[-1]) * self.group, axis=-1))
 
     def largest(self, x: np.ndarray) -> np.ndarray:
         """The largest magnitude of each scale, float64."""
@@ -227,7 +231,7 @@ class _Sharing:
             return values[some] if len(values) > 1 else values
         if values.ndim > 1:
             values = values[some]
-        spread: np.ndarray = np.repeat(values, self.codec.group or 1, axis=-1)
+        spread: np.ndarray = np.repeat(values, self.group, axis=-1)
         return np.asarray(spread[..., : self.spec.shape[-1]])
 
 

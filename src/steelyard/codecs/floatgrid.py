@@ -170,7 +170,7 @@ class FloatGrid(Codec):
             return np.zeros(shape)
         if not shape:
             return np.asarray(size.max())
-        return np.asarray(np.maximum.reduceat(size, np.arange(shape[-1]) * (self.block or 1), axis=-1))
+        return np.asarray(np.maximum.reduceat(size, list(range(0, size.shape[-1], self.block or 1)), axis=-1))
 
     def _spread(self, scale: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """One number for each block to one for each element."""
