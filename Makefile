@@ -12,6 +12,9 @@ export STEELYARD_DATA
 run: $(VENV)/.ready
 	$(BIN)/steelyard run
 
+# as many workers as cores, each with one thread: threads that wait for each other in turns take many times as long
+test test-all: export OMP_NUM_THREADS ?= 1
+
 test: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not slow"
 
