@@ -87,6 +87,28 @@ def test_what_it_builds_is_the_model_and_trains(net: nn.Module) -> None:
     assert all(p.requires_grad for p in built.parameters())
 
 
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        (None, "inputs: expected batches .*, found None"),
+        ("abc", "inputs: expected batches .*, found 'abc'"),
+        ({"x": torch.zeros(3, 4)}, "inputs: expected batches .*, found a dict"),
+        (torch.zeros(30, 4), r"found one tensor of \(30, 4\): give inputs.split\(32\)"),
+        ([{"x": torch.zeros(3, 4)}] * 5, "batch 0 is a dict: expected a tensor, .*; wrap a model"),
+        (
+            [torch.zeros(3, 4), [torch.zeros(3, 4)]] * 5,
+            r"batch 1 is a list of 1 \(Tensor\): expected a tensor, a tuple",
+        ),
+        ([1, 2, 3], "batch 0 is a int"),
+        ([torch.zeros(())] * 3, "batch 0 is a tensor without axes"),
+    ],
+)
+def test_what_are_no_batches_is_named(net: nn.Module, inputs: Any, said: str) -> None:
+    with pytest.raises(ModelError, match=said) as caught:
+        imitation(net, inputs)
+    assert "\n" not in str(caught.value)
+
+
 def test_too_few_batches_and_unknown_metrics_are_refused(net: nn.Module) -> None:
     with pytest.raises(ModelError, match="2 batches of inputs: expected at least three"):
         imitation(net, inputs(2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from steelyard.learn.evaluate import outcomes
 from steelyard.learn.imitation import imitation
 from steelyard.learn.measures import accuracy, cross_entropy
 from steelyard.learn.task import SPLITS, Task, build_seeded
-from steelyard.shrinking.foresight import reachable, unseen
+from steelyard.shrinking.foresight import copied, reachable, unseen
 from steelyard.shrinking.promise import Promise
 from steelyard.shrinking.within import shrink
 
@@ -63,6 +64,24 @@ def test_data_of_few_different_examples_are_no_leak() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert unseen(task_of({s: x * torch.tensor([1, 1, 1, 0, 0]) for s, x in bits.items()}), training=True) == ""
+
+
+def test_copies_are_no_draws_of_few_different_examples() -> None:
+    copies = {split: drawn(50, seed).repeat(6, 1) for seed, split in enumerate(SPLITS)}
+    with pytest.warns(ProofWarning, match="the 300 proof examples are copies of 50: what is proven may be too good"):
+        assert unseen(task_of(copies), training=True) == "the 300 proof examples are copies of 50"
+    one = task_of(dict.fromkeys(SPLITS, copies["test"]))
+    with pytest.raises(ModelError, match=r"300 of 300 proof examples .* have the inputs of validation examples"):
+        unseen(one, training=True)
+
+
+@pytest.mark.parametrize("rate", [0.3, 1.0, 3.0, 30.0])
+def test_draws_are_not_held_for_copies(rate: float) -> None:
+    g = np.random.default_rng(0)
+    even = [g.multinomial(int(300 * rate), np.full(300, 1 / 300)) for _ in range(200)]
+    uneven = [g.multinomial(int(300 * rate), g.dirichlet(np.ones(300))) for _ in range(200)]
+    assert sum(copied(counts[counts > 0]) for counts in even) <= 3
+    assert not any(copied(counts[counts > 0]) for counts in uneven)
 
 
 def test_several_inputs_of_other_dtypes_are_compared_together() -> None:

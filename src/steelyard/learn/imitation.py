@@ -16,9 +16,19 @@ from torch.nn import functional
 from steelyard.errors import ModelError
 from steelyard.learn.evaluate import evaluating
 from steelyard.learn.measures import accuracy, cross_entropy
-from steelyard.learn.options import check_choice
+from steelyard.learn.options import check_choice, check_kind
 from steelyard.learn.seeding import generator
-from steelyard.learn.task import SPLITS, Batch, PerExample, Split, Task, apply, batch_arguments, device_of
+from steelyard.learn.task import (
+    SPLITS,
+    Batch,
+    PerExample,
+    Split,
+    Task,
+    apply,
+    batch_arguments,
+    device_of,
+    what_it_is,
+)
 
 Agreement = Literal["agreement", "cosine"]
 KEPT = 2**26  # bytes of answers
@@ -38,7 +48,7 @@ def imitation(
 
     A copy of the model gives the targets, batch by batch as they are asked for; it stays in memory, and so do those of
     validation and test while they are no more than 64 MB. Raises ModelError
-    for fewer than three batches, an unknown metric, and where the model gives no tensor.
+    for what are no batches of tensors, fewer than three, an unknown metric, and where the model gives no tensor.
 
     >>> net, random = nn.Linear(4, 3), torch.Generator().manual_seed(0)
     >>> task = imitation(net, [torch.randn(8, 4, generator=random) for _ in range(10)])
@@ -48,7 +58,7 @@ def imitation(
     """
     if not callable(metric):
         check_choice("metric of agreement", metric, get_args(Agreement))
-    batches = [batch_arguments(batch) for batch in inputs]
+    batches = _arguments(inputs)
     if len(batches) < len(SPLITS):
         raise ModelError(f"{len(batches)} batches of inputs: expected at least three, one for each split")
     teacher = copy.deepcopy(model).requires_grad_(False)
@@ -101,6 +111,27 @@ def _answered(teacher: nn.Module, arguments: tuple[Tensor, ...], classes: bool) 
     with evaluating(teacher):
         outputs = apply(teacher, asked)
     return Batch(asked.inputs, outputs.argmax(-1) if classes else outputs)
+
+
+def _arguments(inputs: object) -> list[tuple[Tensor, ...]]:
+    """What the model is called with, batch by batch; raises ModelError for what it could not be called with."""
+    expected = "batches of what the model is called with, in a list or another iterable"
+    if isinstance(inputs, Tensor):
+        raise ModelError(
+            f"inputs: expected {expected}, found one tensor of {tuple(inputs.shape)}: give inputs.split(32)"
+        )
+    check_kind("inputs", inputs, () if isinstance(inputs, (str, Mapping)) else Iterable, expected)
+    assert isinstance(inputs, Iterable)
+    found = []
+    for i, batch in enumerate(inputs):
+        arguments = batch_arguments(batch)
+        if not all(isinstance(x, Tensor) and x.ndim for x in arguments):
+            raise ModelError(
+                f"inputs: batch {i} is {what_it_is(batch)}: expected a tensor, a tuple of tensors, or a Batch, with "
+                "examples along the first axis; wrap a model that takes something else"
+            )
+        found.append(arguments)
+    return found
 
 
 def _dealt(batches: list[tuple[Tensor, ...]], seed: int) -> dict[Split, list[tuple[Tensor, ...]]]:

@@ -133,19 +133,19 @@ def as_batch(found: Any, whose: str) -> Batch:
         found = Batch(*found)
     inputs = getattr(found, "inputs", None)
     if not isinstance(found, Batch):
-        wrong = _kind(found)
+        wrong = what_it_is(found)
     elif not all(isinstance(x, Tensor) for x in (inputs if isinstance(inputs, tuple) else (inputs,))):
-        wrong = f"inputs that are {_kind(inputs)}"
+        wrong = f"inputs that are {what_it_is(inputs)}"
     elif not isinstance(found.targets, Tensor) or not found.targets.ndim:
-        wrong = f"targets that are {_kind(found.targets)}"
+        wrong = f"targets that are {what_it_is(found.targets)}"
     elif not isinstance(found.weight, (Tensor, type(None))):
-        wrong = f"weights that are {_kind(found.weight)}"
+        wrong = f"weights that are {what_it_is(found.weight)}"
     else:
         return found
     raise ModelError(f"{whose} gives {wrong}: expected a Batch of a tensor, or a tuple of tensors, and its targets")
 
 
-def _kind(found: Any) -> str:
+def what_it_is(found: Any) -> str:
     """What something is, in the words of an error."""
     if isinstance(found, Tensor) and not found.ndim:
         return "a tensor without axes"

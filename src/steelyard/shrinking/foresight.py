@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import torch
@@ -24,20 +24,23 @@ from steelyard.shrinking.deep import MATRICES, lost
 from steelyard.shrinking.promise import Promise, rounded
 
 PROBE = 256  # validation examples at most, and half of them: not an evaluation
+COPIED = 1e-3  # the chance of draws that are as even in number
 STEP = math.sqrt(2 * math.pi * math.e) / 2**9  # root mean squares of a tensor: nine bits of Gaussian weights, coded
 
 
 def unseen(task: Task, *, training: bool) -> str:
     """What is to be said of proof examples whose inputs are those of validation (or training) examples, too; '' mostly.
 
-    Raises ModelError where that is so of half of them, and no more than a few are twice in the proof split itself: data
-    of few different examples repeat themselves in every split, and prove what they do all the same. training: the
-    training split is looked at, too, because what is trained for size has seen its targets.
+    Raises ModelError where that is so of half of them, and no more than a few are drawn twice in the proof split:
+    data of few different examples repeat themselves in every split, and prove what they do all the same; copies do not.
+    training: the training split is looked at, too, because what is trained for size has seen its targets.
     """
     proof = Counter(_rows(task.batches("test", 0)))
-    examples = sum(proof.values())
+    examples, told = sum(proof.values()), []
     twice = sum(count for count in proof.values() if count > 1)
-    told = []
+    if copied(proof.values()):
+        twice = 0
+        told.append(f"the {examples:,} proof examples are copies of {len(proof):,}")
     splits: tuple[Split, ...] = ("valid", "train") if training else ("valid",)
     for split in splits:
         others = Counter(_rows(task.batches(split, 0)))
@@ -55,6 +58,27 @@ def unseen(task: Task, *, training: bool) -> str:
     if told:
         warnings.warn(f"{'; '.join(told)}: what is proven may be too good; take them out", ProofWarning, stacklevel=2)
     return "; ".join(told)
+
+
+def copied(counts: Collection[int]) -> bool:
+    """Whether what is there so many times each was copied: draws of few different examples would differ more in number.
+
+    As often as that is drawn at all, the numbers of draws are Poisson without its zeros; copies are told where their
+    squares are as small as those of draws once in a thousand times.
+
+    >>> copied([6] * 100), copied([1] * 100), copied([6, 9, 3, 5, 8, 4, 7, 10, 2, 6])
+    (True, False, False)
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import chi2
+
+    found = np.array([*counts], dtype=np.float64)
+    if len(found) < 2 or found.sum() < 1.5 * len(found):
+        return False
+    mean = float(found.mean())
+    drawn = brentq(lambda rate: rate - mean * -math.expm1(-rate), 1e-9, mean)  # the rate of draws with this mean
+    squares = float(np.square(found - mean).sum()) / (mean * (1 + drawn - mean))
+    return bool(chi2.cdf(squares, len(found) - 1) < COPIED)
 
 
 def _rows(batches: Iterable[Batch]) -> Iterable[int]:
