@@ -166,3 +166,16 @@ def test_another_search_is_told_and_its_folder_left_as_it_is(kept: Path) -> None
         Journal(kept, ABOUT | {"seed": 1})
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
     assert json.loads(before["journal.jsonl"].splitlines()[0])["model"] == "m"
+
+
+def test_two_searches_in_one_folder_are_kept_apart(kept: Path) -> None:
+    first, second = (Journal(kept, ABOUT) for _ in range(2))
+    with first.alone():
+        with (
+            pytest.raises(ModelError, match="another search is at work in this folder: wait for that one to end"),
+            second.alone(),
+        ):
+            pass
+        first.of("more", lambda: 1)
+    with second.alone():
+        assert second.of("more", lambda: 2) == 1

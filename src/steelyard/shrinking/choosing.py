@@ -78,7 +78,8 @@ class Shrunk:
         """
         if self.search is None:
             raise ModelError("there is no curve of files of weights to choose from: shrink with aim='file'")
-        return _chosen(self.search, target, tolerance, bytes)
+        with self.search.journal.alone():
+            return _chosen(self.search, target, tolerance, bytes)
 
 
 def choose(
@@ -101,7 +102,9 @@ def choose(
 
         sy.choose(model, task, "small.safetensors", checkpoint="kept", tolerance=0.02)
     """
-    return _chosen(reopened(model, task, checkpoint, seed=seed, say=say), target, tolerance, bytes)
+    search = reopened(model, task, checkpoint, seed=seed, say=say)
+    with search.journal.alone():
+        return _chosen(search, target, tolerance, bytes)
 
 
 def _chosen(search: Search, target: str | Path | None, tolerance: float | None, bytes: int | None) -> Shrunk:

@@ -12,7 +12,8 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ from typing import Any
 from steelyard import formats
 from steelyard.core.weights import Weights
 from steelyard.errors import ModelError
-from steelyard.formats.base import COPY, replacing
+from steelyard.formats.base import COPY, locked, replacing
 
-_FILE, _END = "journal.jsonl", "journal.end"
+_FILE, _END, _LOCK = "journal.jsonl", "journal.end", "lock"
 
 
 def _unasked() -> Weights:
@@ -68,6 +69,20 @@ class Journal:
             shutil.rmtree(place)
         return self._known[question]
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other searches out of the folder meanwhile. Raises ModelError where one is at work there."""
+        if self._folder is None:
+            yield
+            return
+        with (self._folder / _LOCK).open("ab") as lock:
+            if locked(lock.fileno()) is False:  # without locks, two at a time in one folder are the user's to avoid
+                raise ModelError(
+                    f"{self._folder}: another search is at work in this folder: wait for that one to end, or choose "
+                    "another folder"
+                )
+            yield
+
     def known(self, beginning: str) -> dict[str, Any]:
         """The answers to all questions that begin so, in the order in which they were asked; by others, too."""
         self._refresh()
@@ -109,8 +124,8 @@ class Journal:
             raise ModelError(f"{file.parent} holds another search, which differs in its {', '.join(other)}: choose "
                              "another folder, or remove that one")  # fmt: skip
         self._known = _answers(lines)
-        with file.open("r+b" if file.exists() else "xb") as out:
-            out.truncate(self._bytes)
+        with file.open("ab"):  # whether that can be written is said at once
+            pass
         if not lines:
             self._add(identity)
 

@@ -98,18 +98,19 @@ def shrink(
     began = time.perf_counter()
     original, journal = opened(model, task, checkpoint, seed)
     asked = {"tolerance": tolerance, "confidence": confidence, "epochs": epochs, "evaluations": evaluations, "aim": aim}
-    promise = replace(promise, look=looks.number(journal, asked))
-    search = Search(model, task, original, promise, journal, seed, say or silent, budget)
-    search.precondition(training=bool(epochs))
-    if aim != "file":
-        return _won(search, asked, place, began)
-    search.plan(epochs)
-    search.sizes()
-    if epochs:
-        search.trained(epochs)
-    looks.taken(journal, asked)
-    found = search.proven()
-    return told(search, found, place, began, asked)
+    with journal.alone():
+        promise = replace(promise, look=looks.number(journal, asked))
+        search = Search(model, task, original, promise, journal, seed, say or silent, budget)
+        search.precondition(training=bool(epochs))
+        if aim != "file":
+            return _won(search, asked, place, began)
+        search.plan(epochs)
+        search.sizes()
+        if epochs:
+            search.trained(epochs)
+        looks.taken(journal, asked)
+        found = search.proven()
+        return told(search, found, place, began, asked)
 
 
 def _won(search: Search, asked: looks.Asked, target: Path | None, began: float) -> Shrunk:
