@@ -100,10 +100,10 @@ def test_the_file_gains_and_keeps_the_promise(task: Task, model: nn.Module, by_b
         assert asked == (row["loss"] is not None), "and else there is a reason"
         assert row["note"]
         assert row["note"] != "gains nothing" or row["faster"] <= 1
-        if row["note"] == "another one gains more and loses no more":
-            assert any(r["faster"] and r["faster"] >= row["faster"] and r["valid loss"] <= row["valid loss"]
-                       for r in found.curve.rows if r is not row)  # fmt: skip
-    assert "another one gains more and loses no more" in found.curve.column("note")
+        if row["note"].startswith("another one gains more, or"):
+            assert any(r["faster"] and r["faster"] >= row["faster"] for r in found.curve.rows if r is not row)
+    gains = [row["faster"] for row in found.curve.rows if row["note"] in ("holds", "chosen")]
+    assert len(gains) > 1, "what gains less is asked on the way"
     names = found.curve.column("candidate")
     assert {"as it is, int8", "1 of 1 blocks gone, float32"} <= set(names)
     assert any("of the multiplications, int8" in name for name in names)

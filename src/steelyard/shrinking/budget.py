@@ -36,7 +36,8 @@ class Budget:
 
     @staticmethod
     def of(evaluations: int, *, training: bool) -> Budget:
-        """Four ninths of what is free for looks, the rest for the proof; with training, nearly half of it for that.
+        """Four ninths of what is free for looks, the rest for the proof; with training, three elevenths for looks, and four
+        ninths for prices (bench/proof_order).
 
         Raises ModelError for fewer than a search cannot do without.
         """
@@ -50,7 +51,7 @@ class Budget:
         free = evaluations - ANYHOW
         if not training:
             return Budget(evaluations, min(max(1, free * 4 // 9), MOST_LOOKS), 0)
-        looks = min(max(1, free * 2 // 9), MOST_LOOKS)
+        looks = min(max(1, free * 3 // 11), MOST_LOOKS)
         return Budget(evaluations, looks, min(max(1, free * 4 // 9), PRICES))
 
 

@@ -7,7 +7,7 @@ Decides which files are made, which are worth measuring, and the order of the pr
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -34,6 +34,7 @@ from steelyard.shrinking.work import Meter
 CALIBRATION = 8  # batches whose activations say how wide a range of eight bits has to be
 PEAKS = 3  # processes for each file: what they hold differs by a percent
 PLAIN = "float32"
+ALIKE, APART = 0.05, 1.05  # chances, and ratios of gains, that are not told apart
 USUAL = 3  # rungs of a ladder: validation ends most of them before their last
 # seconds before any was measured: of a form of eight bits, of a file in a race or of a process that says what it took
 # at most, and of the last look at the one that won
@@ -169,9 +170,9 @@ class Contest:
         return outcomes(model, self.task, split)[self.task.headline]
 
     def ranked(self) -> list[Contender]:
-        """The contenders that gain and that validation holds to be provable, none both slower and worse than another.
+        """The contenders that gain and that validation holds to be provable, from the least gain on (`front`).
 
-        Those that lose least come first. Raises VerdictError where there is none.
+        Raises VerdictError where there is none.
         """
         hopeful = [c for c in self.made if self.search.hopeful(c.valid)]
         if not hopeful:
@@ -189,11 +190,8 @@ class Contest:
         gaining = [c for c in hopeful if c.gain_at_least > 1]
         if not gaining:
             raise VerdictError(self.no_gain(max(hopeful, key=lambda c: c.gain)))
-        front: list[Contender] = []
-        for found in sorted(gaining, key=lambda c: (-c.gain, c.valid.mean())):
-            if not front or found.valid.mean() < front[-1].valid.mean():
-                front.append(found)
-        self.front = front[::-1]
+        chances = [self.search.chance(*self.search.evidence(c.valid)) for c in gaining]
+        self.front = [gaining[i] for i in front([c.gain for c in gaining], chances)]
         return self.front
 
     def no_gain(self, best: Contender) -> str:
@@ -269,6 +267,29 @@ class Contest:
                 f"the finished file, run by another process, loses {worse.mean():.4g} of {name} on the proof examples, "
                 "and not what it lost before it was written: nothing is kept"
             )
+
+
+def front(gains: Sequence[float], chances: Sequence[float]) -> list[int]:
+    """Which contenders the proof is asked about, from the least gain on, by what each gains and its chance to hold.
+
+    What gains less mostly loses less, so that it costs nothing to ask about it on the way to one that gains more, and
+    it is there if that one fails; few validation examples tell them apart by chance. Left out is what is clearly less
+    likely to hold than one that gains more, and what gains nearly as much as one that is as likely.
+
+    >>> front([1.4, 1.7, 2.0, 3.0], [0.9, 0.88, 0.92, 0.5])
+    [0, 1, 2, 3]
+    >>> front([1.4, 1.7, 1.75, 2.0], [0.9, 0.7, 0.9, 0.9])
+    [0, 2, 3]
+    >>> front([1.4, 1.42], [0.9, 0.9]), front([1.4, 1.42], [0.9, 0.6])
+    ([1], [0, 1])
+    """
+    found: list[int] = []
+    for i in sorted(range(len(gains)), key=lambda i: -gains[i]):
+        less = chances[i] < max((chances[k] for k in found), default=0.0) - ALIKE
+        near = found and gains[found[-1]] < APART * gains[i] and chances[i] <= chances[found[-1]] + ALIKE
+        if not less and not near:
+            found.append(i)
+    return found[::-1]
 
 
 def lower_median(values: np.ndarray, confidence: float = 0.95) -> float:

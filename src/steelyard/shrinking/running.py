@@ -92,5 +92,5 @@ def _why_not(contest: Contest, made: Contender) -> str:
     if made.gain_at_least <= 1:
         return "gains nothing" if made.gain <= 1 else "gains so little that it may be chance"
     if made.name not in (c.name for c in contest.front):
-        return "another one gains more and loses no more"
+        return "another one gains more, or nearly as much, and is as likely to hold"
     return "the proof ended with another one"
