@@ -88,6 +88,16 @@ def test_the_safest_of_a_size_is_taken(found: Shrunk, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["some.safetensors"]
 
 
+def test_what_was_asked_before_is_told_with_what_came_of_it(found: Shrunk) -> None:
+    before = {row["candidate"]: row for row in found.curve.rows if row["loss"] is not None}
+    now = {row["candidate"]: row for row in found.choose(bytes=max(found.curve.column("bytes"))).curve.rows}
+    for name, row in before.items():
+        assert now[name]["loss"] == row["loss"]
+        if now[name]["outcome"] != "chosen":
+            assert now[name]["outcome"] == f"asked before: {'fails' if row['outcome'] == 'fails' else 'holds'}"
+    assert len(before) > 1
+
+
 def test_a_choice_that_cannot_be_proven_names_what_would_be(counted: Counted, model: nn.Module, tmp_path: Path) -> None:
     found = shrink(model, counted.task, tolerance=0.02, epochs=0)
     smallest = min(found.curve.column("bytes"))  # loses ten times the tolerance on validation examples

@@ -235,6 +235,19 @@ def test_students_are_trained_once(
     assert first.why.rows == again.why.rows
 
 
+def test_between_a_rung_that_is_not_borne_and_the_last_that_was_lies_one_more(task: Task, model: nn.Module) -> None:
+    ladder = narrower.Ladder(model, task, Journal(None, {}), 1, 0)
+    rungs = ladder.narrower("", model)
+    names = [rungs.send(bears)[0] for bears in (None, True, False)]
+    assert names == [f"{share}% of the multiplications" for share in (70, 50, 59)]
+    with pytest.raises(StopIteration):
+        rungs.send(True)
+    shallower = ladder.shallower()
+    assert next(shallower)[0] == "1 of 1 blocks gone"
+    with pytest.raises(StopIteration):
+        shallower.send(False)
+
+
 @pytest.mark.skipif(not apart._STATUS.exists(), reason="only Linux says")
 def test_memory(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a wide net, weights are most of what it takes."""

@@ -15,7 +15,7 @@ from steelyard.core.weights import Weight, Weights
 from steelyard.edit.kronecker import OUTPUTS, Kronecker
 from steelyard.shrinking.deep import MATRICES
 from steelyard.shrinking.promise import Promise
-from steelyard.shrinking.search import USED, Candidate, Search, held_bytes
+from steelyard.shrinking.search import ASKED, USED, Candidate, Search, held_bytes
 
 OUTCOME = (
     "of the proof, which goes from larger to smaller, those that are worth asking, and ends where one fails{again}; "
@@ -163,12 +163,17 @@ def curve(search: Search, found: Candidate, suffix: str) -> Table:
     tried = {candidate.name: candidate for candidate in search.tried}
     every = [*search.made.values(), *search.measured.values(), *search.others]
     made = {candidate.name: candidate for candidate in every} | tried
+    asked = {question.removesuffix(ASKED) for question in search.journal.known("") if question.endswith(ASKED)}
     rows = []
     for candidate in made.values():
         size = file_bytes(search, candidate, suffix)
         row: dict[str, Any] = {"candidate": candidate.called, "bytes": size, "bits": 8 * size / search.original.size}
         row |= {} if candidate.valid is None else {"valid loss": candidate.valid.mean()}
-        row["outcome"] = _outcome(search, candidate, found)
+        if candidate.test is None and candidate.name in asked:
+            candidate = search.asked(candidate, search.promise)
+            row["outcome"] = f"asked before: {'holds' if candidate.holds else 'fails'}"
+        else:
+            row["outcome"] = _outcome(search, candidate, found)
         if candidate.test is not None:
             row |= {"loss": candidate.test.mean(), "loss at most": candidate.most}
         rows.append(row)
@@ -183,7 +188,7 @@ def _outcome(search: Search, candidate: Candidate, found: Candidate) -> str:
         return "not asked: larger than the chosen one"
     if candidate.valid is not None and not search.hopeful(candidate.valid):
         return "not asked: likelier to fail, by validation data"
-    return "not asked: the proof ended with another one"
+    return "not asked: after one that failed, or not in the order"
 
 
 def kind(target: Path | None) -> str:

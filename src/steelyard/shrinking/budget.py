@@ -36,8 +36,8 @@ class Budget:
 
     @staticmethod
     def of(evaluations: int, *, training: bool) -> Budget:
-        """Four ninths of what is free for looks, the rest for the proof; with training, three elevenths for looks, and four
-        ninths for prices (bench/proof_order).
+        """Four ninths of what is free for looks, the rest for the proof; with training, three elevenths for looks, and
+        four ninths for prices (bench/proof_order).
 
         Raises ModelError for fewer than a search cannot do without.
         """

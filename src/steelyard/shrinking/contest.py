@@ -7,7 +7,7 @@ Decides which files are made, which are worth measuring, and the order of the pr
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -26,7 +26,7 @@ from steelyard.learn.evaluate import evaluating, outcomes
 from steelyard.learn.run import Run
 from steelyard.learn.task import Batch, Split, first_batch, per_example
 from steelyard.shrinking.deep import lost
-from steelyard.shrinking.narrower import Ladder, Rung
+from steelyard.shrinking.narrower import Ladder, Rung, Rungs
 from steelyard.shrinking.search import EXAMPLES, Search
 from steelyard.shrinking.settings import Aim
 from steelyard.shrinking.work import Meter
@@ -119,22 +119,25 @@ class Contest:
         self.work.left |= {"turns": len(self.made) + exports * (1 + len(FORMS)), EXAMPLES: 2 * test}
         self._meter = Meter(self.work, "epochs", "training a student")
 
-    def _climbed(self, rungs: Iterator[Rung], epochs: int, then: int) -> list[Rung]:
-        """The rungs that validation bears, each made in all its forms; the first that it does not bear ends it.
+    def _climbed(self, rungs: Rungs, epochs: int, then: int) -> list[Rung]:
+        """The rungs that validation bears, each made in all its forms.
 
         then: rungs that are still to come after these.
         """
         borne: list[Rung] = []
+        bears: bool | None = None  # the last one
         while True:
             self._expect(max(USUAL - len(borne), 1) + then, epochs)
-            name, student = next(rungs, ("", None))
-            if student is None:
+            try:
+                name, student = rungs.send(bears)
+            except StopIteration:
                 break
             plain = self.folder / f"{len(self.made)}-{len(self.failed)}.onnx"
             worse = lost(self.task, self.search.before["valid"], self._outcomes(student, "valid"))
-            if not self.search.hopeful(worse[::2]):
+            bears = self.search.hopeful(worse[::2])
+            if not bears:
                 self.failed[f"{name}, {PLAIN}"] = f"loses {worse[::2].mean():.4f} of {self.task.headline}"
-                break
+                continue
             with self.work.on("exports", f"making {name}, {PLAIN}"):
                 self._write(student, plain)
                 self.made.append(self._measured(f"{name}, {PLAIN}", plain, student))

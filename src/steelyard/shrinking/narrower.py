@@ -9,7 +9,8 @@ units (P. Molchanov et al., Importance estimation for neural network pruning, CV
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Generator
 from functools import partial
 
 from torch import nn
@@ -31,6 +32,7 @@ EIGHTS = 8  # units together: what the registers of processors hold
 BATCHES = 16  # for the scores of units
 RATE = 2e-3
 Rung = tuple[str, nn.Module]  # what was done, and the student
+Rungs = Generator[Rung, bool | None, None]  # who climbs sends False if the last one is not borne
 
 
 class _Ended(ModelError):
@@ -57,30 +59,37 @@ class Ladder:
         self.progress = progress or False
         self.lesson = distilled(task, model)
 
-    def shallower(self) -> Iterator[Rung]:
-        """One residual block less at each rung; nothing where the model has none."""
+    def shallower(self) -> Rungs:
+        """One residual block less at each rung, until one is not borne; nothing where the model has none."""
         with evaluating(self.model):
             count = len(blocks(self.model, self.task))
         student = self.model
         for gone in range(1, count + 1):
             name = f"{gone} of {count} blocks gone"
             student = self._trained(name, student, lambda s: prune_blocks_(s, self.task, split="train"))
-            yield name, student
+            if (yield name, student) is False:
+                return
 
-    def narrower(self, start: str, student: nn.Module) -> Iterator[Rung]:
+    def narrower(self, start: str, student: nn.Module) -> Rungs:
         """Fewer units in all layers together, by multiplications; ends where no more can go.
 
-        start: what was done to the student before, for the names.
+        Below a rung that is not borne comes one between it and the last that was, and that is the end. start: what was
+        done to the student before, for the names.
         """
-        before = 1.0
-        for share in KEPT:
+        before, shares = 1.0, [*KEPT[::-1]]
+        while shares:
+            share = shares.pop()
             name = f"{start}, " * bool(start) + f"{share:.0%} of the multiplications"
             try:
-                student = self._trained(name, student, partial(self._narrow, share=share / before))
+                narrow = self._trained(name, student, partial(self._narrow, share=share / before))
             except _Ended:
                 return
-            before = share
-            yield name, student
+            if (yield name, narrow) is False:
+                if share not in KEPT:
+                    return
+                shares = [round(math.sqrt(before * share), 2)]
+            else:
+                before, student = share, narrow
 
     def _narrow(self, student: nn.Module, share: float) -> None:
         by = score(student, self.task, "taylor", batches=BATCHES)

@@ -93,4 +93,4 @@ def _why_not(contest: Contest, made: Contender) -> str:
         return "gains nothing" if made.gain <= 1 else "gains so little that it may be chance"
     if made.name not in (c.name for c in contest.front):
         return "another one gains more, or nearly as much, and is as likely to hold"
-    return "the proof ended with another one"
+    return "another one failed before its turn"

@@ -43,6 +43,7 @@ PRICES = (0.01, 0.64)  # of a bit of the weights, in bits of the training labels
 FURTHER = 2.5  # times the epochs at the first price are those at all others
 MEMORY = 1 << 30  # bytes that may be kept for all sizes; what there is no room for is worked out anew for each
 EXAMPLES = "examples"  # that are evaluated: a kind of work
+ASKED = ", proof"  # of a candidate, in the journal
 USED = "splits"  # in the metadata of sensitivities: those whose batches they were measured on
 
 
@@ -320,7 +321,7 @@ class Search:
     def asked(self, found: Candidate, promise: Promise) -> Candidate:
         """A candidate and what the proof says of it."""
         self.work.tell(f"proving {found.called}")
-        worse = self.journal.of(f"{found.name}, proof", lambda: self.worse(found.weights, "test").tolist())
+        worse = self.journal.of(found.name + ASKED, lambda: self.worse(found.weights, "test").tolist())
         return replace(found, test=np.array(worse), asked=promise)
 
     def steps(self, share: float = 1.0) -> list[Step]:
