@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from torch import nn
 
 from steelyard import formats
 from steelyard.core.weights import Weights
+from steelyard.deploy import graft
 from steelyard.deploy.graft import with_weights
 from steelyard.deploy.onnx import write_onnx
 from steelyard.deploy.session import OnnxModule
@@ -126,6 +130,23 @@ def test_weights_that_the_graph_does_not_have(graph: tuple[Path, nn.Module], tmp
     with pytest.raises(ModelError, match=r"and the weights have \[2\]"):
         with_weights(graph[0], Weights.of({name: np.zeros(2, np.float32)}), tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())
+    before = graph[0].read_bytes()
+    with pytest.raises(FormatError, match="is the source itself"):
+        with_weights(graph[0], Weights.of({}), graph[0])
+    assert graph[0].read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"error": "x"}, "error: expected a number, found 'x'"),
+        ({"target": None}, "target: expected a path, found None"),
+        ({"source": 3}, "source: expected a path, found 3"),
+    ],
+)
+def test_what_is_no_path_and_no_number_is_named(tmp_path: Path, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(SteelyardError, match=said):
+        shrink_weights(**{"source": tmp_path / "a.safetensors", "target": tmp_path / "b.safetensors", **given})
 
 
 def test_a_file_with_more_error_gets_no_name(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,17 +219,17 @@ def damaged(raw: bytes, seed: int) -> bytes:
 def test_a_graph_that_is_not_what_it_was_meant_to_be_gets_no_name(
     graph: tuple[Path, nn.Module], seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import onnx
+    save, done = graft.replacing, []
 
-    save, done = onnx.save, []
+    @contextmanager
+    def damaging(path: Path) -> Iterator[Any]:
+        with save(path) as file:
+            yield file
+        raw = path.read_bytes()
+        path.write_bytes(damaged_onnx(raw, seed))
+        done.append(path.read_bytes() != raw)
 
-    def damaging(model: onnx.ModelProto, path: str) -> None:
-        save(model, path)
-        raw = Path(path).read_bytes()
-        Path(path).write_bytes(damaged_onnx(raw, seed))
-        done.append(Path(path).read_bytes() != raw)
-
-    monkeypatch.setattr(onnx, "save", damaging)
+    monkeypatch.setattr(graft, "replacing", damaging)
     with pytest.raises(SteelyardError):
         shrink_weights(graph[0], tmp_path / "rounded.onnx", error=0.05)
     assert done == [True]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -221,11 +222,20 @@ def test_a_search_that_proved_nothing_can_be_chosen_from(
     assert choose(model, counted.task, checkpoint=tmp_path, tolerance=0.1).proof.rows[0]["loss at most"] <= 0.1
 
 
-def test_a_folder_without_a_search_is_told(counted: Counted, model: nn.Module, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="there is no such folder"):
+def test_a_folder_without_a_search_is_told(
+    counted: Counted, model: nn.Module, found: Shrunk, kept: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match="no search is kept in a folder of that name"):
         choose(model, counted.task, checkpoint=tmp_path / "none", tolerance=0.1)
-    with pytest.raises(ModelError, match="no search there has come to its proof"):
+    with pytest.raises(ModelError, match="no search is kept"):
         choose(model, counted.task, checkpoint=tmp_path, tolerance=0.1)
+    assert not list(tmp_path.iterdir()), "nothing is begun there"
+    shutil.copytree(kept, tmp_path / "begun")
+    lines = (kept / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "begun" / "journal.jsonl").write_bytes(lines[0])
+    (tmp_path / "begun" / "journal.end").unlink()
+    with pytest.raises(ModelError, match="no search there has come to its proof"):
+        choose(model, counted.task, checkpoint=tmp_path / "begun", tolerance=0.1)
 
 
 def test_the_journal_holds_what_was_asked(found: Shrunk, kept: Path) -> None:

@@ -368,7 +368,7 @@ WRONG: dict[str, tuple[Callable[[Task], Task], dict[str, Any], str]] = {
     "a word": (lambda t: t, {"tolerance": "0.02"}, "tolerance='0.02': expected a number above 0"),
     "nan": (lambda t: t, {"tolerance": float("nan")}, "tolerance=nan: expected a number above 0"),
     "percent": (lambda t: t, {"confidence": 95}, "confidence=95: expected 0.5 or more and less than 1"),
-    "half an epoch": (lambda t: t, {"epochs": 0.5}, "epochs=0.5: expected a whole number"),
+    "half an epoch": (lambda t: t, {"epochs": 0.5}, "epochs=0.5: expected a whole number, 0 or more"),
     "half an evaluation": (lambda t: t, {"evaluations": 12.5}, "evaluations: expected a whole number, found 12.5"),
     "nothing to validate": (lambda t: without(t, "valid"), {}, "the valid split of the task 'blobs' is empty"),
     "nothing to prove": (lambda t: without(t, "test"), {}, "the test split of the task 'blobs' is empty"),

@@ -12,6 +12,7 @@ from typing import Any
 from steelyard.core.weights import Weights
 from steelyard.deploy.onnx import require
 from steelyard.errors import ModelError, quoted
+from steelyard.formats.base import check_target, replacing
 from steelyard.learn.calling import calling
 
 
@@ -20,7 +21,8 @@ def with_weights(graph: str | Path, weights: Weights, target: str | Path) -> Non
 
     Initialisers and constants of the main graph are found by name, as `sy.open` names them. The values are plain, of
     the dtype that the graph has: the file is as large as it was. Raises ModelError for a tensor of `weights` that the
-    graph does not have, or has in another shape, and for a file that cannot be read or written.
+    graph does not have, or has in another shape, and for a graph that cannot be read; FormatError for a target that is
+    the graph itself or cannot be written. The target is replaced whole, or left as it was.
 
     ::
 
@@ -30,6 +32,7 @@ def with_weights(graph: str | Path, weights: Weights, target: str | Path) -> Non
     require()
     import onnx
 
+    check_target(Path(target), Path(graph), force=True)
     with calling(f"onnx, reading {Path(graph).name},"):
         model = onnx.load(str(graph))
     places = dict(_tensors(model.graph))
@@ -46,7 +49,9 @@ def with_weights(graph: str | Path, weights: Weights, target: str | Path) -> Non
             dtype = onnx.helper.tensor_dtype_to_np_dtype(place.data_type)
             place.CopyFrom(onnx.numpy_helper.from_array(weight.array().astype(dtype), name=place.name))
     with calling(f"onnx, writing {Path(target).name},"):
-        onnx.save(model, str(target))
+        content = model.SerializeToString()
+    with replacing(Path(target)) as file:
+        file.write(content)
 
 
 def same_but_values(a: str | Path, b: str | Path) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weights
+from steelyard.edit._numbers import check_numbers
 from steelyard.edit.evidence import Rows
 from steelyard.edit.importance import Importance, importance
 from steelyard.edit.prune import scoped
@@ -44,6 +45,7 @@ class PruneNM(Step):
     min_ndim: int = 2
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         numbers(self.pattern)
 
     def __call__(self, weights: Weights) -> Weights:

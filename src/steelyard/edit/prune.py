@@ -17,6 +17,7 @@ import numpy as np
 
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
+from steelyard.edit._numbers import check_numbers
 from steelyard.edit.importance import Importance, importance
 from steelyard.errors import RecipeError, WeightsError, quoted
 
@@ -60,6 +61,7 @@ class Prune(Step):
     min_ndim: int = 2
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if not 0 <= self.fraction <= 1:
             raise RecipeError(f"the fraction to prune is between 0 and 1, not {self.fraction}")
         check_scope(self.scope, get_args(Scope))

@@ -97,12 +97,17 @@ def shrink_weights(
     ...
     steelyard.errors.FormatError: nowhere.safetensors: there is no such file; check the path
     """
+    for what, path in (("source", source), ("target", target)):
+        if not isinstance(path, (str, os.PathLike)):
+            raise FormatError(f"{what}: expected a path, found {path!r}")
     began, source, target = time.perf_counter(), str(source), Path(target)
+    RateDistortion(error=error)  # refuses what is no error, before a file is opened
     if not 0 < attention <= 1:
         raise RecipeError(f"attention is {attention}, expected above 0 and at most 1")
     before = formats.open(source)
     if not before.select(MATRICES):
-        raise ModelError(f"{source}: there is no matrix or filter of floating-point numbers to shrink")
+        raise ModelError(f"{source}: there is no matrix or filter of floating-point numbers to shrink; vectors "
+                         "and whole numbers stay as they are")  # fmt: skip
     whole = _whole(source, target)
     if not whole:
         check_target(target, Path(source), force=force)

@@ -23,7 +23,7 @@ from steelyard.shrinking import account, looks
 from steelyard.shrinking.budget import Budget
 from steelyard.shrinking.deep import MATRICES
 from steelyard.shrinking.finishing import finished
-from steelyard.shrinking.journal import Journal, fingerprint
+from steelyard.shrinking.journal import Journal, fingerprint, kept
 from steelyard.shrinking.order import Chain, Step, ordered
 from steelyard.shrinking.precondition import provable, writable
 from steelyard.shrinking.promise import Promise
@@ -204,8 +204,9 @@ def reopened(model: nn.Module, task: Task, checkpoint: str | Path, *, seed: int 
     """
     check_task(task)
     check_model(model)
-    if not Path(checkpoint).is_dir():
-        raise ModelError(f"{checkpoint}: there is no such folder: search with it as the checkpoint first")
+    if not kept(checkpoint):
+        raise ModelError(f"{checkpoint}: no search is kept in a folder of that name: search with it as the checkpoint "
+                         "first")  # fmt: skip
     original, journal = opened(model, task, checkpoint, seed)
     records = looks.searches(journal)
     if not records:

@@ -221,6 +221,11 @@ def _ended(file: Path) -> tuple[int, str]:
         return 0, ""
 
 
+def kept(folder: str | Path) -> bool:
+    """Whether a journal is there."""
+    return (Path(folder) / _FILE).exists() or (Path(folder) / _END).exists()
+
+
 def fingerprint(weights: Weights) -> str:
     """A hash of names, shapes, dtypes and values."""
     found = sha256()

@@ -109,9 +109,9 @@ class Search:
 
     def precondition(self, *, training: bool = False) -> None:
         """Raise ModelError for what no search could end well with. training: what is made is trained, too."""
+        finite(self.original)
         if training:
             trainable(self.model)
-        finite(self.original)
         repeatable(self.model, self.task)  # first, because what runs for the first time takes longer
         self.work.tell("comparing the splits")
         self.seen_before = unseen(self.task, training=training)

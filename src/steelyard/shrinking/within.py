@@ -21,7 +21,7 @@ from torch import nn
 from steelyard import formats
 from steelyard.deploy.onnx import require
 from steelyard.errors import ModelError
-from steelyard.learn.options import check_choice, check_not_negative, check_whole
+from steelyard.learn.options import check_choice, check_not_negative
 from steelyard.learn.task import Task, check_model, check_task
 from steelyard.shrinking import account, looks, running
 from steelyard.shrinking.budget import Budget
@@ -57,6 +57,9 @@ def shrink(
     it. The file is written, re-read by another process, compared bit for bit and measured before it gets
     the name `target`. The model is left as it was.
 
+    What comes back prints as the promise; ``.proof`` is a table of it (one row), ``.why`` has a row for each tensor,
+    ``.curve`` one for each candidate, ``.weights`` are those of the file, and ``.choose(...)`` takes another of them.
+
     Args:
         model: trained.
         task: its data, loss and metrics; the first metric counts.
@@ -88,7 +91,8 @@ def shrink(
     check_model(model)
     check_choice("aim", aim, get_args(Aim))
     check_not_negative(epochs=epochs)
-    check_whole(epochs=epochs or None)
+    if epochs != int(epochs):
+        raise ModelError(f"epochs={epochs!r}: expected a whole number, 0 or more")
     promise, budget = Promise(tolerance, confidence, task.ordered), Budget.of(evaluations, training=bool(epochs))
     if say is not None and not callable(say):
         raise ModelError(f"say: expected a function of (what, share), found a {type(say).__name__}")
