@@ -41,7 +41,7 @@ def trial(name: str, seed: int, a: argparse.Namespace) -> dict[str, Any]:
         except VerdictError as verdict:
             return {"model": name, "seed": seed, "faster": 1.0, "verdict": str(verdict)}
     row, (one, many) = found.proof.rows[0], found.running.rows
-    at_once = {c["candidate"]: c["faster"] for c in found.curve.rows if c["faster"]}
+    at_once = {c["candidate"]: c["faster when chosen"] for c in found.curve.rows if c["faster when chosen"]}
     forms = {name: gain for name, gain in at_once.items() if name.startswith("as it is")}
     return {
         "model": name, "seed": seed, "candidate": found.why.meta["candidate"],
@@ -52,7 +52,7 @@ def trial(name: str, seed: int, a: argparse.Namespace) -> dict[str, Any]:
         "microseconds": one["seconds"] * 1e6, "memory before": many["memory before"], "memory": many["memory"],
         "int8 alone, faster": max(forms.values(), default=None), "processor seconds": time.process_time() - began,
         "evaluations": found.proof.meta["evaluations"], "processor": found.running.meta["processor"],
-        "tried": {c["candidate"]: [c["faster"], c["valid loss"]] for c in found.curve.rows},
+        "tried": {c["candidate"]: [c["faster when chosen"], c["valid loss"]] for c in found.curve.rows},
     }  # fmt: skip
 
 

@@ -99,10 +99,14 @@ def test_the_file_gains_and_keeps_the_promise(task: Task, model: nn.Module, by_b
         asked = row["note"] in ("chosen", "holds", "fails")
         assert asked == (row["loss"] is not None), "and else there is a reason"
         assert row["note"]
-        assert row["note"] != "gains nothing" or row["faster"] <= 1
+        assert row["note"] != "gains nothing" or row["faster when chosen"] <= 1
         if row["note"].startswith("another one gains more, or"):
-            assert any(r["faster"] and r["faster"] >= row["faster"] for r in found.curve.rows if r is not row)
-    gains = [row["faster"] for row in found.curve.rows if row["note"] in ("holds", "chosen")]
+            assert any(
+                r["faster when chosen"] and r["faster when chosen"] >= row["faster when chosen"]
+                for r in found.curve.rows
+                if r is not row
+            )
+    gains = [row["faster when chosen"] for row in found.curve.rows if row["note"] in ("holds", "chosen")]
     assert len(gains) > 1, "what gains less is asked on the way"
     names = found.curve.column("candidate")
     assert {"as it is, int8", "1 of 1 blocks gone, float32"} <= set(names)
@@ -257,7 +261,7 @@ def test_memory(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     found = shrink(made, wide, tmp_path / "small.onnx", aim="memory", tolerance=0.03, epochs=0)
     row = found.running.rows[-1]
     assert row["memory"] < row["memory before"] - 2e6
-    assert "less memory" in [column.name for column in found.curve.columns]
+    assert "less memory when chosen" in [column.name for column in found.curve.columns]
     monkeypatch.setattr(apart, "peak", lambda *_: None)
     with pytest.raises(ModelError, match="which this system does not have"):
         shrink(made, wide, aim="memory", tolerance=0.03, epochs=0)

@@ -20,8 +20,8 @@ from steelyard.report.units import written
 
 WIDTH = 760  # of all pictures, in units of which the page makes what its width allows
 _LEFT, _RIGHT, _TOP, _BOTTOM = 74, 14, 30, 44
-_LETTER = 6.6  # the width of one at 12 units of height, about
-_BAR, _NAMES = 11, 200  # the height of a bar; the room for names beside bars
+_LETTER, _WIDE = 6.6, 7.0  # the width of one at 12 units of height, about; where none may be cut
+_BAR, _NAMES = 11, (120.0, 320.0)  # the height of a bar; the room for names beside bars: least, most
 _HUES, _SHADES = 7, 5  # that svg.css has
 
 
@@ -113,14 +113,16 @@ def _lines(picture: Line, height: float) -> str:
 def _bars(picture: Bars, height: float) -> str:
     table = picture.table
     values = [v for y in picture.y for v in map(_number, table.column(y)) if v is not None]
-    x = Scale.over(values, _NAMES, WIDTH - _RIGHT, log=picture.log, zero=not picture.log)
+    longest = max((len(printable(str(row[picture.x]))) for row in table.rows), default=0)
+    names = min(max(12 + _WIDE * longest, _NAMES[0]), _NAMES[1])
+    x = Scale.over(values, names, WIDTH - _RIGHT, log=picture.log, zero=not picture.log)
     unit = unit_of(table, picture.y[0])
     parts = [_legend(picture.y), *_across(x, unit, "", height)]
     for i, row in enumerate(table.rows):
         top, name = _TOP + i * _group(picture), printable(str(row[picture.x]))
         middle = top + _BAR * len(picture.y) / 2 + 4
-        parts.append(f'<text class="soft" x="{_NAMES - 8}" y="{middle:.1f}" text-anchor="end">'
-                     f"{_fitting(name, _NAMES - 12)}{_title(name)}</text>")  # fmt: skip
+        parts.append(f'<text class="soft" x="{names - 8:.1f}" y="{middle:.1f}" text-anchor="end">'
+                     f"{_fitting(name, (names - 12) * _LETTER / _WIDE)}{_title(name)}</text>")  # fmt: skip
         for hue, column in enumerate(picture.y):
             value = _number(row[column])
             if value is None or (picture.log and value <= 0):
