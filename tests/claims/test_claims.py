@@ -9,17 +9,19 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from steelyard.claims import CHAPTERS, CLAIMS
-from steelyard.claims.check import Bar, Check, run_check
-from steelyard.claims.run import _uninterrupted, choose, run_claims
+from steelyard.claims.check import Bar, Check, Outcome, run_check
+from steelyard.claims.run import _table, _uninterrupted, by_claim, choose, run_claims, verdicts
 from steelyard.cli import main
-from steelyard.core.table import Table
 from steelyard.errors import RecipeError, UnknownNameError
+from steelyard.report.text import cells, text
 
 
 def _raise() -> dict[str, float]:
@@ -121,12 +123,75 @@ def test_a_claim_that_cannot_be_imported_has_failed(monkeypatch: pytest.MonkeyPa
 def test_the_verb_exits_by_the_verdict(
     verdict: str, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = Table.of("claims", {"id": "", "verdict": ""}, [{"id": "A1", "verdict": verdict}])
+    table = _table([Outcome("A1", "c", "m", (), passed=verdict == "pass", seconds=0.1)], 0.1)
     monkeypatch.setattr("steelyard.claims.run.run_claims", lambda *_, **__: table)
     assert main(["claims", "--json"]) == status
     printed = capsys.readouterr()
     assert json.loads(printed.out)["rows"][0]["verdict"] == verdict
     assert ("1 of 1 claims failed: A1" in printed.err) is (status == 1)
+
+
+def _found() -> list[Outcome]:
+    """One that passes, one that fails, one that could not be measured and one that could not be imported."""
+    bars = (Bar("lost at 50 %", "<=", 0.01), Bar("zeros", "==", 0.5))
+    checks = [
+        Check("A1", "this passes", "as it is", bars, lambda: {"bytes": 6023, "lost at 50 %": 0.0066667, "zeros": 0.5}),
+        Check("A2", "this does not", "too much", bars, lambda: {"lost at 50 %": 0.02, "zeros": float("nan")}),
+        Check("A3", "nobody knows", "broken", bars, _raise),
+    ]
+    lost = Outcome("B1", "nobody began", "", (), passed=False, seconds=0, failure="AttributeError: no B1")
+    return [replace(run_check(check), seconds=0.25) for check in checks] + [lost]
+
+
+def test_each_figure_stands_beside_its_bar(golden: Callable[[str], None]) -> None:
+    table = _table(_found(), 1.0)
+    golden("\n".join(text(shown) for shown in (*by_claim(table).values(), verdicts(table))))
+
+
+def test_figures_are_plain_data_and_the_verdict_is_theirs() -> None:
+    found = json.loads(_table(_found(), 1.0).to_json())
+    figures = found["meta"]["figures"]
+    assert figures["A1"] == [
+        {"figure": "lost at 50 %", "measured": 0.0066667, "bar": "<= 0.01", "holds": True},
+        {"figure": "zeros", "measured": 0.5, "bar": "== 0.5", "holds": True},
+        {"figure": "bytes", "measured": 6023, "bar": None, "holds": None},
+    ]
+    for row in found["rows"]:
+        held = [figure["holds"] for figure in figures[row["id"]] if figure["bar"]]
+        assert (row["verdict"] == "pass") is (bool(held) and all(held))
+    assert found["meta"]["failure"] == {"A3": "ValueError: the layer is gone", "B1": "AttributeError: no B1"}
+
+
+@pytest.mark.parametrize("name", list(CLAIMS))
+def test_no_figure_is_cut_on_a_terminal_of_80_columns(name: str) -> None:
+    """Of numbers as long as they get, and failed."""
+    check = CLAIMS[name]
+    measured = {bar.what: -1.234e-100 for bar in check.bars} | {"seconds": 59.9}  # two rows are a grid
+    outcome = Outcome(name, check.claim, check.method, check.bars, passed=False, seconds=59.9, measured=measured)
+    shown = text(by_claim(_table([outcome], 59.9))[name], 80)
+    assert "…" not in shown
+    assert all(cells(line) <= 80 for line in shown.splitlines())
+    for bar in check.bars:
+        (line,) = (line for line in shown.splitlines() if line.startswith(f"{bar.what}  ") and bar.limit in line)
+        assert "-1.234e-100" in line
+
+
+def test_the_verb_shows_figures_as_text_and_on_its_page(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("steelyard.claims.run.run_claims", lambda *_, **__: _table(_found(), 1.0))
+    assert main(["claims", "--html", str(tmp_path / "page.html")]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert "A1 pass: this passes" in said
+    assert "lost at 50 %  0.006667  <= 0.01  yes" in said
+    assert "lost at 50 %      0.02  <= 0.01  no" in said
+    assert max(map(len, said)) <= 80
+    page = (tmp_path / "page.html").read_text()
+    assert "A2 FAIL: this does not" in page
+    assert all(f">{word}<" in page for word in ("0.006667", "&lt;= 0.01", "yes", "no"))
+    assert "the layer is gone" in page
+    assert main(["claims", "--csv"]) == 1
+    assert capsys.readouterr().out.startswith("chapter,id,claim,measured,bar,verdict,seconds\n")
 
 
 def test_the_verb_knows_its_ids(capsys: pytest.CaptureFixture[str]) -> None:

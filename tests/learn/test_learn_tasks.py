@@ -426,6 +426,9 @@ def test_mnist_offline_says_where_to_put_the_files(tmp_path: Path, monkeypatch: 
     with pytest.raises(ModelError, match=r"put the four IDX files there, or give path=") as caught:
         task("mnist")
     assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith("on a command line as \"mnist(path='/data')\"")
+    with pytest.raises(ModelError, match=r"\"fashion-mnist\(path='/data'\)\""):
+        task("fashion-mnist")
     with pytest.raises(ModelError, match="expected a folder"):
         task("mnist", path=str(tmp_path / "nowhere"))
 

@@ -99,6 +99,16 @@ def test_a_terminal_is_never_overrun_and_a_pipe_never_cut(pairs, width):
     assert len(whole.splitlines()) == len(pairs) + 3
 
 
+def test_notes_are_broken_between_words_on_a_terminal_alone():
+    table = Table("t", (Column("n"),), ({"n": 1},), {"method": "compared bit by bit-wise means, " * 5, "sha": "f" * 70})
+    whole = text(table).splitlines()
+    narrow = text(table, width=60, colour=True).replace("\x1b[2m", "").replace("\x1b[0m", "").splitlines()
+    assert len(whole) == 3
+    assert " ".join(narrow[2:]) == whole[2]
+    assert narrow[-1] == "f" * 70  # what is one word stays one
+    assert all(cells(line) <= 60 for line in narrow[:-1])
+
+
 def test_no_escapes_without_colour():
     assert "\x1b" not in text(stages_table(), width=80)
     assert "\x1b[1m" in text(stages_table(), width=80, colour=True)

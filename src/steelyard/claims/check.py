@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-SHOWN = 6  # numbers in a line of evidence, or as many as have bars
+SHOWN = 6  # numbers that are shown, or as many as have bars
 
 Direction = Literal["<=", ">=", "<", "=="]
 
@@ -40,8 +40,13 @@ class Bar:
         """Whether `value` passes; NaN never does."""
         return not math.isnan(value) and _HOLDS[self.direction](value, self.number)
 
+    @property
+    def limit(self) -> str:
+        """The bar without what is held against it."""
+        return f"{self.direction} {self.number:g}"
+
     def __str__(self) -> str:
-        return f"{self.what} {self.direction} {self.number:g}"
+        return f"{self.what} {self.limit}"
 
 
 @dataclass(frozen=True)
@@ -67,12 +72,11 @@ class Outcome:
     id: str
     claim: str
     method: str
-    bar: str
+    bars: tuple[Bar, ...]
     passed: bool
     seconds: float
     measured: Mapping[str, float] = field(default_factory=dict)
     failure: str = ""  # why there is no measurement
-    bars: int = 0  # of the numbers measured first
 
     @property
     def chapter(self) -> str:
@@ -80,10 +84,31 @@ class Outcome:
         return self.id[0]
 
     @property
+    def bar(self) -> str:
+        """All bars in a line."""
+        return ", ".join(map(str, self.bars))
+
+    @property
+    def first(self) -> dict[str, float]:
+        """The first measured numbers, all that have bars among them; `measured` has all."""
+        return dict(list(self.measured.items())[: max(SHOWN, len(self.bars))])
+
+    @property
     def evidence(self) -> str:
-        """The first measured numbers, all that have bars among them, or why there are none; `measured` has all."""
-        first = list(self.measured.items())[: max(SHOWN, self.bars)]
-        return self.failure or "; ".join(f"{name} {value:.4g}" for name, value in first)
+        """The first numbers in a line, or why there are none."""
+        return self.failure or "; ".join(f"{name} {value:.4g}" for name, value in self.first.items())
+
+    @property
+    def figures(self) -> list[dict[str, str | float | bool | None]]:
+        """Each bar beside what was measured, and then those of the first numbers that have no bar."""
+        rows: list[dict[str, str | float | bool | None]] = []
+        for bar in self.bars:
+            value = self.measured.get(bar.what)
+            holds = value is not None and bar.holds(value)
+            rows.append({"figure": bar.what, "measured": value, "bar": bar.limit, "holds": holds})
+        held = {bar.what for bar in self.bars}
+        further = {name: value for name, value in self.first.items() if name not in held}
+        return rows + [{"figure": n, "measured": v, "bar": None, "holds": None} for n, v in further.items()]
 
 
 def run_check(check: Check) -> Outcome:
@@ -103,5 +128,4 @@ def run_check(check: Check) -> Outcome:
         failure = f"the check did not measure {missing[0]!r}"
     passed = not failure and all(bar.holds(measured[bar.what]) for bar in check.bars)
     seconds = time.perf_counter() - start
-    bar = ", ".join(map(str, check.bars))
-    return Outcome(check.id, check.claim, check.method, bar, passed, seconds, measured, failure, len(check.bars))
+    return Outcome(check.id, check.claim, check.method, check.bars, passed, seconds, measured, failure)

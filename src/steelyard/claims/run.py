@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import closing, contextmanager
 from importlib.util import find_spec
@@ -21,7 +21,7 @@ from multiprocessing import resource_tracker
 
 from steelyard.claims import CHAPTERS, CLAIMS
 from steelyard.claims.check import Outcome, run_check
-from steelyard.core.table import Column, Table
+from steelyard.core.table import Cell, Column, Table
 from steelyard.errors import MissingExtraError, RecipeError, UnknownNameError
 
 Progress = Callable[[int, int, str], None]  # (done, total, id of the one that is done)
@@ -44,7 +44,8 @@ def run_claims(
         progress: called after each claim.
 
     Returns a row per claim: chapter, id, claim, measured, bar, verdict, seconds. The meta has the numbers by
-    id under ``measured``, the method under ``method``, and how many passed and failed.
+    id under ``measured``, each beside its bar under ``figures``, the method under ``method``, why a measurement
+    failed under ``failure``, and how many passed and failed. `by_claim` makes tables to read of it.
 
     Raises UnknownNameError for an id or a chapter that is not there, MissingExtraError without torch.
     """
@@ -149,7 +150,7 @@ def _outcome(future: Future[Outcome], name: str) -> Outcome:
 
 
 def _failed(name: str, message: str) -> Outcome:
-    return Outcome(name, CLAIMS.rows[name].about, "", "", passed=False, seconds=0.0, failure=message)
+    return Outcome(name, CLAIMS.rows[name].about, "", (), passed=False, seconds=0.0, failure=message)
 
 
 def _table(outcomes: Sequence[Outcome], seconds: float) -> Table:
@@ -171,10 +172,39 @@ def _table(outcomes: Sequence[Outcome], seconds: float) -> Table:
         "failed": len(outcomes) - passed,
         "seconds": seconds,
         "measured": {o.id: dict(o.measured) for o in outcomes},
+        "figures": {o.id: o.figures for o in outcomes},
         "method": {o.id: o.method for o in outcomes},
+        "failure": {o.id: o.failure for o in outcomes if o.failure},
     }
     columns = [
         *(Column("chapter"), Column("id"), Column("claim"), Column("measured"), Column("bar"), Column("verdict")),
         Column("seconds", "s"),
     ]
     return Table.of("claims about weights, measured", columns, rows, meta)
+
+
+def by_claim(table: Table) -> dict[str, Table]:
+    """What `run_claims` found as a table for each claim, by its id: a row for each figure, beside its bar.
+
+    The title says what is claimed and the verdict; the meta how it was measured, or why it could not be.
+    """
+    columns = (
+        Column("figure", about="what was measured"),
+        Column("measured"),
+        Column("bar", about="what the number must keep to; - where it is told for its own sake"),
+        Column("holds"),
+    )
+    return {str(row["id"]): _figures(table, row, columns) for row in table.rows}
+
+
+def _figures(table: Table, row: Mapping[str, Cell], columns: Sequence[Column]) -> Table:
+    told = {name: table.meta[name].get(row["id"]) for name in ("failure", "method")}
+    meta = {name: said for name, said in told.items() if said}
+    return Table.of(f"{row['id']} {row['verdict']}: {row['claim']}", columns, table.meta["figures"][row["id"]], meta)
+
+
+def verdicts(table: Table) -> Table:
+    """What `run_claims` found without the figures: a short row for each claim."""
+    columns = [c for c in table.columns if c.name in ("id", "claim", "verdict", "seconds")]
+    rows = [{c.name: row[c.name] for c in columns} for row in table.rows]
+    return Table(table.title, tuple(columns), tuple(rows), table.meta)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,8 @@ from steelyard.errors import VerdictError
 
 if TYPE_CHECKING:
     from steelyard.claims.run import Progress
+    from steelyard.core.table import Table
+    from steelyard.report.html import Page
 
 
 @click.command("claims")
@@ -25,20 +27,35 @@ if TYPE_CHECKING:
 def verb(ids: tuple[str, ...], chapters: tuple[str, ...], processes: int, output: Output) -> None:
     """Measure what is said of weights, on real data, and compare each number with its bar.
 
-    Without an ID all claims are measured. The exit status is 1 if one of them fails.
+    Without an ID all claims are measured. The exit status is 1 if one of them fails. Each figure stands beside its
+    bar; a figure without one is told for its own sake, and --json has more of them.
 
     \b
     Example:
       steelyard claims A1 A2
     """
-    from steelyard.claims.run import run_claims
+    from steelyard.claims.run import by_claim, run_claims, verdicts
 
     with _progress() as progress:
         table = run_claims(ids or None, chapters=chapters or None, processes=processes, progress=progress)
-    show(table, output)
+    claims, overview = by_claim(table), verdicts(table)
+    show([*claims.values(), overview] if output.form == "text" else table, output, _page(claims, overview))
     failed = [row["id"] for row in table.rows if row["verdict"] != "pass"]
     if failed:
         raise VerdictError(f"{len(failed)} of {len(table.rows)} claims failed: {', '.join(map(str, failed))}")
+
+
+def _page(claims: Mapping[str, Table], overview: Table) -> Page:
+    """The verdicts, and a section for each chapter."""
+    from steelyard.claims import CHAPTERS
+    from steelyard.report.html import Page, Section
+
+    sections = [Section("Verdicts", tables=[overview])]
+    for letter, about in CHAPTERS.items():
+        tables = [table for name, table in claims.items() if name.startswith(letter)]
+        if tables:
+            sections.append(Section(f"{letter}: {about}", tables=tables))
+    return Page(overview.title[:1].upper() + overview.title[1:], sections)
 
 
 @contextmanager

@@ -72,10 +72,10 @@ def verb(
     """Train a model on TASK and write its weights to TARGET.
 
     TASK is digits, breast-cancer, mnist, fashion-mnist, text, text:FILE, csv:FILE:COLUMN, adding:LENGTH,
-    copying:LENGTH or module:task. The weights with the lowest validation loss are kept, and measured on examples
-    that training has not seen. What goes wrong in the first steps is said on standard error, with the layer, the
-    cause and the cure. Several processes, started by torchrun -m steelyard train ..., share each batch, and with
-    --shard the weights as well.
+    copying:LENGTH or module:task; options are written as a call: "mnist(path='/data')". The weights with the lowest
+    validation loss are kept, and measured on examples that training has not seen. What goes wrong in the first steps
+    is said on standard error, with the layer, the cause and the cure. Several processes, started by
+    torchrun -m steelyard train ..., share each batch, and with --shard the weights as well.
 
     --penalty l1=1e-4@*.weight adds to the loss, and the table of the objective says what: data term + each penalty.
     --watch LOG and --live show every tensor at every step, and faults are said on standard error as they are found.

@@ -38,9 +38,7 @@ def text(table: Table, width: int | None = None, colour: bool = False) -> str:
         lines += _grid(table, width, colour)
     else:
         lines.append("(no rows)")
-    notes = _notes(table)
-    if notes:
-        lines.append(_dim(notes, colour))
+    lines += [_dim(line, colour) for line in _wrapped(_notes(table), width)]
     return "\n".join(lines) + "\n"
 
 
@@ -132,6 +130,15 @@ def _notes(table: Table) -> str:
     known = {k: v for k, v in table.meta.items() if k not in ("steelyard", "python")}
     plain = {k: v for k, v in known.items() if isinstance(v, (str, int, float))}
     return "; ".join(f"{printable(str(k))}: {written(v)}" for k, v in plain.items())
+
+
+def _wrapped(line: str, width: int | None) -> list[str]:
+    """A line of prose, if there is any, broken between words where a terminal would break it within one."""
+    if not line or width is None or cells(line) <= width:
+        return [line] if line else []
+    import textwrap  # seldom needed
+
+    return textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
 
 
 def _bold(line: str, colour: bool) -> str:

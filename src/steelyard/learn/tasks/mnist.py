@@ -229,7 +229,8 @@ def _fetch(published: Published, name: str, folder: Path) -> bytes:
             reasons.append(str(error))
     raise ModelError(
         f"{published.name} is not in {printable(str(folder))} and cannot be downloaded ({reasons[0]}): put the four "
-        f"IDX files there, or give path= a folder or an .npz file"
+        f"IDX files there, or give path= a folder or an .npz file, on a command line as "
+        f"\"{published.name}(path='/data')\""
     )
 
 
