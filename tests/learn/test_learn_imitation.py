@@ -100,6 +100,7 @@ def test_what_it_builds_is_the_model_and_trains(net: nn.Module) -> None:
             r"batch 1 is a list of 1 \(Tensor\): expected a tensor, a tuple",
         ),
         ([1, 2, 3], "batch 0 is a int"),
+        ([()] * 3, "batch 0 is an empty tuple"),
         ([torch.zeros(())] * 3, "batch 0 is a tensor without axes"),
     ],
 )

@@ -75,6 +75,27 @@ def test_copies_are_no_draws_of_few_different_examples() -> None:
         unseen(one, training=True)
 
 
+def test_a_part_that_is_copies_is_told_with_what_it_shares() -> None:
+    test = torch.cat([drawn(50, 7).repeat(4, 1), drawn(100, 8)])
+    with pytest.warns(ProofWarning, match="150 of 300 proof examples are copies of others"):
+        unseen(task_of({**SEPARATE, "test": test}), training=True)
+    with pytest.warns(
+        ProofWarning, match="are copies of others; 250 of 300 proof examples have the inputs of validation"
+    ):
+        unseen(task_of({**SEPARATE, "test": test, "valid": test[:250]}), training=False)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_tables_of_few_values_that_go_together_are_no_copies(seed: int) -> None:
+    g = np.random.default_rng(seed)
+    kind = g.integers(6, size=(3, 400, 1))
+    values = np.where(g.random((3, 400, 5)) < 0.8, kind, g.integers(3, size=(3, 400, 5)))  # columns mostly say the kind
+    table = {split: torch.tensor(x, dtype=torch.float32) for split, x in zip(SPLITS, values, strict=True)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert unseen(task_of(table), training=True) == ""
+
+
 @pytest.mark.parametrize("rate", [0.3, 1.0, 3.0, 30.0])
 def test_draws_are_not_held_for_copies(rate: float) -> None:
     g = np.random.default_rng(0)

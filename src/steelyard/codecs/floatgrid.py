@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from steelyard.codecs._parts import blank, part
+from steelyard.codecs._parts import blank, part, whole
 from steelyard.codecs.bits import Bits
 from steelyard.core.packed import Codec
 from steelyard.core.spec import Spec, dtype
@@ -81,8 +81,8 @@ class FloatGrid(Codec):
             raise CodecError(f"floatgrid: there is no grid {self.grid!r}; known are nf4, {', '.join(_TYPES)}")
         if self.scales not in ("float32", "e8m0", "e4m3"):
             raise CodecError(f"floatgrid: scales are float32, e8m0 or e4m3, not {self.scales!r}")
-        if self.block is not None and self.block < 1:
-            raise CodecError(f"floatgrid: block is {self.block}, expected at least 1")
+        if self.block is not None:
+            whole(self.name, "block", self.block, 1)
 
     def encode(self, x: np.ndarray) -> dict[str, np.ndarray]:
         """``{"codes", "scale"}``, with e4m3 scales ``"tensor"`` too; see the class."""

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from steelyard.codecs._parts import part
+from steelyard.codecs._parts import part, whole
 from steelyard.core.packed import Codec
 from steelyard.core.spec import Spec
 from steelyard.errors import CodecError
@@ -46,8 +46,7 @@ class LowRank(Codec):
     settled: ClassVar[bool] = False  # factors are rounded, and those of a rounded product are a little different
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise CodecError(f"lowrank: rank is {self.rank}, expected at least 1")
+        whole(self.name, "rank", self.rank, 1)
 
     def encode(self, x: np.ndarray) -> dict[str, np.ndarray]:
         """``{"left", "right"}``; see the class."""

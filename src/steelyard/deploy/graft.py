@@ -6,14 +6,16 @@ Decides that every floating-point tensor of the weights has to find its place. N
 from __future__ import annotations
 
 from collections.abc import Iterator
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from steelyard.core.weights import Weights
+from steelyard.core.weights import Weights, given
 from steelyard.deploy.onnx import require
 from steelyard.errors import ModelError, quoted
 from steelyard.formats.base import check_target, replacing
 from steelyard.learn.calling import calling
+from steelyard.learn.options import check_kind
 
 
 def with_weights(graph: str | Path, weights: Weights, target: str | Path) -> None:
@@ -32,6 +34,9 @@ def with_weights(graph: str | Path, weights: Weights, target: str | Path) -> Non
     require()
     import onnx
 
+    for what, path in (("graph", graph), ("target", target)):
+        check_kind(what, path, (str, PathLike), "the path of an ONNX file")
+    given(weights)
     check_target(Path(target), Path(graph), force=True)
     with calling(f"onnx, reading {Path(graph).name},"):
         model = onnx.load(str(graph))

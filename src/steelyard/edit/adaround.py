@@ -17,7 +17,7 @@ from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
 from steelyard.edit._layers import by_layer
 from steelyard.edit._levels import Levels, plans_of
-from steelyard.edit._numbers import check_numbers
+from steelyard.edit._options import check_options
 from steelyard.errors import RecipeError, WeightsError, quoted
 
 LOW, HIGH = -0.1, 1.1  # between which the sigmoid is stretched, so that it reaches 0 and 1
@@ -78,7 +78,7 @@ class AdaRound(Step):
     scale: Plan = None
 
     def __post_init__(self) -> None:
-        check_numbers(self)
+        check_options(self)
         Levels(self.bits, self.symmetric, self.group)
         if self.rounds < 1:
             raise RecipeError(f"the number of rounds is at least 1, not {self.rounds}")

@@ -18,7 +18,7 @@ from steelyard.core.spec import Spec
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
 from steelyard.edit._levels import Levels, finite, plans_of, short
-from steelyard.edit._numbers import check_numbers
+from steelyard.edit._options import check_options
 from steelyard.edit.evidence import About, Rows, check_same, hessian_of
 from steelyard.edit.prune import scoped
 from steelyard.edit.quantize import held_so
@@ -66,7 +66,7 @@ class Awq(Step):
     scale: Plan = None
 
     def __post_init__(self) -> None:
-        check_numbers(self)
+        check_options(self)
         Levels(self.bits, self.symmetric, self.group)
         if not 0 < self.damping < 1e6:
             raise RecipeError(f"damping is a share of the mean of the diagonal, above 0, not {self.damping}")

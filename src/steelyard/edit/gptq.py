@@ -17,7 +17,7 @@ from steelyard.core.weights import Weight, Weights
 from steelyard.edit._feed import upper_of
 from steelyard.edit._layers import by_layer
 from steelyard.edit._levels import Levels, plans_of
-from steelyard.edit._numbers import check_numbers
+from steelyard.edit._options import check_options
 from steelyard.errors import RecipeError, WeightsError, quoted
 
 BLOCK = 64  # columns whose effect on all that follow is added up before it is applied
@@ -73,7 +73,7 @@ class Gptq(Step):
     scale: Plan = None
 
     def __post_init__(self) -> None:
-        check_numbers(self)
+        check_options(self)
         Levels(self.bits, self.symmetric, self.group)
         if not 0 < self.damping < 1e6:
             raise RecipeError(f"damping is a share of the mean of the diagonal, above 0, not {self.damping}")

@@ -15,7 +15,7 @@ from steelyard.core.packed import Packed, Plan, Scheme, pack
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
 from steelyard.edit._levels import Levels, finite, plans_of, short
-from steelyard.edit._numbers import check_numbers
+from steelyard.edit._options import check_options
 from steelyard.edit.evidence import Rows
 from steelyard.edit.prune import scoped
 from steelyard.edit.quantize import held_so
@@ -54,7 +54,7 @@ class Hqq(Step):
     scale: Plan = None
 
     def __post_init__(self) -> None:
-        check_numbers(self)
+        check_options(self)
         Levels(self.bits, symmetric=False, group=self.group)
         if not 0 < self.power <= 1:
             raise RecipeError(f"the power is above 0 and at most 1, not {self.power}")

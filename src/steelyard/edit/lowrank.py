@@ -18,7 +18,7 @@ from steelyard.core.packed import Packed, Plan, Scheme, Smallest, pack
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
 from steelyard.edit._levels import finite
-from steelyard.edit._numbers import check_numbers
+from steelyard.edit._options import check_options
 from steelyard.edit.evidence import About, Rows, check_same, hessian_of
 from steelyard.edit.prune import scoped
 from steelyard.errors import RecipeError, WeightsError, quoted
@@ -69,7 +69,7 @@ class Factorize(Step):
     right: Plan = None
 
     def __post_init__(self) -> None:
-        check_numbers(self)
+        check_options(self)
         given = [n for n in ("rank", "keep", "error") if getattr(self, n) is not None]
         if len(given) != 1:
             raise RecipeError(f"say one of rank, keep and error, not {' and '.join(given) or 'none'}")

@@ -13,7 +13,7 @@ import numpy as np
 
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weights
-from steelyard.edit._numbers import check_numbers
+from steelyard.edit._options import check_options
 from steelyard.edit.evidence import Rows
 from steelyard.edit.importance import Importance, importance
 from steelyard.edit.prune import scoped
@@ -45,7 +45,7 @@ class PruneNM(Step):
     min_ndim: int = 2
 
     def __post_init__(self) -> None:
-        check_numbers(self)
+        check_options(self)
         numbers(self.pattern)
 
     def __call__(self, weights: Weights) -> Weights:
@@ -64,7 +64,7 @@ def numbers(pattern: str) -> tuple[int, int]:
     >>> numbers("4:8")
     (4, 8)
     """
-    found = re.fullmatch(r"(\d{1,2}):(\d{1,2})", pattern)
+    found = re.fullmatch(r"(\d{1,2}):(\d{1,2})", pattern) if isinstance(pattern, str) else None
     n, m = map(int, found.groups()) if found else (0, 0)
     if not 0 < n <= m <= 16:
         raise RecipeError(f"a pattern is N:M with 0 < N <= M <= 16, such as 2:4, not {pattern!r}")

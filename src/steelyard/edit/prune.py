@@ -17,7 +17,7 @@ import numpy as np
 
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
-from steelyard.edit._numbers import check_numbers
+from steelyard.edit._options import check_options
 from steelyard.edit.importance import Importance, importance
 from steelyard.errors import RecipeError, WeightsError, quoted
 
@@ -61,7 +61,7 @@ class Prune(Step):
     min_ndim: int = 2
 
     def __post_init__(self) -> None:
-        check_numbers(self)
+        check_options(self)
         if not 0 <= self.fraction <= 1:
             raise RecipeError(f"the fraction to prune is between 0 and 1, not {self.fraction}")
         check_scope(self.scope, get_args(Scope))

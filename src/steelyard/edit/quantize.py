@@ -14,7 +14,7 @@ from steelyard.core.packed import Codec, Packed, Plan, Scheme, pack
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
 from steelyard.edit._levels import Levels, finite, plans_of
-from steelyard.edit._numbers import check_numbers
+from steelyard.edit._options import check_options
 from steelyard.edit.evidence import About, check_same, importance_of
 from steelyard.edit.pack import hold
 from steelyard.edit.prune import scoped
@@ -63,7 +63,7 @@ class Quantize(Step):
     scale: Plan = None
 
     def __post_init__(self) -> None:
-        check_numbers(self)
+        check_options(self)
         self.codec()
         if self.error is not None:
             Levels(self.bits, self.symmetric)

@@ -22,7 +22,7 @@ from steelyard.core.weights import Weight, Weights
 from steelyard.edit._apart import Apart
 from steelyard.edit._kept import Kept
 from steelyard.edit._levels import finite
-from steelyard.edit._numbers import check_numbers
+from steelyard.edit._options import check_options
 from steelyard.edit._solved import solved
 from steelyard.edit.evidence import About, either
 from steelyard.edit.kronecker import KIND, OUTPUTS, PAIRS, Kronecker, routed, sensitive, sensitivities
@@ -98,7 +98,7 @@ class RateDistortion(Step):
     damping: float | None = None
 
     def __post_init__(self) -> None:
-        check_numbers(self)
+        check_options(self)
         if (self.bits is None) == (self.error is None):
             raise RecipeError("give either bits, the mean for each weight, or error, a relative one")
         if self.bits is not None and not 0 < self.bits <= 24:

@@ -18,7 +18,7 @@ from steelyard.core.packed import Packed, Scheme, pack
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
 from steelyard.edit._levels import finite
-from steelyard.edit._numbers import check_numbers
+from steelyard.edit._options import check_options
 from steelyard.edit.evidence import About, check_same, evidence_of, importance_of
 from steelyard.edit.prune import check_scope, scoped
 from steelyard.errors import CodecError, RecipeError, quoted
@@ -62,7 +62,7 @@ class Share(Step):
     by: Weights | None = None
 
     def __post_init__(self) -> None:
-        check_numbers(self)
+        check_options(self)
         if not is_whole(self.k, 1, 65_535):
             raise RecipeError(f"the number of shared values k is 1 to 65535, not {self.k!r}")
         check_scope(self.scope)

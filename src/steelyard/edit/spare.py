@@ -13,7 +13,7 @@ from steelyard.core.packed import Packed, Smallest
 from steelyard.core.spec import Spec
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
-from steelyard.errors import WeightsError
+from steelyard.errors import RecipeError, WeightsError
 from steelyard.formats.layout import described
 
 SMALL = 1 << 20  # bytes of a value that is kept until it is known whether it stays
@@ -37,6 +37,10 @@ class Spare(Step):
 
     name: ClassVar[str] = "spare"
     step: Step
+
+    def __post_init__(self) -> None:
+        if not callable(self.step):
+            raise RecipeError(f"step: expected a step such as Quantize(4), found {self.step!r}")
 
     def __call__(self, weights: Weights) -> Weights:
         seen = _Seen()

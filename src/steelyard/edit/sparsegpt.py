@@ -15,7 +15,7 @@ import numpy as np
 from steelyard.core.transform import Step
 from steelyard.core.weights import Weight, Weights
 from steelyard.edit._levels import finite
-from steelyard.edit._numbers import check_numbers
+from steelyard.edit._options import check_options
 from steelyard.edit.evidence import About, Rows, check_same, hessian_of
 from steelyard.edit.nm import check_divides, numbers
 from steelyard.edit.prune import scoped
@@ -65,7 +65,7 @@ class SparseGPT(Step):
     min_ndim: int = 2
 
     def __post_init__(self) -> None:
-        check_numbers(self)
+        check_options(self)
         if not 0 <= self.fraction <= 1:
             raise RecipeError(f"the fraction to prune is between 0 and 1, not {self.fraction}")
         if not 0 <= self.damping <= 1:

@@ -58,6 +58,7 @@ def imitation(
     """
     if not callable(metric):
         check_choice("metric of agreement", metric, get_args(Agreement))
+    check_kind("model", model, nn.Module, "a torch.nn.Module")
     batches = _arguments(inputs)
     if len(batches) < len(SPLITS):
         raise ModelError(f"{len(batches)} batches of inputs: expected at least three, one for each split")
@@ -125,7 +126,7 @@ def _arguments(inputs: object) -> list[tuple[Tensor, ...]]:
     found = []
     for i, batch in enumerate(inputs):
         arguments = batch_arguments(batch)
-        if not all(isinstance(x, Tensor) and x.ndim for x in arguments):
+        if not arguments or not all(isinstance(x, Tensor) and x.ndim for x in arguments):
             raise ModelError(
                 f"inputs: batch {i} is {what_it_is(batch)}: expected a tensor, a tuple of tensors, or a Batch, with "
                 "examples along the first axis; wrap a model that takes something else"

@@ -215,7 +215,8 @@ def _area(box: Box, name: str, size: str, said: str, depth: int) -> str:
     size_of = f'width="{max(box.wide - 2, 0.2):.1f}" height="{max(box.high - 2, 0.2):.1f}"'
     lines = []
     for i, line in enumerate((printable(name), size)):
-        if box.high > 18 + 15 * i and box.wide > _LETTER * 4:
+        room = _LETTER * (4 if i == 0 else len(size)) + 10 * i  # the middle of a number is never left out
+        if box.high > 18 + 15 * i and box.wide > room:
             text = _fitting(line, box.wide - 10)
             lines.append(f'<text x="{box.x + 6:.1f}" y="{box.y + 15 + 15 * i:.1f}">{text}</text>')
     return f'<g>{_title(said)}<rect class="s{min(depth, _SHADES - 1)}" rx="2" {place} {size_of}/>{"".join(lines)}</g>'

@@ -98,11 +98,11 @@ def shrink_weights(
     steelyard.errors.FormatError: nowhere.safetensors: there is no such file; check the path
     """
     for what, path in (("source", source), ("target", target)):
-        if not isinstance(path, (str, os.PathLike)):
+        if not isinstance(path, (str, os.PathLike)) or not str(path):
             raise FormatError(f"{what}: expected a path, found {path!r}")
     began, source, target = time.perf_counter(), str(source), Path(target)
     RateDistortion(error=error)  # refuses what is no error, before a file is opened
-    if not 0 < attention <= 1:
+    if isinstance(attention, str) or not 0 < attention <= 1:
         raise RecipeError(f"attention is {attention}, expected above 0 and at most 1")
     before = formats.open(source)
     if not before.select(MATRICES):

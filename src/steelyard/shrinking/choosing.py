@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from pathlib import Path
 
 from torch import nn
@@ -204,7 +205,7 @@ def reopened(model: nn.Module, task: Task, checkpoint: str | Path, *, seed: int 
     """
     check_task(task)
     check_model(model)
-    if not kept(checkpoint):
+    if not isinstance(checkpoint, (str, PathLike)) or not kept(checkpoint):
         raise ModelError(f"{checkpoint}: no search is kept in a folder of that name: search with it as the checkpoint "
                          "first")  # fmt: skip
     original, journal = opened(model, task, checkpoint, seed)

@@ -34,7 +34,7 @@ from steelyard.shrinking.work import Meter
 CALIBRATION = 8  # batches whose activations say how wide a range of eight bits has to be
 PEAKS = 3  # processes for each file: what they hold differs by a percent
 PLAIN = "float32"
-ALIKE, APART = 0.05, 1.05  # chances, and ratios of gains, that are not told apart
+ALIKE, APART = 0.1, 1.05  # chances, and ratios of gains, that are not told apart
 USUAL = 3  # rungs of a ladder: validation ends most of them before their last
 # seconds before any was measured: of a form of eight bits, of a file in a race or of a process that says what it took
 # at most, and of the last look at the one that won

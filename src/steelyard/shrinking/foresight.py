@@ -25,6 +25,11 @@ from steelyard.shrinking.promise import Promise, rounded
 
 PROBE = 256  # validation examples at most, and half of them: not an evaluation
 COPIED = 1e-3  # the chance of draws that are as even in number
+FEW, FAR, SAMPLE = (
+    0.02,
+    100,
+    256,
+)  # a share of copies that is told; as many more; examples that are looked at, and numbers of each
 STEP = math.sqrt(2 * math.pi * math.e) / 2**9  # root mean squares of a tensor: nine bits of Gaussian weights, coded
 
 
@@ -41,6 +46,9 @@ def unseen(task: Task, *, training: bool) -> str:
     if copied(proof.values()):
         twice = 0
         told.append(f"the {examples:,} proof examples are copies of {len(proof):,}")
+    elif examples - len(proof) > FEW * examples and _no_chance(task, proof.values()):
+        told.append(f"{examples - len(proof):,} of {examples:,} proof examples are copies of others")
+    copies = bool(told)
     splits: tuple[Split, ...] = ("valid", "train") if training else ("valid",)
     for split in splits:
         others = Counter(_rows(task.batches(split, 0)))
@@ -53,7 +61,7 @@ def unseen(task: Task, *, training: bool) -> str:
                 f"inputs of {name} examples: they would prove what was chosen by them; give a test split that nothing "
                 "else has seen"
             )
-        if shared > by_chance:
+        if shared > (0 if copies else by_chance + 4 * math.sqrt(by_chance)):
             told.append(f"{shared:,} of {examples:,} proof examples have the inputs of {name} examples")
     if told:
         warnings.warn(f"{'; '.join(told)}: what is proven may be too good; take them out", ProofWarning, stacklevel=2)
@@ -79,6 +87,33 @@ def copied(counts: Collection[int]) -> bool:
     drawn = brentq(lambda rate: rate - mean * -math.expm1(-rate), 1e-9, mean)  # the rate of draws with this mean
     squares = float(np.square(found - mean).sum()) / (mean * (1 + drawn - mean))
     return bool(chi2.cdf(squares, len(found) - 1) < COPIED)
+
+
+def _no_chance(task: Task, counts: Collection[int]) -> bool:
+    """Whether many more pairs of inputs are the same than nearly the same (in one number, or 5 % of them, other).
+
+    counts: how many times each is there. What few values make comes out nearly the same as well as the same.
+    """
+    taken: list[np.ndarray] = []
+    for batch in task.batches("test", 0):
+        taken.append(np.concatenate([_some(x) for x in batch.arguments], axis=1))
+        if sum(map(len, taken)) >= SAMPLE:
+            break
+    rows, examples = np.concatenate(taken)[:SAMPLE], sum(counts)
+    few, near = max(1, rows.shape[1] // 20), 0
+    for row in rows:
+        other = (rows != row).sum(1)
+        near += int(((other > 0) & (other <= few)).sum())
+    same = sum(count * (count - 1) for count in counts) / (examples * (examples - 1))
+    return same > max(FAR * near, 1) / (len(rows) * (len(rows) - 1))
+
+
+def _some(x: Tensor) -> np.ndarray:
+    """Numbers of each example, not more than some hundreds of them."""
+    flat = torch.view_as_real(x) if x.is_complex() else x
+    flat = flat.flatten(1) if flat.ndim > 1 else flat[:, None]
+    found: np.ndarray = flat[:, :: max(1, flat.shape[1] // SAMPLE)].detach().cpu().double().numpy()
+    return found
 
 
 def _rows(batches: Iterable[Batch]) -> Iterable[int]:

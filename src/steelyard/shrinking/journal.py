@@ -43,6 +43,8 @@ class Journal:
     """
 
     def __init__(self, folder: str | Path | None, identity: dict[str, Any]):
+        if folder is not None and not (isinstance(folder, (str, os.PathLike)) and str(folder)):
+            raise ModelError(f"checkpoint: expected the path of a folder, found {folder!r}")
         self._known: dict[str, Any] = {}
         self._folder = None if folder is None else Path(folder)
         self.found = 0  # answers that were known when asked for

@@ -39,6 +39,7 @@ MOVED = (
     "that, and it is no error: what it does to the outputs is what the promise says."
 )
 WORTH = "larger to smaller candidates, those that are worth asking"
+GAINING = "what gains least to what gains most, of the files that are worth asking"
 GAINED = {"latency": "Faster", "memory": "In less memory"}
 
 
@@ -135,7 +136,7 @@ def _that_runs(found: Shrunk, running: Table, file: str) -> list[Section]:
         Section("How fast it is", speed, [running]),
         Section("What is left of each tensor", "", [found.why], [left]),
         Section("What was tried",
-                TRIED.format(first="the safest of the files that gain to the one that gains most", again=""),
+                TRIED.format(first=GAINING, again=""),
                 [found.curve], [against]),
         Section("How to load it", load),
     ]  # fmt: skip

@@ -21,7 +21,7 @@ REST = (
 def known_by(file: str, source: str | None) -> dict[str, str]:
     """What a page says of a finished file beside its promise: of what, when, and the digest if it is one file."""
     path = Path(file)
-    digest = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()} if path.is_file() else {}
+    digest = {"sha256 of the new file": hashlib.sha256(path.read_bytes()).hexdigest()} if path.is_file() else {}
     return ({} if source is None else {"of": source}) | {"date": date.today().isoformat()} | digest
 
 

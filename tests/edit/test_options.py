@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import steelyard as sy
-from steelyard.errors import RecipeError
+from steelyard.errors import RecipeError, WeightsError
 
 GIVEN: dict[type, dict[str, Any]] = {sy.Prune: {"fraction": 0.5}, sy.RateDistortion: {"bits": 3}, sy.Share: {"k": 4},
                                      sy.Factorize: {"rank": 2}, sy.SparseGPT: {"fraction": 0.5}}  # fmt: skip
@@ -31,6 +31,16 @@ def test_none_is_a_number_only_where_it_may_be_left_out() -> None:
     with pytest.raises(RecipeError, match="fraction: expected a number, found None"):
         sy.Prune(None)
     assert sy.Quantize(bits=4, group=None).group is None
+
+
+def test_evidence_that_is_none_is_named() -> None:
+    for step in (sy.Prune, sy.Share, sy.Quantize):
+        with pytest.raises(WeightsError, match="expected Weights, got str: open the file first"):
+            step(**{**GIVEN.get(step, {}), "by": "x.safetensors"})
+    with pytest.raises(RecipeError, match=r"a pattern is N:M .*, not 2"):
+        sy.PruneNM(2)
+    with pytest.raises(RecipeError, match="expected a step such as Quantize"):
+        sy.Spare("quantize")
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
