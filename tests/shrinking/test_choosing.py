@@ -99,6 +99,14 @@ def test_what_was_asked_before_is_told_with_what_came_of_it(found: Shrunk) -> No
     assert len(before) > 1
 
 
+def test_what_is_told_once_more_is_told_as_surely_as_before(found: Shrunk) -> None:
+    first = {row["candidate"]: row["loss at most"] for row in found.curve.rows if row["loss"] is not None}
+    again = {row["candidate"]: row["loss at most"] for row in found.choose(tolerance=0.02).curve.rows}
+    assert not found.search.reserved, "all were asked at one level"
+    assert first.items() <= again.items()
+    assert len(first) > 1
+
+
 def test_a_choice_that_cannot_be_proven_names_what_would_be(counted: Counted, model: nn.Module, tmp_path: Path) -> None:
     found = shrink(model, counted.task, tolerance=0.02, epochs=0)
     smallest = min(found.curve.column("bytes"))  # loses ten times the tolerance on validation examples

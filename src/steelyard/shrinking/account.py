@@ -170,7 +170,7 @@ def curve(search: Search, found: Candidate, suffix: str) -> Table:
         row: dict[str, Any] = {"candidate": candidate.called, "bytes": size, "bits": 8 * size / search.original.size}
         row |= {} if candidate.valid is None else {"valid loss": candidate.valid.mean()}
         if candidate.test is None and candidate.name in asked:
-            candidate = search.asked(candidate, search.promise)
+            candidate = search.asked(candidate, found.asked or search.promise)  # as surely as what was chosen
             row["outcome"] = f"asked before: {'holds' if candidate.holds else 'fails'}"
         else:
             row["outcome"] = _outcome(search, candidate, found)
