@@ -94,7 +94,7 @@ def test_what_it_builds_is_the_model_and_trains(net: nn.Module) -> None:
         ("abc", "inputs: expected batches .*, found 'abc'"),
         ({"x": torch.zeros(3, 4)}, "inputs: expected batches .*, found a dict"),
         (torch.zeros(30, 4), r"found one tensor of \(30, 4\): give inputs.split\(32\)"),
-        ([{"x": torch.zeros(3, 4)}] * 5, "batch 0 is a dict: expected a tensor, .*; wrap a model"),
+        ([{"x": torch.zeros(3, 4)}] * 5, "batch 0 is a dict: expected a tensor, .*; wrap the model"),
         (
             [torch.zeros(3, 4), [torch.zeros(3, 4)]] * 5,
             r"batch 1 is a list of 1 \(Tensor\): expected a tensor, a tuple",

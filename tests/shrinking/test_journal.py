@@ -179,3 +179,18 @@ def test_two_searches_in_one_folder_are_kept_apart(kept: Path) -> None:
         first.of("more", lambda: 1)
     with second.alone():
         assert second.of("more", lambda: 2) == 1
+
+
+def test_a_folder_of_other_files_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "sensitivity.safetensors").write_bytes(b"mine")
+    with pytest.raises(ModelError, match=r"holds files that are no search's, such as 'sensitivity\.safetensors'"):
+        Journal(tmp_path, ABOUT)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("sensitivity.safetensors", b"mine")]
+
+
+@pytest.mark.parametrize("folder", ["", 3])
+def test_what_is_no_folder_is_named(folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="checkpoint: expected the path of a folder, found"):
+        Journal(folder, ABOUT)
+    assert not list(tmp_path.iterdir())

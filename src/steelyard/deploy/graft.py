@@ -12,7 +12,7 @@ from typing import Any
 
 from steelyard.core.weights import Weights, given
 from steelyard.deploy.onnx import require
-from steelyard.errors import ModelError, quoted
+from steelyard.errors import FormatError, ModelError, quoted
 from steelyard.formats.base import check_target, replacing
 from steelyard.learn.calling import calling
 from steelyard.learn.options import check_kind
@@ -37,6 +37,8 @@ def with_weights(graph: str | Path, weights: Weights, target: str | Path) -> Non
     for what, path in (("graph", graph), ("target", target)):
         check_kind(what, path, (str, PathLike), "the path of an ONNX file")
     given(weights)
+    if Path(target).suffix != ".onnx":  # the values of a graph may lie in files of other names beside it
+        raise FormatError("expected a name that ends in .onnx", path=Path(target))
     check_target(Path(target), Path(graph), force=True)
     with calling(f"onnx, reading {Path(graph).name},"):
         model = onnx.load(str(graph))

@@ -129,7 +129,7 @@ def _arguments(inputs: object) -> list[tuple[Tensor, ...]]:
         if not arguments or not all(isinstance(x, Tensor) and x.ndim for x in arguments):
             raise ModelError(
                 f"inputs: batch {i} is {what_it_is(batch)}: expected a tensor, a tuple of tensors, or a Batch, with "
-                "examples along the first axis; wrap a model that takes something else"
+                f"examples along the first axis; {'make it a tuple' if isinstance(batch, list) else 'wrap the model'}"
             )
         found.append(arguments)
     return found

@@ -218,7 +218,7 @@ def check_task(task: object) -> None:
     check_kind("lower_is_better", lower, (tuple, list, set, frozenset), f"the names of metrics, such as ({lower!r},)")
     for name in lower:
         if name not in task.metrics:
-            raise UnknownNameError(f"metric of the task {task.name!r}, in lower_is_better,", name, task.metrics)
+            raise UnknownNameError(f"metric of the task {task.name!r}, in lower_is_better,", str(name), task.metrics)
 
 
 def check_model(model: object) -> None:

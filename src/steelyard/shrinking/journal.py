@@ -20,7 +20,7 @@ from typing import Any
 
 from steelyard import formats
 from steelyard.core.weights import Weights
-from steelyard.errors import ModelError
+from steelyard.errors import ModelError, quoted
 from steelyard.formats.base import COPY, locked, replacing
 
 _FILE, _END, _LOCK = "journal.jsonl", "journal.end", "lock"
@@ -54,6 +54,12 @@ class Journal:
             return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
+            others = [path.name for path in self._folder.iterdir() if path.name != _LOCK]
+            if others and not kept(self._folder):
+                raise ModelError(
+                    f"{self._folder} holds files that are no search's, such as {quoted(min(others))}: choose a folder "
+                    "that is empty, or not there yet"
+                )
             self._begin(self._folder / _FILE, json.loads(json.dumps(identity)))
         except OSError as error:
             why = (error.strerror or str(error)).lower()
