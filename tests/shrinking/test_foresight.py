@@ -85,6 +85,22 @@ def test_a_part_that_is_copies_is_told_with_what_it_shares() -> None:
         unseen(task_of({**SEPARATE, "test": test, "valid": test[:250]}), training=False)
 
 
+@pytest.mark.parametrize("size", [1, 4])
+def test_batches_of_other_lengths_are_compared_as_well(size: int) -> None:
+    """Texts that are there twice, batches of which are as long as their longest."""
+    texts = [
+        torch.randint(50, (size, length), generator=torch.Generator().manual_seed(length)) for length in range(3, 23)
+    ]
+    served = {"test": [(x, x[:, 0]) for x in texts + texts], "valid": [(x + 100, x[:, 0]) for x in texts]}
+    task = Task(
+        "texts", lambda: nn.Linear(1, 2), lambda split, epoch: served[split], cross_entropy, {"accuracy": accuracy}
+    )
+    with pytest.warns(ProofWarning, match=f"the {40 * size} proof examples are copies of {20 * size}"):
+        unseen(task, training=False)
+    served["test"] = [(x, x[:, 0]) for x in texts + texts[:5]]
+    assert unseen(task, training=False) == "", "few of one length say nothing of what is nearly the same"
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_tables_of_few_values_that_go_together_are_no_copies(seed: int) -> None:
     g = np.random.default_rng(seed)

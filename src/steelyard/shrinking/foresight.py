@@ -25,11 +25,8 @@ from steelyard.shrinking.promise import Promise, rounded
 
 PROBE = 256  # validation examples at most, and half of them: not an evaluation
 COPIED = 1e-3  # the chance of draws that are as even in number
-FEW, FAR, SAMPLE = (
-    0.02,
-    100,
-    256,
-)  # a share of copies that is told; as many more; examples that are looked at, and numbers of each
+FEW, FAR = 0.02, 100  # a share of copies that is told; how many times as many as nearly the same are no chance
+SAMPLE = 256  # examples that are looked at, and numbers of each
 STEP = math.sqrt(2 * math.pi * math.e) / 2**9  # root mean squares of a tensor: nine bits of Gaussian weights, coded
 
 
@@ -96,10 +93,14 @@ def _no_chance(task: Task, counts: Collection[int]) -> bool:
     """
     taken: list[np.ndarray] = []
     for batch in task.batches("test", 0):
-        taken.append(np.concatenate([_some(x) for x in batch.arguments], axis=1))
+        found = np.concatenate([_some(x) for x in batch.arguments], axis=1)
+        if not taken or found.shape[1] == taken[0].shape[1]:  # texts of other lengths are other texts
+            taken.append(found)
         if sum(map(len, taken)) >= SAMPLE:
             break
     rows, examples = np.concatenate(taken)[:SAMPLE], sum(counts)
+    if len(rows) < 2:
+        return False
     few, near = max(1, rows.shape[1] // 20), 0
     for row in rows:
         other = (rows != row).sum(1)
