@@ -20,9 +20,12 @@ REST = (
 
 def known_by(file: str, source: str | None) -> dict[str, str]:
     """What a page says of a finished file beside its promise: of what, when, and the digest if it is one file."""
-    path = Path(file)
-    digest = {"sha256 of the new file": hashlib.sha256(path.read_bytes()).hexdigest()} if path.is_file() else {}
-    return ({} if source is None else {"of": source}) | {"date": date.today().isoformat()} | digest
+    found = {} if source is None else {"of": source}
+    found["date"] = date.today().isoformat()
+    if Path(file).is_file():
+        with open(file, "rb") as content:  # a part at a time
+            found["sha256 of the new file"] = hashlib.file_digest(content, "sha256").hexdigest()
+    return found
 
 
 def area(tensors: Table, name: str, size: str, whole: Any) -> Treemap:
