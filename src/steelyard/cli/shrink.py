@@ -113,7 +113,8 @@ def verb(
     tables = [found.proof, found.why, found.curve]
     if found.running is not None:
         tables.insert(1, found.running)
-    show(tables, output, page(found, target, weights, None if model is None else spelled(model)))
+    built = None if model is None else spelled(model)
+    show(tables, output, None if output.html is None else page(found, target, weights, built))
 
 
 def _given(words: Sequence[str], error: bool, aim: str) -> list[str]:
@@ -156,4 +157,5 @@ def _alone(weights: str, target: str, error: float, force: bool, output: Output)
     except KeyboardInterrupt as interrupt:
         again = "interrupted; the same command goes on from the tensors that are done"
         raise KeyboardInterrupt(again) from interrupt
-    show([found.summary, found.why], output, page_alone(found, target, weights))
+    page = None if output.html is None else page_alone(found, target, weights)
+    show([found.summary, found.why], output, page)

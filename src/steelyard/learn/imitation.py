@@ -26,6 +26,7 @@ from steelyard.learn.task import (
     Task,
     apply,
     batch_arguments,
+    check_model,
     device_of,
     what_it_is,
 )
@@ -58,7 +59,7 @@ def imitation(
     """
     if not callable(metric):
         check_choice("metric of agreement", metric, get_args(Agreement))
-    check_kind("model", model, nn.Module, "a torch.nn.Module")
+    check_model(model)
     batches = _arguments(inputs)
     if len(batches) < len(SPLITS):
         raise ModelError(f"{len(batches)} batches of inputs: expected at least three, one for each split")
